@@ -1,0 +1,6 @@
+"""Data sets as in-memory uint8 tensors, by name, and the batches made from them."""
+
+from robustlib.data.loading import load
+from robustlib.data.splits import Dataset, Split
+
+__all__ = ["Dataset", "Split", "load"]

@@ -1,0 +1,65 @@
+"""`load`: a data set by name, as tensors."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from robustlib.data import packs, sources
+from robustlib.data.splits import Dataset, Split, balanced, holdout, resized, take
+from robustlib.specs import integer
+
+
+def load(
+    name: str,
+    size: int = 32,
+    n_train: int | None = None,
+    seed: int = 0,
+    root: str | Path | None = None,
+) -> Dataset:
+    """The data set `name` at size x size px, from the data root (see `sources.data_root`).
+
+    val is the pack's own, or a class-stratified tenth of its training images (at most 5,000), the
+    same for every seed; train is the rest. With `n_train`, train is a class-balanced draw of that
+    many images by `seed`, and val a draw of max(n_train // 4, n_classes) (or all there are), so
+    that choosing on val does not smuggle labels into a small budget. n_train may be below the
+    number of classes: some classes then have no image. test is always whole.
+
+    ValueError: an unknown name (the near ones are named), a bad pack, or n_train beyond what
+    there is.
+    """
+    size = integer("size", size, 1, 4096)
+    data = _whole(name, *sources.find(name, size, root))
+    if n_train is not None:
+        data = few(data, integer("n_train", n_train, 1), integer("seed", seed, 0, 2**63))
+    parts = (resized(split, size) for split in (data.train, data.val, data.test))
+    return Dataset(name, *parts, data.class_names)
+
+
+def few(data: Dataset, n_train: int, seed: int) -> Dataset:
+    """The set cut to a label budget of n_train training images, as `load` says."""
+    if n_train > len(data.train):
+        raise ValueError(
+            f"n_train={n_train}: {data.name} has {len(data.train)} training images available"
+        )
+    n_val = min(len(data.val), max(n_train // 4, data.n_classes))
+    train = take(data.train, balanced(data.train.y.numpy(), n_train, seed))
+    val = take(data.val, balanced(data.val.y.numpy(), n_val, seed))
+    return Dataset(data.name, train, val, data.test, data.class_names)
+
+
+@lru_cache(maxsize=8)
+def _whole(name: str, path: Path, stamp: tuple[int, int]) -> Dataset:
+    """The full set of a pack, read once per process (and again when the file has changed)."""
+    pack = packs.read(path)
+    parts = {
+        s: Split(torch.from_numpy(pack.arrays[f"x_{s}"]), torch.from_numpy(pack.arrays[f"y_{s}"]))
+        for s in packs.SPLITS
+        if f"x_{s}" in pack.arrays
+    }
+    if "val" not in parts:
+        train, val = holdout(parts["train"].y.numpy())
+        parts["val"], parts["train"] = take(parts["train"], val), take(parts["train"], train)
+    return Dataset(name, parts["train"], parts["val"], parts["test"], pack.class_names)

@@ -1,0 +1,182 @@
+"""Packs: a data set as one `.npz` without pickles, checked before it is believed.
+
+Keys: x_train, x_test (and, if the set has its own, x_val) uint8 [N, S, S, C], C 1 or 3; y_* int64
+[N]; class_names, text [K]; optionally `origin`, text, by whom the pack was built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+MAX_BYTES = 16 * 2**30  # of all arrays of a pack together; larger sets belong in a folder
+MAX_OVERLAP = 0.02  # of the test images: a handful of exact copies is found in published sets
+SPLITS = ("train", "val", "test")
+
+Header = tuple[tuple[int, ...], np.dtype]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The arrays of a pack: `arrays` maps x_train, y_train, x_test, ... to numpy arrays."""
+
+    arrays: dict[str, np.ndarray]
+    class_names: tuple[str, ...]
+    origin: str = ""
+
+
+def headers(path: Path) -> dict[str, Header]:
+    """Key -> (shape, dtype) of every array of a pack, without reading the arrays.
+
+    ValueError, naming file, key and reason, if the file is not a zip of plain arrays, an array
+    would be pickled objects, or the sizes announced do not fit the file or the memory allowed.
+    """
+    found: dict[str, Header] = {}
+    total = 0
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                key = info.filename.removesuffix(".npy")
+                with archive.open(info) as member:
+                    shape, dtype = _array_header(path, key, member)
+                    start = member.tell()
+                if dtype.hasobject:
+                    raise _error(path, key, "holds Python objects; packs hold plain arrays only")
+                # A header may announce far more than the file holds: numpy would allocate it first.
+                if math.prod(shape) * dtype.itemsize != info.file_size - start:
+                    raise _error(path, key, f"header says {shape} {dtype}, the data do not fit it")
+                total += info.file_size
+                found[key] = (shape, dtype)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as e:
+        raise ValueError(f"{path}: not a readable .npz, or truncated ({e})") from e
+    if total > MAX_BYTES:
+        raise ValueError(f"{path}: {total / 2**30:.1f} GiB of arrays, at most 16 GiB are read")
+    return found
+
+
+def read(path: Path) -> Pack:
+    """The pack at `path`, validated. ValueError as `headers` and `validate` say."""
+    path = Path(path)
+    known = headers(path)
+    segmentation = "m_train" in known and "y_train" not in known
+    if segmentation:
+        raise _error(path, "y_train", "missing: this pack has masks, it is for segmentation")
+    wanted = [f"{k}_{s}" for s in SPLITS for k in "xy" if s != "val" or f"{k}_{s}" in known]
+    for key in [*wanted, "class_names"]:
+        if key not in known:
+            raise _error(
+                path, key, f"missing; the file has {', '.join(sorted(known)) or 'nothing'}"
+            )
+    arrays = {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for key in wanted:
+                arrays[key] = archive[key]
+            key = "class_names"
+            names = archive[key]
+            origin = str(archive["origin"]) if "origin" in known else ""
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as e:
+        raise _error(path, key, f"cannot be read, the file is damaged ({e})") from e
+    if names.dtype.kind != "U" or names.ndim != 1:
+        raise _error(path, "class_names", f"{names.dtype} {names.shape}, must be text [K]")
+    pack = Pack(arrays, tuple(map(str, names)), origin)
+    validate(pack, path)
+    return pack
+
+
+def write(path: Path, pack: Pack) -> None:
+    """Write the pack, validated, in one piece: a reader sees the whole file or none."""
+    path = Path(path)
+    validate(pack, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            np.savez_compressed(
+                file,
+                **pack.arrays,
+                class_names=np.array(pack.class_names, dtype=np.str_),
+                origin=np.array(pack.origin, dtype=np.str_),
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def validate(pack: Pack, path: Path) -> None:
+    """ValueError, naming file, key and reason, unless the arrays are what the module's head says.
+
+    Splits must not overlap: at most 2 % of a split's images may be byte-identical to one of an
+    earlier split. Not zero, because published sets do hold a few exact copies.
+    """
+    n_classes = len(pack.class_names)
+    if n_classes < 2 or len(set(pack.class_names)) < n_classes:
+        raise _error(path, "class_names", f"{n_classes} names, must be 2 or more, all different")
+    present = [s for s in SPLITS if f"x_{s}" in pack.arrays or f"y_{s}" in pack.arrays]
+    for split in sorted({"train", "test", *present}):
+        for key in (f"x_{split}", f"y_{split}"):
+            if key not in pack.arrays:
+                raise _error(path, key, "missing")
+        _check_split(path, split, pack.arrays, n_classes)
+    seen: set[bytes] = set()
+    for split in present:
+        hashes = [hashlib.blake2b(image, digest_size=16).digest() for image in _rows(pack, split)]
+        copies = sum(h in seen for h in hashes)
+        if copies > MAX_OVERLAP * len(hashes):
+            raise _error(
+                path,
+                f"x_{split}",
+                f"{copies} of {len(hashes)} images are copies of images of another split; "
+                f"at most {MAX_OVERLAP:.0%} may be",
+            )
+        seen.update(hashes)
+
+
+def _check_split(path: Path, split: str, arrays: dict[str, np.ndarray], n_classes: int) -> None:
+    x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+    if x.dtype != np.uint8:
+        raise _error(path, f"x_{split}", f"{x.dtype}, must be uint8")
+    if y.dtype != np.int64:
+        raise _error(path, f"y_{split}", f"{y.dtype}, must be int64")
+    if x.ndim != 4 or x.shape[1] != x.shape[2] or x.shape[3] not in (1, 3) or x.shape[1] < 1:
+        raise _error(path, f"x_{split}", f"shape {x.shape}, must be [N, S, S, C] with C 1 or 3")
+    if x.shape[1:] != arrays["x_train"].shape[1:]:
+        reason = f"images {x.shape[1:]}, those of x_train are {arrays['x_train'].shape[1:]}"
+        raise _error(path, f"x_{split}", reason)
+    if y.shape != x.shape[:1]:
+        raise _error(path, f"y_{split}", f"shape {y.shape}, x_{split} has {len(x)} images")
+    if len(x) == 0:
+        raise _error(path, f"x_{split}", "empty")
+    if y.min() < 0 or y.max() >= n_classes:
+        reason = f"labels {y.min()} to {y.max()}, must be 0 to {n_classes - 1} (class_names)"
+        raise _error(path, f"y_{split}", reason)
+
+
+def _rows(pack: Pack, split: str) -> np.ndarray:
+    x = np.ascontiguousarray(pack.arrays[f"x_{split}"])
+    return x.reshape(len(x), -1)
+
+
+def _array_header(path: Path, key: str, member: zipfile.ZipExtFile) -> Header:
+    try:
+        version = np.lib.format.read_magic(member)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(member)
+    except ValueError as e:
+        raise _error(path, key, f"not a numpy array ({e})") from e
+    return shape, dtype
+
+
+def _error(path: Path, key: str, reason: str) -> ValueError:
+    return ValueError(f"{path}: {key}: {reason}")
