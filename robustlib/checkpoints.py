@@ -1,0 +1,370 @@
+"""Pretrained networks from a file or by name, and networks to a file, without running any pickle.
+
+A checkpoint from outside is data, never a program: pickles go through torch's weights-only reader,
+downloads are pinned to a revision and a checksum, and what is kept is safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet18_Weights, ResNet50_Weights
+
+from robustlib import models
+from robustlib.data.sources import data_root
+from robustlib.specs import ARCHS, integer, one_of
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
+
+# The first recipe for both (69.8 and 76.1 %): the natural counterpart of the robust networks below.
+_TORCHVISION = {
+    "resnet18": ResNet18_Weights.IMAGENET1K_V1,
+    "resnet50": ResNet50_Weights.IMAGENET1K_V1,
+}
+
+# Salman et al., "Do adversarially robust ImageNet models transfer better?" (2020); eps of l2 on
+# images in [0, 1], of linf in 255ths. The sha256 are those the hub shows for the revision; where
+# one is empty, the hub is asked for it at download.
+HUB = "madrylab/robust-imagenet-models"
+REVISION = "3f04ac96136001cfe402022100728124cbe3fac5"
+_MADRYLAB = {
+    "resnet18_l2_eps0": "d762c58693a2ecaf93160060bb2c32493598540a08852fb3068e95e88f032623",
+    "resnet18_l2_eps0.01": "629a82377947785e5481eeaf4e22e3ca59a2eedeb4e385730ee2392b2678407d",
+    "resnet18_l2_eps0.03": "",
+    "resnet18_l2_eps0.05": "00912b1aa6d60cf7536b52762ed702e0b9cae822187200f42fe4f6a678771bed",
+    "resnet18_l2_eps0.1": "2477188559680d096a4eccf5bc7610317cab4b46a97094072d38a29a11bfa8fc",
+    "resnet18_l2_eps0.25": "2bed566c554755a0f6f82ddbe83c707d259801308f966e787bcd287f969c7911",
+    "resnet18_l2_eps0.5": "69a10462280f266ab855547fde0649ac909f06174ed8df83b8bf2ea0f6fc8150",
+    "resnet18_l2_eps1": "92e6c37af550167c7c49c77ad31aad027de4e1f47fbef57546a48ef43626ebcf",
+    "resnet18_l2_eps3": "b4315784a1a10257b05906aee94d6884678f7b77412d10100d7c05daa959eab0",
+    "resnet18_l2_eps5": "d3ef126afdf9144a22020988dc46f552a0c39347e954c34359a3cb6bf83df186",
+    "resnet18_linf_eps0.5": "48d5e933d4ec99b390a0b7c628a4303343f9517a46245cbd7d2f2c034cbd93ee",
+    "resnet18_linf_eps1.0": "b49800111d38197deefb0c236055fbdd9d91a0607e55d6cc0bce15504adc9582",
+    "resnet18_linf_eps2.0": "bf2611291cc5f792c7f8f17ff6f841f9a0ede32dbe575cbd5bc57233139ae8bd",
+    "resnet18_linf_eps4.0": "6f8ccef1ae4958c381617081e9e0fb5f50e7cccd4965192d1caa452fd6c5cd1e",
+    "resnet18_linf_eps8.0": "",
+    "resnet50_l2_eps0": "72d4a99582db5d7fa86c3fd2a089f0bfd6a10f69d635bca51f6ad72ac6b458f0",
+    "resnet50_l2_eps0.01": "53d7a7c09d2733b113e255ac9fc578091f44adb8d00eee274c0e71dd1f4dc41e",
+    "resnet50_l2_eps0.03": "e375df3bf07bf1360c04b0aff5cc19bb215e850b1af713327c87cf0353a5598f",
+    "resnet50_l2_eps0.05": "e09d8763fcf825542f07389a1904adf15930451b8661a0de209c3bc39828c2ea",
+    "resnet50_l2_eps0.1": "3298f8cf689e514d096df883ab491a11ee32c3b8d456d674add29d7b50721a43",
+    "resnet50_l2_eps0.25": "",
+    "resnet50_l2_eps0.5": "a5fc6fcc54946b73af7bd74289b0003cc9d2744fa0ff55c1a3d9fb2bce8fbd30",
+    "resnet50_l2_eps1": "09f5273a568830ae23caf9162a06f4831a920293e0da1801aa182289052dcf90",
+    "resnet50_l2_eps3": "380b14e6f9750bffa1447cf7017f65da4dc5ce71a3dd112f107515dcf7b14d9d",
+    "resnet50_l2_eps5": "c50db4bbd9a61bc0e0a33290e1f07a79080e16489aa5ada869efc88306f497be",
+    "resnet50_linf_eps0.5": "9612d8096ef5378b4a32746072f72fedcb02c7ff4b747bc7163274f7ec2f0fd8",
+    "resnet50_linf_eps1.0": "",
+    "resnet50_linf_eps2.0": "59f28de783a049cb4d91ba1c0a09c314db2cc4bb1e859566e023f842b02772ac",
+    "resnet50_linf_eps4.0": "9e62216975c111b8081481533b6142dec34be69abe5d90b54d7f860015c263db",
+    "resnet50_linf_eps8.0": "b907957f8e3ce209816813d8811c682e965a1b0f48455def828d35a4cc2953dc",
+}
+
+NAMES = (*(f"torchvision/{n}" for n in _TORCHVISION), *(f"madrylab/{n}" for n in _MADRYLAB))
+
+
+def load(
+    source: str | Path, n_classes: int | None = None, stem_stride: int | None = None
+) -> models.ResNet:
+    """The network of a file (.safetensors, .pt, .pth, .ckpt) or of a name in `NAMES`, on the CPU.
+
+    Reads plain state_dicts, dicts that hold one under `model` or `state_dict`, DataParallel's, and
+    those of MadryLab/robustness with their normaliser and their second copy of the weights. The
+    arch is found from the shapes; mean and std come from the file, else they are ImageNet's (a
+    warning says so). The network is float32 and in eval mode, and torch's generator is untouched
+    unless a head is made: `n_classes` other than the file's puts a fresh head on.
+
+    `stem_stride` is that of a small-image ResNet, which shapes do not tell: None is what `save`
+    recorded, else 1. A name is downloaded once and kept as safetensors under
+    $ROBUSTLIB_DATA/checkpoints, else ~/.cache/robustlib/checkpoints.
+
+    Raises ValueError for an unknown name, a file that is damaged, that asks for code to be run, or
+    that is not exactly one of `specs.ARCHS`; FileNotFoundError; ConnectionError when a name cannot
+    be downloaded.
+    """
+    text = str(source)
+    if n_classes is not None:
+        n_classes = integer("n_classes", n_classes, 1)
+    if text.endswith(SUFFIXES):
+        path = Path(text).expanduser()
+    else:
+        try:
+            path = _fetch(one_of("checkpoint", text, NAMES))
+        except ValueError as e:
+            if text in NAMES:
+                raise
+            raise ValueError(f"{e}, or a file that ends in {', '.join(SUFFIXES)}") from None
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint={text!r}: there is no such file")
+    state, metadata = _read(path)
+    if not {"mean", "std"} & state.keys():
+        warnings.warn(f"{path}: has no mean and std, ImageNet's are assumed", stacklevel=2)
+    model = _model(path, state, metadata, stem_stride)
+    if n_classes not in (None, model.fc.out_features):
+        models.swap_head(model, n_classes)
+    return model
+
+
+def save(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a network of `models.build` as safetensors, whole or not at all.
+
+    `load` gives back the same bits. What `describe` says goes into the file's metadata, with
+    `metadata`, such as where the network comes from. Raises ValueError for another suffix, a
+    module that is not one of `specs.ARCHS`, or weights that are not float32.
+    """
+    path = Path(path).expanduser()
+    one_of("suffix", path.suffix, SUFFIXES[:1])
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    for key, value in state.items():
+        if value.dtype not in (torch.float32, torch.int64):
+            raise ValueError(f"{key} is {value.dtype}: only float32 networks are saved")
+    about = {k: str(v) for k, v in describe(model).items()}
+    data = safetensors.torch.save(state, {**(metadata or {}), **about})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+        staged = Path(folder) / path.name
+        with open(staged, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(staged, path)
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """The arguments of `models.build` that give a network of this shape.
+
+    Keys: arch, n_classes, width, stem_stride. Raises ValueError when no arch fits.
+    """
+    state = model.state_dict()
+    arch, _ = _fit("the module", {k: v.shape for k, v in state.items()}, 1)
+    return {
+        "arch": arch,
+        "n_classes": model.fc.out_features,
+        "width": model.conv1.out_channels,
+        "stem_stride": model.conv1.stride[0],
+    }
+
+
+def _fetch(name: str) -> Path:
+    """The safetensors file of a name, made from a download or from a file put there by hand."""
+    family, model = name.split("/", 1)
+    if family == "torchvision":
+        url = _TORCHVISION[model].url
+        digest = url.rpartition("-")[2].removesuffix(".pth")  # the first 8 of its sha256
+    else:
+        url, digest = f"https://huggingface.co/{HUB}/resolve/{REVISION}/{model}.ckpt", None
+        digest = _MADRYLAB[model]
+    folder = data_root() / "checkpoints" / family
+    target = folder / f"{model}.safetensors"
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    by_hand = folder / Path(urlsplit(url).path).name
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
+        raw = by_hand
+        if not by_hand.exists():
+            try:
+                raw, digest = _download(url, digest, Path(temporary))
+            except Exception as e:  # each library has its own for no network, refused, moved
+                raise ConnectionError(
+                    f"{name}: cannot be downloaded ({str(e).splitlines()[0] if str(e) else e!r}). "
+                    f"Download {url} where there is a network and put it at {by_hand}"
+                ) from e
+        with open(raw, "rb") as f:
+            actual = hashlib.file_digest(f, "sha256").hexdigest()
+        if not actual.startswith(digest):
+            raise ValueError(f"{raw}: its sha256 is {actual}, expected {digest}: not {url}")
+        if not digest:
+            warnings.warn(f"{raw}: no checksum is known, its sha256 is {actual}", stacklevel=3)
+        state, _ = _read(raw)
+        network = _model(raw, state, {}, None)
+        save(network, target, {"url": url, "sha256": actual})
+    return target
+
+
+def _download(url: str, digest: str, folder: Path) -> tuple[Path, str]:
+    """Downloads into a folder; returns the file and the sha256, or its start, that it must have."""
+    file = Path(urlsplit(url).path).name
+    if HUB not in url:
+        torch.hub.download_url_to_file(url, str(folder / file), hash_prefix=digest)
+        return folder / file, digest
+    # Imported here: it takes a second that nobody owes who reads a file.
+    from huggingface_hub import HfApi, hf_hub_download
+
+    if not digest:
+        digest = HfApi().get_paths_info(HUB, [file], revision=REVISION)[0].lfs.sha256
+    return Path(hf_hub_download(HUB, file, revision=REVISION, local_dir=folder)), digest
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The file's tensors under our names, checked one by one, and its metadata."""
+    if path.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(path, framework="pt") as f:
+                state, metadata = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+        except (safetensors.SafetensorError, OSError, RuntimeError) as e:
+            raise ValueError(f"{path}: truncated, or not safetensors ({e})") from None
+    else:
+        state, metadata = _unpickle(path), {}
+        if isinstance(state, dict):
+            for key in ("model", "state_dict"):
+                if isinstance(state.get(key), dict):
+                    state = state[key]
+                    break
+    if not isinstance(state, dict) or not state:
+        raise ValueError(f"{path}: holds no state_dict, under 'model', 'state_dict' or by itself")
+    for key, value in state.items():
+        if not isinstance(key, str) or type(value) not in (Tensor, nn.Parameter):
+            raise ValueError(f"{path}: {key!r} is a {type(value).__name__}, expected a tensor")
+        kinds = (torch.float32, torch.float16, torch.bfloat16, torch.int64)
+        if value.dtype not in kinds or value.layout != torch.strided or value.is_meta:
+            raise ValueError(f"{path}: {key} is {value.dtype}, {value.layout}, on {value.device}")
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{path}: {key} holds nan or infinity")
+    return _unwrap(path, state), metadata
+
+
+# numpy's scalars: a learning rate beside the weights is often one. Their real constructors are not
+# safe on hostile input, and the values are not wanted, so a blank takes their place.
+_IGNORED = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+
+
+class _Ignored:
+    def __init__(self, *args: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+def _unpickle(path: Path) -> Any:
+    """What torch's weights-only reader makes of a file, or a ValueError that says what is wrong."""
+    refused: list[str] = []
+    with torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED]):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as e:  # bytes from outside can raise anything
+            message = str(e) or type(e).__name__
+        try:
+            refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        except Exception:  # not a zip file: the older format names the first only
+            refused = re.findall(r"GLOBAL ([\w.]+)", message)[:1]
+    if refused:
+        raise ValueError(
+            f"{path}: refused, for reading it would call {', '.join(map(repr, sorted(refused)))}; "
+            "nothing was run. If you trust where it is from, convert it once on a disposable "
+            "machine that holds nothing else and has no network:\n"
+            "    import dill, torch\n"
+            "    from safetensors.torch import save_file\n"
+            f"    c = torch.load({path.name!r}, 'cpu', pickle_module=dill, weights_only=False)\n"
+            "    c = c.get('model', c.get('state_dict', c))\n"
+            f"    save_file({{k: v.clone() for k, v in c.items()}}, {path.stem + SUFFIXES[0]!r})\n"
+            "and load the .safetensors, which cannot hold code."
+        )
+    # The rest of torch's message advises to read the file unsafely.
+    reason = message.split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
+    raise ValueError(f"{path}: truncated, or not a checkpoint of torch ({reason})")
+
+
+def _unwrap(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Parameter names without the wrappers of DataParallel and of MadryLab's AttackerModel."""
+    module = "module." if all(k.startswith("module.") for k in state) else ""
+    state = {k.removeprefix(module): v for k, v in state.items()}
+    if not any(k.startswith(("model.", "attacker.")) for k in state):
+        return state
+    copies = {"model.": "attacker.model.", "normalizer.": "attacker.normalize."}
+    parts = {
+        prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        for prefix in (*copies, *copies.values())
+    }
+    _complain(path, "an AttackerModel", [], [k for k in state if not k.startswith(tuple(parts))])
+    for own, copy in copies.items():
+        if not parts[copy]:
+            continue
+        for key in sorted(parts[own].keys() | parts[copy].keys()):
+            a, b = parts[own].get(key), parts[copy].get(key)
+            if a is None or b is None or a.dtype != b.dtype or not torch.equal(a, b):
+                raise ValueError(
+                    f"{path}: {module}{own}{key} and its copy {module}{copy}{key} differ"
+                )
+    renamed = {"new_mean": "mean", "new_std": "std"}
+    return parts["model."] | {renamed.get(k, k): v for k, v in parts["normalizer."].items()}
+
+
+def _fit(
+    where: Path | str, shapes: Mapping[str, torch.Size], stem_stride: int
+) -> tuple[str, models.ResNet]:
+    """The arch whose parameters have exactly these names and shapes, and an empty network of it."""
+    width, n_classes = (
+        next((n for n in shapes.get(key, ()) if 0 < n <= 2**16), default)
+        for key, default in (("conv1.weight", 64), ("fc.weight", 1000))
+    )
+    misfits = {}
+    for arch in ARCHS:
+        with torch.device("meta"):  # neither memory nor random numbers
+            model = models.build(arch, n_classes, width, stem_stride)
+        expected = {k: v.shape for k, v in model.state_dict().items()}
+        if expected == shapes:
+            return arch, model
+        missing = [k for k in expected if k not in shapes]
+        unexpected = [k for k in shapes if k not in expected]
+        wrong = [
+            f"{k} is {list(shapes[k])}, expected {list(shape)}"
+            for k, shape in expected.items()
+            if shapes.get(k, shape) != shape
+        ]
+        misfits[arch] = (missing, unexpected, wrong)
+    nearest = min(misfits, key=lambda arch: sum(map(len, misfits[arch])))
+    _complain(where, nearest, *misfits[nearest])
+    raise AssertionError("a misfit has a reason")
+
+
+def _complain(
+    where: Path | str, what: str, missing: list[str], unexpected: list[str], wrong: list[str] = ()
+) -> None:
+    """Raises a ValueError that names the first of each kind of misfit, if there is any."""
+    kinds = {"missing keys": missing, "unexpected keys": unexpected, "wrong shapes": wrong}
+    said = [
+        f"{kind}: {', '.join(found[:4])}" + (f" and {len(found) - 4} more" if found[4:] else "")
+        for kind, found in kinds.items()
+        if found
+    ]
+    if said:
+        raise ValueError(
+            f"{where}: not one of {', '.join(ARCHS)}; nearest is {what}, but " + "; ".join(said)
+        )
+
+
+def _model(
+    path: Path, state: dict[str, Tensor], metadata: Mapping[str, str], stem_stride: int | None
+) -> models.ResNet:
+    """The network of a checked state_dict, in eval mode."""
+    if not {"mean", "std"} & state.keys():
+        state["mean"] = torch.tensor(models.IMAGENET_MEAN).view(3, 1, 1)
+        state["std"] = torch.tensor(models.IMAGENET_STD).view(3, 1, 1)
+    recorded = int(metadata.get("stem_stride", 1))
+    stride = recorded if stem_stride is None else integer("stem_stride", stem_stride, 1, 4)
+    arch, model = _fit(path, {k: v.shape for k, v in state.items()}, stride)
+    if arch.endswith("s") and "stem_stride" in metadata and stride != recorded:
+        raise ValueError(f"stem_stride={stride}: {path} was saved with stem_stride={recorded}")
+    if not (state["std"] > 0).all():
+        raise ValueError(f"{path}: std is {state['std'].flatten().tolist()}, must be above 0")
+    # Copied, for tensors of a file may share their memory; half precision widens without loss.
+    owned = {
+        k: state[k].detach().to(v.dtype, copy=True).contiguous()
+        for k, v in model.state_dict().items()
+    }
+    model.load_state_dict(owned, strict=True, assign=True)
+    return model.eval()

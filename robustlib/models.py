@@ -1,0 +1,147 @@
+"""ResNets that take images in [0, 1]: normalisation inside, a head that can be swapped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from robustlib.specs import ARCHS, one_of
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_BLOCKS = {
+    "resnet10s": (BasicBlock, (1, 1, 1, 1)),
+    "resnet18s": (BasicBlock, (2, 2, 2, 2)),
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+assert set(_BLOCKS) == set(ARCHS)
+
+
+class ResNet(nn.Module):
+    """A ResNet (He et al., 2016) whose parameter names are torchvision's, normaliser included.
+
+    Input: float images [N, 3, H, W] in [0, 1]. `mean` and `std` are buffers, so that an eps given
+    in pixel units means the same for every network, and so that a checkpoint carries them.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        blocks: Sequence[int],
+        n_classes: int,
+        width: int = 64,
+        small_stem_stride: int | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+        if small_stem_stride is None:
+            self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        else:
+            self.conv1 = nn.Conv2d(3, width, 3, stride=small_stem_stride, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        in_planes = width
+        for i, n in enumerate(blocks):
+            planes, stride, stage = width * 2**i, 1 if i == 0 else 2, []
+            for j in range(n):
+                out = planes * block.expansion
+                stride = stride if j == 0 else 1
+                downsample = None
+                if stride != 1 or in_planes != out:
+                    conv = nn.Conv2d(in_planes, out, 1, stride=stride, bias=False)
+                    downsample = nn.Sequential(conv, nn.BatchNorm2d(out))
+                stage.append(block(in_planes, planes, stride, downsample))
+                in_planes = out
+            self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(in_planes, n_classes)
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """Feature maps of the four stages, finest first: [N, C_i, H_i, W_i]."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1((x - self.mean) / self.std))))
+        maps = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def features(self, x: Tensor) -> Tensor:
+        """Pooled features [N, D] of images [N, 3, H, W] in [0, 1]."""
+        return self.avgpool(self.pyramid(x)[-1]).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x))
+
+
+def build(
+    arch: str,
+    n_classes: int,
+    width: int = 64,
+    stem_stride: int = 1,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> ResNet:
+    """An untrained network, from torch's global generator.
+
+    `resnet18` and `resnet50` are torchvision's, for 224 px (width and stem_stride do not apply);
+    `resnet10s` and `resnet18s` have a 3x3 stem for small images: 4 stages of 1 or 2 basic blocks
+    with `width`, 2, 4 and 8 times `width` channels. `resnet10s` has 0.3 M parameters at width 16
+    and 1.3 M at width 32; `resnet18s` 11 M at width 64.
+
+    Raises ValueError for an unknown arch.
+    """
+    block, blocks = _BLOCKS[one_of("arch", arch, ARCHS)]
+    if arch.endswith("s"):
+        return ResNet(block, blocks, n_classes, width, stem_stride, mean, std)
+    return ResNet(block, blocks, n_classes, 64, None, mean, std)
+
+
+def swap_head(model: nn.Module, n_classes: int) -> nn.Module:
+    """Replaces the classifier `fc` by a fresh one for `n_classes`, in place; returns the model."""
+    old = model.fc
+    model.fc = nn.Linear(old.in_features, n_classes).to(old.weight.device)
+    return model
+
+
+def parameters(model: nn.Module) -> int:
+    """The number of parameters that are not zero."""
+    return sum(int(torch.count_nonzero(p)) for p in model.parameters())
+
+
+def multiply_adds(model: nn.Module, size: int) -> int:
+    """Multiply-adds of one [3, size, size] image in convolutions and linear layers.
+
+    Weights that are zero do not count: on a ticket this is what an ideal sparse engine would do.
+    """
+    total = 0
+
+    def count(module: nn.Module, _inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        nonlocal total
+        positions = out.shape[2] * out.shape[3] if out.dim() == 4 else 1
+        total += positions * int(torch.count_nonzero(module.weight))
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [m.register_forward_hook(count) for m in layers]
+    was_training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
+    finally:
+        model.train(was_training)
+        for h in handles:
+            h.remove()
+    return total

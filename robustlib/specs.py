@@ -1,0 +1,331 @@
+"""The specs: frozen dataclasses that say everything about a run, with their checks and their key.
+
+A field left at its default does not enter the key, so a new field with a default never orphans a
+stored result; for the same reason a default, once released, never changes. This module does not
+import torch: the command line answers from it alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from fractions import Fraction
+from numbers import Real
+from typing import Any, Literal, get_args
+
+Arch = Literal["resnet10s", "resnet18s", "resnet18", "resnet50"]
+Objective = Literal["natural", "pgd", "trades", "free", "smoothing"]
+Norm = Literal["l2", "linf"]
+Schedule = Literal["onecycle", "step"]
+Augment = Literal["none", "crop", "crop-flip"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Scheme = Literal["dense", "omp", "random"]
+Pattern = Literal["unstructured"]
+Scope = Literal["global", "layer"]
+Mode = Literal["finetune", "linear"]
+
+ARCHS: tuple[str, ...] = get_args(Arch)
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
+NORMS: tuple[str, ...] = get_args(Norm)
+SCHEDULES: tuple[str, ...] = get_args(Schedule)
+AUGMENTS: tuple[str, ...] = get_args(Augment)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+SCHEMES: tuple[str, ...] = get_args(Scheme)
+PATTERNS: tuple[str, ...] = get_args(Pattern)
+SCOPES: tuple[str, ...] = get_args(Scope)
+MODES: tuple[str, ...] = get_args(Mode)
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> Any:
+    """`value` if it is allowed; else a ValueError that names it, the near ones and all of them."""
+    allowed = list(allowed)
+    if value in allowed:
+        return value
+    near = difflib.get_close_matches(str(value), allowed, n=2, cutoff=0.6)
+    hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+    raise ValueError(f"{name}={value!r}{hint}: choose one of {', '.join(map(str, allowed))}")
+
+
+def number(name: str, value: Any, low: float, high: float, *, open_high: bool = False) -> float:
+    """`value` as a finite float in [low, high] ([low, high) if open_high); "8/255" is read too."""
+    try:
+        x = float(Fraction(value) if isinstance(value, str) and "/" in value else value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        raise ValueError(f"{name}={value!r}: not a number") from None
+    if not math.isfinite(x):
+        raise ValueError(f"{name}={value!r}: must be a finite number")
+    if x < low or x > high or (open_high and x == high):
+        close = ")" if open_high else "]"
+        raise ValueError(f"{name}={value!r}: must be a number in [{low:g}, {high:g}{close}")
+    return x
+
+
+def integer(name: str, value: Any, low: int, high: int = 2**31) -> int:
+    """`value` as an int in [low, high]; a float with a fraction or a bool is refused."""
+    if isinstance(value, bool) or not isinstance(value, Real) or value % 1 != 0:
+        raise ValueError(f"{name}={value!r}: must be a whole number")
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value!r}: must be at least {low} and at most {high}")
+    return int(value)
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """A source network: what it is trained on, and against what."""
+
+    source: str = "tinyimagenet200"
+    """Name of the dataset (see `robustlib data list`)."""
+    arch: Arch = "resnet10s"
+    """Small images: resnet10s, resnet18s (with width and stem_stride); 224 px: resnet18, resnet50."""
+    width: int = 32
+    """Channels of the first stage of a small-image ResNet."""
+    stem_stride: int = 2
+    """Stride of the 3x3 stem of a small-image ResNet."""
+    size: int = 32
+    """Side of the images, in pixels."""
+    n_train: int | None = None
+    """Number of training images, class-balanced; None: all."""
+    objective: Objective = "natural"
+    """natural, or one that makes the network robust."""
+    norm: Norm = "l2"
+    """Norm of the attack, for pgd, trades and free."""
+    eps: float = 0.0
+    """Radius of the attack, in pixel units of [0, 1] images ("8/255" is read too)."""
+    steps: int = 1
+    """Steps of the attack; one step is fast adversarial training (Wong et al., 2020)."""
+    step_size: float | None = None
+    """Size of a step; None: 1.25 eps for one step, 2.5 eps / steps for more."""
+    beta: float = 6.0
+    """Weight of the robust term of trades."""
+    replays: int = 4
+    """Replays of each batch of free; one epoch then costs as much as `replays` natural ones."""
+    sigma: float = 0.0
+    """Standard deviation of the Gaussian noise of smoothing, in pixel units."""
+    epochs: int = 10
+    """Passes over the training images."""
+    lr: float = 0.2
+    """Peak learning rate of SGD with Nesterov momentum."""
+    schedule: Schedule = "onecycle"
+    """onecycle, or step: divided by 10 at 1/2 and 3/4 of the epochs."""
+    batch_size: int = 128
+    """Images per step."""
+    momentum: float = 0.9
+    """Nesterov momentum."""
+    weight_decay: float = 5e-4
+    """L2 penalty."""
+    decay_norms: bool = False
+    """Whether the penalty falls on norms and biases too."""
+    augment: Augment = "crop-flip"
+    """Augmentation of the training images."""
+    precision: Precision = "fp32"
+    """fp32, or mixed precision in bf16 or fp16; weights stay fp32."""
+    checkpoint: str = ""
+    """Take this network (a name or path of `checkpoints.load`) instead of training one."""
+    seed: int = 0
+    """Seeds the weights, the order of the images, the augmentation and the attack."""
+
+    def __post_init__(self) -> None:
+        _coerce(self)
+        one_of("arch", self.arch, ARCHS)
+        one_of("objective", self.objective, OBJECTIVES)
+        one_of("norm", self.norm, NORMS)
+        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("augment", self.augment, AUGMENTS)
+        one_of("precision", self.precision, PRECISIONS)
+        for name, low in (("width", 1), ("steps", 1), ("replays", 1), ("epochs", 0), ("seed", 0)):
+            integer(name, getattr(self, name), low)
+        integer("stem_stride", self.stem_stride, 1, 4)
+        integer("size", self.size, 8, 1024)
+        integer("batch_size", self.batch_size, 2)
+        number("eps", self.eps, 0, 1000)
+        number("sigma", self.sigma, 0, 10)
+        if self.step_size is not None:
+            number("step_size", self.step_size, 0, 1000)
+        _check_optimiser(self)
+        attacked = self.objective in ("pgd", "trades", "free")
+        if attacked and self.eps == 0:
+            raise ValueError(f"eps=0.0: objective={self.objective!r} needs an eps above 0")
+        if not attacked and self.eps != 0:
+            raise ValueError(
+                f"eps={self.eps:g}: objective={self.objective!r} has no attack, eps must be 0; "
+                "pgd, trades and free have one"
+            )
+        if (self.objective == "smoothing") != (self.sigma > 0):
+            raise ValueError(
+                f"sigma={self.sigma:g} with objective={self.objective!r}: "
+                "smoothing needs a sigma above 0, every other objective needs sigma 0"
+            )
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A subnetwork of a pretrained network."""
+
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    scheme: Scheme = "omp"
+    """omp: one-shot magnitude pruning; random: a control; dense: no pruning."""
+    pattern: Pattern = "unstructured"
+    """What is removed as one."""
+    sparsity: float = 0.0
+    """The fraction of convolution weights removed, in [0, 1)."""
+    scope: Scope = "global"
+    """Whether weights are ranked across all layers or within each."""
+    seed: int = 0
+    """Seeds the random scheme; 0 for the others, which draw nothing."""
+
+    def __post_init__(self) -> None:
+        _coerce(self)
+        _nested("pretrain", self.pretrain, Pretrain)
+        one_of("scheme", self.scheme, SCHEMES)
+        one_of("pattern", self.pattern, PATTERNS)
+        one_of("scope", self.scope, SCOPES)
+        number("sparsity", self.sparsity, 0, 1, open_high=True)
+        integer("seed", self.seed, 0)
+        if self.scheme == "dense" and self.sparsity != 0:
+            raise ValueError(f"sparsity={self.sparsity:g}: scheme='dense' removes nothing")
+        if self.scheme != "random" and self.seed != 0:
+            raise ValueError(f"seed={self.seed}: scheme={self.scheme!r} draws nothing, seed is 0")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A ticket on a downstream task."""
+
+    ticket: Ticket = field(default_factory=Ticket)
+    task: str = "cifar10"
+    """Name of the dataset (see `robustlib data list`)."""
+    mode: Mode = "finetune"
+    """finetune: all weights; linear: logistic regression on frozen features."""
+    n_train: int | None = 1000
+    """Number of training images, class-balanced; None: all."""
+    epochs: int = 30
+    """Passes over the training images (finetune)."""
+    lr: float = 0.05
+    """Peak learning rate of SGD with Nesterov momentum (finetune)."""
+    batch_size: int = 64
+    """Images per step (finetune)."""
+    weight_decay: float = 5e-4
+    """L2 penalty, not on norms and biases (finetune)."""
+    augment: Augment = "crop"
+    """Augmentation of the training images (finetune); digits and signs must not be flipped."""
+    precision: Precision = "fp32"
+    """fp32, or mixed precision in bf16 or fp16."""
+    recalibrate: bool = False
+    """Re-estimate BatchNorm statistics on the task's training images before the transfer."""
+    seed: int = 0
+    """Seeds the draw of the training images, the head, their order and the augmentation."""
+
+    def __post_init__(self) -> None:
+        _coerce(self)
+        _nested("ticket", self.ticket, Ticket)
+        one_of("mode", self.mode, MODES)
+        one_of("augment", self.augment, AUGMENTS)
+        one_of("precision", self.precision, PRECISIONS)
+        integer("epochs", self.epochs, 0)
+        integer("batch_size", self.batch_size, 2)
+        integer("seed", self.seed, 0)
+        _check_optimiser(self)
+
+
+Spec = Pretrain | Ticket | Transfer
+KINDS: dict[str, type] = {"pretrain": Pretrain, "ticket": Ticket, "transfer": Transfer}
+
+
+def kind(spec: Spec | type) -> str:
+    """The name under which a spec's artifacts are stored: "pretrain", "ticket" or "transfer"."""
+    cls = spec if isinstance(spec, type) else type(spec)
+    for name, known in KINDS.items():
+        if cls is known:
+            return name
+    raise ValueError(f"{cls.__name__}: not a spec; the specs are Pretrain, Ticket, Transfer")
+
+
+def parent(spec: Spec) -> Spec | None:
+    """The spec that this one is built on, if any."""
+    return getattr(spec, "ticket", None) or getattr(spec, "pretrain", None)
+
+
+def to_dict(spec: Spec, *, defaults: bool = True) -> dict[str, Any]:
+    """The spec as nested plain data; without the fields left at their default if not `defaults`."""
+    out = {}
+    for f in fields(spec):
+        value = getattr(spec, f.name)
+        if hasattr(value, "__dataclass_fields__"):
+            nested = to_dict(value, defaults=defaults)
+            if defaults or nested:
+                out[f.name] = nested
+        elif defaults or value != f.default:
+            out[f.name] = value
+    return out
+
+
+def from_dict(cls: type, data: dict[str, Any]) -> Any:
+    """The inverse of `to_dict`. Raises ValueError for an unknown field or a bad value."""
+    known = {f.name for f in fields(cls)}
+    for name in data:
+        one_of(f"{cls.__name__} field", name, known)
+    nested = {"pretrain": Pretrain, "ticket": Ticket}
+    return cls(**{k: from_dict(nested[k], v) if k in nested else v for k, v in data.items()})
+
+
+def key(spec: Spec) -> str:
+    """The content address of a spec: 20 hex digits of the SHA-256 of its canonical JSON."""
+    canonical = json.dumps(
+        {kind(spec): to_dict(spec, defaults=False)}, sort_keys=True, separators=(",", ":")
+    )
+    return hashlib.sha256(canonical.encode()).hexdigest()[:20]
+
+
+def columns(spec: Spec) -> dict[str, Any]:
+    """The spec as one flat row, columns named as the fields are.
+
+    Where two levels share a name, the transfer's keeps it, then the pretraining's; the other gets
+    its level in front: `seed` is the transfer's, `pretrain_seed` and `ticket_seed` the others'.
+    """
+    chain: list[Spec] = [spec]
+    while (below := parent(chain[-1])) is not None:
+        chain.append(below)
+    own = {kind(s): s for s in chain}
+    row: dict[str, Any] = {}
+    for level in ("transfer", "pretrain", "ticket"):
+        if level in own:
+            for f in fields(own[level]):
+                if f.name not in KINDS:
+                    name = f"{level}_{f.name}" if f.name in row else f.name
+                    row[name] = getattr(own[level], f.name)
+    return row
+
+
+def _coerce(spec: Any) -> None:
+    """Gives every field its declared type, so that 1 and 1.0 are one experiment and one key."""
+    for f in fields(spec):
+        value, declared = getattr(spec, f.name), f.type
+        optional = value is None and "None" in declared
+        if declared.startswith("float") and not optional:
+            value = number(f.name, value, -math.inf, math.inf)
+        elif declared.startswith("int") and not optional:
+            value = integer(f.name, value, -(2**31))
+        elif declared == "bool" and not isinstance(value, bool):
+            raise ValueError(f"{f.name}={value!r}: choose one of True, False")
+        elif declared == "str" and not isinstance(value, str):
+            raise ValueError(f"{f.name}={value!r}: must be text")
+        object.__setattr__(spec, f.name, value)
+    if getattr(spec, "n_train", None) is not None:
+        integer("n_train", spec.n_train, 1)
+
+
+def _check_optimiser(spec: Any) -> None:
+    number("lr", spec.lr, 0, 100)
+    number("weight_decay", spec.weight_decay, 0, 1)
+    if hasattr(spec, "momentum"):
+        number("momentum", spec.momentum, 0, 1, open_high=True)
+        number("beta", spec.beta, 0, 1000)
+
+
+def _nested(name: str, value: Any, cls: type) -> None:
+    if not isinstance(value, cls):
+        raise ValueError(f"{name}={value!r}: must be a {cls.__name__}")

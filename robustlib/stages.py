@@ -1,0 +1,170 @@
+"""run(spec): the one place where a spec meets the code that computes it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from robustlib import checkpoints, models, objectives, specs, store, tickets, training
+from robustlib.attacks import Threat
+from robustlib.data import batches, load
+from robustlib.data.splits import Split, take
+from robustlib.specs import Pretrain, Spec, Ticket, Transfer
+from robustlib.store import Artifact
+from robustlib.transfer import finetune, linear
+
+MONITORED = 256
+"""Validation images that a multi-step attack is tried on after each epoch."""
+
+
+def run(spec: Spec, recompute: bool = False) -> Artifact:
+    """The artifact of a spec: from the store, or else computed, with what it is built on.
+
+    Two processes that want one artifact compute it once. Raises ValueError for what is not a
+    spec, store.Damaged for a stored file that fails its checksum (`recompute` replaces it), and
+    what the stages raise.
+    """
+    specs.kind(spec)
+    if not recompute and store.has(spec):
+        return store.get(spec)
+    with store.lock(spec):
+        if recompute:
+            store.remove(spec)
+        elif store.has(spec):
+            return store.get(spec)
+        stage = {Pretrain: _pretrain, Ticket: _ticket, Transfer: _transfer}[type(spec)]
+        started = time.monotonic()
+        row, tensors, extra = stage(spec)
+        row["seconds"] = round(time.monotonic() - started, 3)
+        artifact = store.put(spec, row, tensors, extra)
+        store.checkpoint(spec).unlink(missing_ok=True)
+        return artifact
+
+
+def mask(ticket: Ticket) -> tickets.Mask:
+    """The mask of a ticket, drawn and stored if need be."""
+    artifact = run(ticket)
+    return tickets.unpack(artifact.tensors(), artifact.extra["shapes"])
+
+
+def network(spec: Spec) -> nn.Module:
+    """The network that a spec ends with, in eval mode, computed and stored if need be.
+
+    Pretrain: the source network. Ticket: the same with the mask applied. Transfer: with the
+    task's head, finetuned or with the logistic regression as its head.
+    """
+    if isinstance(spec, Pretrain):
+        artifact = run(spec)
+        model = models.build(spec.arch, artifact.extra["n_classes"], spec.width, spec.stem_stride)
+        model.load_state_dict(artifact.tensors())
+        return model.eval()
+    if isinstance(spec, Ticket):
+        return mask(spec).apply(network(spec.pretrain))
+    model, artifact = _prepared(spec), run(spec)
+    model = models.swap_head(model, artifact.extra["n_classes"])
+    model.load_state_dict(artifact.tensors(), strict=spec.mode == "finetune")
+    return mask(spec.ticket).apply(model).eval()
+
+
+def _pretrain(spec: Pretrain) -> tuple[dict, dict, dict]:
+    data = load(spec.source, size=spec.size, n_train=spec.n_train, seed=spec.seed)
+    objective = objectives.from_spec(spec)
+    curve: list[dict[str, float]] = []
+    if spec.checkpoint:
+        model = checkpoints.load(spec.checkpoint)
+    else:
+        mean, std = _statistics(data.train)
+        with torch.random.fork_rng():
+            torch.manual_seed(batches.seed_for(spec.seed, "init"))
+            model = models.build(spec.arch, data.n_classes, spec.width, spec.stem_stride, mean, std)
+        curve = training.fit(
+            model,
+            data.train,
+            objective,
+            training.Recipe.of(spec),
+            monitor=lambda m: _monitor(m, data.val, objective.threat),
+            checkpoint=store.checkpoint(spec),
+            label=f"pretrain {spec.objective} {spec.eps or spec.sigma or ''}".strip(),
+        )
+    row = _counts(training.correct(model, data.test), len(data.test))
+    row |= {"val_accuracy": training.correct(model, data.val) / len(data.val)}
+    row |= _size(model, spec.size)
+    row["catastrophic_overfitting"] = any("catastrophic_overfitting" in c for c in curve)
+    return row, model.state_dict(), {"curve": curve, "n_classes": data.n_classes}
+
+
+def _monitor(model: nn.Module, val: Any, threat: Threat | None) -> dict[str, float]:
+    row = {"val_accuracy": training.correct(model, val) / len(val)}
+    if threat is not None:
+        some = take(val, np.arange(min(MONITORED, len(val))))
+        strong = Threat(threat.norm, threat.eps, steps=10)
+        row["val_robust"] = training.robust_correct(model, some, strong) / len(some)
+    return row
+
+
+def _ticket(spec: Ticket) -> tuple[dict, dict, dict]:
+    model = network(spec.pretrain)
+    drawn = tickets.draw(model, spec)
+    bits, shapes = tickets.pack(drawn)
+    density = drawn.density()
+    row = {"sparsity_measured": drawn.sparsity} | _size(drawn.apply(model), spec.pretrain.size)
+    row["empty_layers"] = sum(d == 0 for d in density.values())
+    return row, bits, {"shapes": shapes, "density": density}
+
+
+def _prepared(spec: Transfer) -> nn.Module:
+    """The ticket's network, BatchNorm statistics re-estimated if the spec says so."""
+    model = network(spec.ticket)
+    if spec.recalibrate:
+        training.recalibrate(model, _task(spec).train)
+    return model
+
+
+def _task(spec: Transfer) -> Any:
+    size = spec.ticket.pretrain.size
+    return load(spec.task, size=size, n_train=spec.n_train, seed=spec.seed)
+
+
+def _transfer(spec: Transfer) -> tuple[dict, dict, dict]:
+    data, kept, model = _task(spec), mask(spec.ticket), _prepared(spec)
+    if spec.mode == "finetune":
+        model, measured = finetune(model, kept, data, spec, store.checkpoint(spec))
+        tensors = model.state_dict()
+    else:
+        tensors, measured = linear(model, kept, data)
+        models.swap_head(model, data.n_classes).load_state_dict(tensors, strict=False)
+    row = _counts(measured.pop("test_correct"), len(data.test))
+    row["val_accuracy"] = measured.pop("val_correct") / len(data.val)
+    row["n_train_measured"] = len(data.train)
+    removed = sum(int((model.get_parameter(n)[~m] != 0).sum()) for n, m in kept.items())
+    if removed:
+        raise RuntimeError(f"{removed} removed weights are not zero after {spec.mode}")
+    row["sparsity_measured"] = kept.sparsity
+    return (
+        row | _size(model, spec.ticket.pretrain.size),
+        tensors,
+        measured | {"n_classes": data.n_classes},
+    )
+
+
+def _counts(correct: int, n: int) -> dict[str, float]:
+    return {"accuracy": correct / n, "n": n}
+
+
+def _size(model: nn.Module, size: int) -> dict[str, int]:
+    return {
+        "parameters": models.parameters(model),
+        "multiply_adds": models.multiply_adds(model, size),
+    }
+
+
+def _statistics(split: Split) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the training images, per channel, in [0, 1]."""
+    pixels = [batches.to_float(split.x[i : i + 500], "cpu") for i in range(0, len(split), 500)]
+    mean = torch.stack([p.mean((0, 2, 3)) for p in pixels]).mean(0)
+    square = torch.stack([p.square().mean((0, 2, 3)) for p in pixels]).mean(0)
+    return mean.tolist(), (square - mean**2).clamp_min(1e-6).sqrt().tolist()

@@ -1,0 +1,223 @@
+"""The store: one folder an artifact, addressed by the key of its spec.
+
+    ROOT/pretrain/3f/3f0c.../meta.json            spec, row, curve, versions
+    ROOT/pretrain/3f/3f0c.../tensors.safetensors  weights, a mask, ...
+    ROOT/pretrain/3f/3f0c.../SHA256SUMS           of the two, as sha256sum writes them
+
+An artifact is written beside its place and renamed there, so it is whole or absent. ROOT is
+$ROBUSTLIB_STORE, else ./runs/store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from robustlib import specs
+from robustlib.specs import Spec
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+FORMAT = 1
+META, TENSORS, SUMS = "meta.json", "tensors.safetensors", "SHA256SUMS"
+
+
+class Damaged(RuntimeError):
+    """A stored file is not what was written; the message names it."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What `run` returns: a stored result."""
+
+    spec: Spec
+    row: dict[str, Any]
+    """Spec fields and measures, flat: a row of `frame`."""
+    extra: dict[str, Any]
+    """What does not fit a row: the training curve, class names, shapes."""
+    path: Path
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors, their checksum verified. Raises Damaged."""
+        from safetensors.torch import load
+
+        if not (self.path / TENSORS).exists() and TENSORS not in _sums(self.path):
+            return {}
+        return load(_read(self.path, TENSORS))
+
+
+def root() -> Path:
+    """The folder of the store; it may not exist yet."""
+    return Path(os.environ.get("ROBUSTLIB_STORE") or Path("runs") / "store")
+
+
+def path(spec: Spec) -> Path:
+    """Where a spec's artifact is, or would be."""
+    key = specs.key(spec)
+    return root() / specs.kind(spec) / key[:2] / key
+
+
+def has(spec: Spec) -> bool:
+    """Whether the spec's artifact is stored."""
+    return path(spec).exists()
+
+
+def get(spec: Spec) -> Artifact:
+    """The stored artifact of a spec.
+
+    Raises KeyError when there is none, Damaged when a file differs from its checksum or was
+    written by a newer version of the library.
+    """
+    where = path(spec)
+    if not where.exists():
+        raise KeyError(f"{specs.kind(spec)} {specs.key(spec)} is not in the store {root()}")
+    return _load(where)
+
+
+def put(
+    spec: Spec,
+    row: dict[str, Any],
+    tensors: dict[str, Tensor] | None = None,
+    extra: dict[str, Any] | None = None,
+) -> Artifact:
+    """Stores a result and returns its artifact; a result that is there already stays."""
+    from safetensors.torch import save
+
+    meta = {
+        "format": FORMAT,
+        "kind": specs.kind(spec),
+        "key": specs.key(spec),
+        "spec": specs.to_dict(spec),
+        "row": row,
+        "extra": extra or {},
+        "versions": versions(),
+    }
+    files = {META: json.dumps(meta, indent=1).encode()}
+    if tensors:
+        files[TENSORS] = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    files[SUMS] = "".join(
+        f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()
+    ).encode()
+    where = path(spec)
+    where.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=".staged-", dir=where.parent))
+    try:
+        for name, data in files.items():
+            with open(staged / name, "wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+        os.chmod(staged, 0o755)
+        try:
+            os.rename(staged, where)
+        except OSError:
+            # Renaming onto a folder that is not empty fails: somebody stored it first.
+            if not where.exists():
+                raise
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return _load(where)
+
+
+def remove(spec: Spec) -> None:
+    """Deletes a spec's artifact, such as a damaged one, so that it is computed again."""
+    where = path(spec)
+    if where.exists():
+        # Renamed first, so that no reader meets a half-deleted artifact.
+        doomed = Path(tempfile.mkdtemp(prefix=".doomed-", dir=where.parent))
+        os.rename(where, doomed / "artifact")
+        shutil.rmtree(doomed)
+
+
+@contextmanager
+def lock(spec: Spec) -> Iterator[None]:
+    """Held while an artifact is computed; the kernel frees it when its holder dies."""
+    folder = root() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{specs.key(spec)}.lock"):
+        yield
+
+
+def checkpoint(spec: Spec) -> Path:
+    """Where the unfinished training of a spec is kept."""
+    return root() / "unfinished" / f"{specs.key(spec)}.pt"
+
+
+def artifacts(cls: type) -> Iterator[Artifact]:
+    """All stored artifacts of one kind of spec, by key. Raises Damaged."""
+    folder = root() / specs.kind(cls)
+    for where in sorted(folder.glob("[0-9a-f]*/[0-9a-f]*")):
+        yield _load(where)
+
+
+def frame(cls: type) -> pd.DataFrame:
+    """The tidy table of all stored results of one kind: `store.frame(Transfer)`.
+
+    A row a result; columns are the spec's fields, nested ones flattened (`specs.columns`), then
+    what was measured, then the versions it was measured with.
+    """
+    import pandas as pd
+
+    return pd.DataFrame([a.row for a in artifacts(cls)])
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    from robustlib import __version__
+
+    libraries = {f"{name}_version": version(name) for name in ("torch", "numpy", "scikit-learn")}
+    own = {"robustlib_version": __version__, "python_version": platform.python_version()}
+    return own | libraries
+
+
+def _sums(where: Path) -> dict[str, str]:
+    try:
+        lines = (where / SUMS).read_text().splitlines()
+        return {name: digest for digest, name in (line.split("  ") for line in lines)}
+    except (OSError, ValueError) as e:
+        raise _damaged(where / SUMS, str(e)) from None
+
+
+def _read(where: Path, name: str) -> bytes:
+    expected = _sums(where).get(name)
+    try:
+        data = (where / name).read_bytes()
+    except OSError as e:
+        raise _damaged(where / name, str(e)) from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise _damaged(where / name, f"its checksum is {found[:12]}, not {str(expected)[:12]}")
+    return data
+
+
+def _load(where: Path) -> Artifact:
+    meta = json.loads(_read(where, META))
+    if meta["format"] > FORMAT:
+        raise Damaged(
+            f"{where / META}: written in format {meta['format']} by robustlib "
+            f"{meta['versions'].get('robustlib_version')}; this version reads up to {FORMAT}"
+        )
+    spec = specs.from_dict(specs.KINDS[meta["kind"]], meta["spec"])
+    row = specs.columns(spec) | meta["row"] | {"key": meta["key"]} | meta["versions"]
+    return Artifact(spec, row, meta["extra"], where)
+
+
+def _damaged(file: Path, reason: str) -> Damaged:
+    return Damaged(
+        f"{file} is damaged: {reason}. "
+        "To compute it again: run(spec, recompute=True), or delete its folder"
+    )

@@ -1,0 +1,112 @@
+"""A mask: which weights of a network are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that a ticket may remove, by name: those of convolutions, stem and downsample
+    included; never biases, norms or the head."""
+    return {
+        f"{name}.weight" if name else "weight": module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+    }
+
+
+class Mask(Mapping[str, Tensor]):
+    """From parameter name, such as `layer1.0.conv1.weight`, to a boolean tensor, True = kept.
+
+    Refuses anything but boolean tensors (ValueError names the parameter). Immutable by
+    convention: build a new one rather than write into its tensors.
+    """
+
+    def __init__(self, kept: Mapping[str, Tensor]) -> None:
+        for name, m in kept.items():
+            if not isinstance(m, Tensor) or m.dtype != torch.bool:
+                got = m.dtype if isinstance(m, Tensor) else type(m).__name__
+                raise ValueError(f"mask of {name}: got {got}, must be a tensor of torch.bool")
+        self._kept = {name: m.detach().cpu() for name, m in kept.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __repr__(self) -> str:
+        return f"Mask({len(self)} layers, sparsity {self.sparsity:.4f})"
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of prunable weights removed, as counted."""
+        total = sum(m.numel() for m in self.values())
+        return 1 - sum(int(m.sum()) for m in self.values()) / max(1, total)
+
+    def density(self) -> dict[str, float]:
+        """The fraction kept, by layer."""
+        return {name: float(m.float().mean()) for name, m in self.items()}
+
+    def overlap(self, other: Mask) -> float:
+        """Jaccard index of the kept sets: kept in both / kept in either; 1.0 for two empty ones.
+
+        Two random masks of one density d overlap in d / (2 - d).
+        """
+        self._must_match({n: m.shape for n, m in other.items()}, "the other mask")
+        both = sum(int((m & other[n]).sum()) for n, m in self.items())
+        either = sum(int((m | other[n]).sum()) for n, m in self.items())
+        return both / either if either else 1.0
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Zeroes the removed weights in place and keeps them at zero; returns the model.
+
+        The gradient of a removed weight is zeroed as it arrives, so that momentum and weight decay
+        have nothing to act on and any optimizer leaves it at exactly zero. A copy of the model
+        (copy.deepcopy) does not carry this: apply the mask to the copy.
+        Raises ValueError when the model lacks a masked parameter or has it in another shape.
+        """
+        owned = dict(model.named_parameters())
+        self._must_match({n: p.shape for n, p in owned.items()}, "the model", subset=True)
+        for name, m in self.items():
+            p = owned[name]
+            gate = m.to(p.device, p.dtype)
+            with torch.no_grad():
+                p.mul_(gate)
+            p.register_hook(lambda grad, gate=gate: grad * gate.to(grad.device))
+        return model
+
+    def _must_match(self, shapes: Mapping[str, tuple], what: str, subset: bool = False) -> None:
+        for name, m in self.items():
+            if name not in shapes:
+                raise ValueError(f"mask of {name}: {what} has no such parameter")
+            if tuple(shapes[name]) != tuple(m.shape):
+                raise ValueError(
+                    f"mask of {name}: shape {tuple(m.shape)}, {what} has {tuple(shapes[name])}"
+                )
+        extra = set(shapes) - set(self)
+        if extra and not subset:
+            raise ValueError(f"mask of {min(extra)}: only {what} has it")
+
+
+def pack(mask: Mask) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """A mask as bits: one uint8 tensor a layer, 8 weights a byte, and the shapes to unpack with."""
+    bits = {n: torch.from_numpy(np.packbits(m.numpy().reshape(-1))) for n, m in mask.items()}
+    return bits, {n: list(m.shape) for n, m in mask.items()}
+
+
+def unpack(bits: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> Mask:
+    """The inverse of `pack`."""
+    kept = {}
+    for name, shape in shapes.items():
+        flat = np.unpackbits(bits[name].numpy(), count=math.prod(shape)).astype(bool)
+        kept[name] = torch.from_numpy(flat.reshape(shape))
+    return Mask(kept)

@@ -1,0 +1,280 @@
+"""The one training loop of every stage: resumes, runs on any device and precision, reports."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from robustlib.attacks import Threat, evaluating, pgd
+from robustlib.data import batches
+from robustlib.objectives import Objective
+from robustlib.specs import Augment, Precision, Schedule
+
+CHECKPOINT_SECONDS = 60.0
+_FABRIC = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to optimise; the fields are those of the specs, and so are their defaults."""
+
+    epochs: int
+    lr: float
+    batch_size: int
+    weight_decay: float
+    augment: Augment
+    precision: Precision
+    seed: int
+    momentum: float = 0.9
+    schedule: Schedule = "onecycle"
+    decay_norms: bool = False
+
+    @classmethod
+    def of(cls, spec: Any) -> Recipe:
+        """The recipe that a Pretrain or a Transfer holds."""
+        return cls(**{f.name: getattr(spec, f.name) for f in fields(cls) if hasattr(spec, f.name)})
+
+
+class NotFinite(RuntimeError):
+    """The loss became nan or infinite."""
+
+
+class CatastrophicOverfitting(UserWarning):
+    """Robustness against a multi-step attack collapsed while the single-step loss kept falling."""
+
+
+def device() -> torch.device:
+    """Where to run: $ROBUSTLIB_DEVICE if set, else a GPU if there is one, else the CPU."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(os.environ.get("ROBUSTLIB_DEVICE", default))
+
+
+def learning_rate(recipe: Recipe, step: int, total: int) -> float:
+    """The rate of step `step` of `total`.
+
+    onecycle rises linearly over the first fifth of the steps and falls linearly to 0 (Smith and
+    Topin, 2018; Wong et al., 2020); step divides by 10 at 1/2 and 3/4.
+    """
+    t = step / total
+    if recipe.schedule == "step":
+        return recipe.lr * 0.1 ** ((t >= 0.5) + (t >= 0.75))
+    return recipe.lr * min((step + 1) / max(1.0, 0.2 * total), (1 - t) / 0.8)
+
+
+def optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; norms and biases are not decayed unless decay_norms."""
+    decayed, free = [], []
+    for p in model.parameters():
+        (decayed if p.ndim > 1 or recipe.decay_norms else free).append(p)
+    groups = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.SGD(
+        [g for g in groups if g["params"]],
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def fabric(precision: Precision, where: torch.device) -> Any:
+    """A lightning-fabric for one process on one device."""
+    from lightning_fabric import Fabric
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    accelerator = "cpu" if where.type == "cpu" else "gpu"
+    if precision == "fp16" and accelerator == "cpu":
+        raise ValueError("precision='fp16': needs a GPU; on a CPU choose one of fp32, bf16")
+    devices = 1 if where.index is None else [where.index]
+    return Fabric(accelerator=accelerator, devices=devices, precision=_FABRIC[precision])
+
+
+def fit(
+    model: nn.Module,
+    split: Any,
+    objective: Objective,
+    recipe: Recipe,
+    *,
+    monitor: Callable[[nn.Module], dict[str, float]] | None = None,
+    checkpoint: Path | None = None,
+    label: str = "training",
+) -> list[dict[str, float]]:
+    """Trains the model in place on a split; returns the curve, a row per epoch.
+
+    Every random draw is seeded by (seed, epoch, step), so any step can be redone without those
+    before it: with a `checkpoint` path the state is saved there every CHECKPOINT_SECONDS, a call
+    that finds one goes on from it, and ends with the weights of a run that was never killed. The
+    caller removes it once the result is stored. `monitor` is called after each epoch and its
+    numbers join the row.
+
+    Raises NotFinite, naming epoch, step, rate and eps. Warns CatastrophicOverfitting when the
+    monitor's `val_robust` falls below half its best while the loss is at its lowest.
+    """
+    where = device()
+    engine = fabric(recipe.precision, where)
+    model.to(where, memory_format=torch.channels_last)
+    optim = optimiser(model, recipe)
+    wrapped, stepper = engine.setup(model, optim)
+    per_epoch = batches.steps(split, recipe.batch_size)
+    total = per_epoch * recipe.epochs * objective.replays
+    step, curve, loss_sum, spent = 0, [], 0.0, 0.0
+    if checkpoint is not None and checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=where, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optim.load_state_dict(saved["optimiser"])
+        objective.state.update(saved["objective"])
+        step, curve = saved["step"], saved["curve"]
+        loss_sum, spent = saved["loss_sum"], saved["seconds"]
+
+    def save() -> None:
+        state = {"model": model.state_dict(), "optimiser": optim.state_dict()}
+        state |= {"objective": objective.state, "step": step, "curve": curve}
+        state |= {"loss_sum": loss_sum, "seconds": spent + time.monotonic() - started}
+        partial = checkpoint.with_suffix(".tmp")
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, partial)
+        os.replace(partial, checkpoint)
+
+    started = last_save = time.monotonic()
+    bar = tqdm(total=total, initial=step, desc=label, unit="step", dynamic_ncols=True)
+    reproducible = torch.backends.cudnn.flags(deterministic=True, benchmark=False)
+    per_pass = per_epoch * objective.replays
+    with torch.random.fork_rng(), reproducible, bar:
+        while step < total:
+            epoch, done = divmod(step, per_pass)
+            feed = batches.epoch(
+                split,
+                recipe.batch_size,
+                augment=recipe.augment,
+                seed=recipe.seed,
+                epoch=epoch,
+                start=done // objective.replays,
+                device=where,
+            )
+            model.train()
+            for x, y in _replayed(feed, objective.replays, done % objective.replays):
+                rate = learning_rate(recipe, step, total)
+                for group in optim.param_groups:
+                    group["lr"] = rate
+                torch.manual_seed(batches.seed_for(recipe.seed, "step", step))
+                with engine.autocast():
+                    loss = objective.loss(wrapped, x, y)
+                value = loss.item()
+                if not math.isfinite(value):
+                    eps = objective.threat.eps if objective.threat else 0.0
+                    raise NotFinite(
+                        f"{label}: the loss is {value} at epoch {epoch}, step {step} of {total}, "
+                        f"learning rate {rate:.4g}, eps {eps:g}; nothing was stored. "
+                        "A lower lr is the usual cure"
+                    )
+                stepper.zero_grad()
+                engine.backward(loss)
+                stepper.step()
+                step += 1
+                loss_sum += value
+                bar.set_postfix(loss=f"{value:.3f}", lr=f"{rate:.3g}", refresh=False)
+                bar.update()
+                if step % per_pass == 0:
+                    curve.append({"epoch": epoch, "loss": loss_sum / per_pass, "lr": rate})
+                    loss_sum = 0.0
+                    if monitor is not None:
+                        curve[-1] |= monitor(model)
+                    _warn_if_overfitting(curve, label)
+                if checkpoint and time.monotonic() - last_save > CHECKPOINT_SECONDS:
+                    save()
+                    last_save = time.monotonic()
+    if curve:
+        curve[-1]["seconds"] = spent + time.monotonic() - started
+    model.eval()
+    return curve
+
+
+def _replayed(feed: Iterator, times: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for x, y in feed:
+        for _ in range(times - skip):
+            yield x, y
+        skip = 0
+
+
+def overfitted(curve: list[dict[str, float]]) -> bool:
+    """Whether the last epoch shows catastrophic overfitting (Wong et al., 2020): accuracy against
+    a multi-step attack on val below half its best, and the training loss at its lowest."""
+    robust = [row["val_robust"] for row in curve if "val_robust" in row]
+    losses = [row["loss"] for row in curve]
+    return len(robust) > 1 and robust[-1] < 0.5 * max(robust) and losses[-1] <= min(losses)
+
+
+def _warn_if_overfitting(curve: list[dict[str, float]], label: str) -> None:
+    if overfitted(curve):
+        curve[-1]["catastrophic_overfitting"] = True
+        best = max(row["val_robust"] for row in curve)
+        warnings.warn(
+            f"{label}: catastrophic overfitting at epoch {curve[-1]['epoch']}: accuracy against a "
+            f"multi-step attack fell from {best:.1%} to {curve[-1]['val_robust']:.1%} while the "
+            "loss fell. More attack steps or a smaller eps cure it",
+            CatastrophicOverfitting,
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[torch.device]:
+    """Eval mode without gradients, on the device that is in use; yields that device."""
+    where = device()
+    model.to(where)
+    with evaluating(model), torch.no_grad():
+        yield where
+
+
+def logits(model: nn.Module, split: Any) -> tuple[Tensor, Tensor]:
+    """Logits [N, K] and labels [N] of a split, on the CPU."""
+    with inference(model) as where:
+        pairs = [(model(x).float().cpu(), y.cpu()) for x, y in batches.ordered(split, device=where)]
+    return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
+
+
+def correct(model: nn.Module, split: Any) -> int:
+    """How many images of a split the model classifies right."""
+    out, y = logits(model, split)
+    return int((out.argmax(1) == y).sum())
+
+
+def robust_correct(model: nn.Module, split: Any, threat: Threat, seed: int = 0) -> int:
+    """How many images of a split stay right under our PGD, the worst iterate of each counted."""
+    where, right = device(), 0
+    model.to(where)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for x, y in batches.ordered(split, device=where):
+            x_adv = pgd(model, x, y, threat, worst=True)
+            with evaluating(model), torch.no_grad():
+                right += int((model(x_adv).argmax(1) == y).sum())
+    return right
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, split: Any, batch_size: int = 128) -> None:
+    """Re-estimates BatchNorm statistics as the plain average over a split's batches, in place."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None
+    model.train()
+    # Shuffled: a batch of one class has the variance of that class, not of the task.
+    for x, _ in batches.epoch(split, batch_size, augment="none", seed=0, epoch=0, device=device()):
+        model(x)
+    model.eval()
+    for m, momentum in zip(norms, momenta, strict=True):
+        m.momentum = momentum

@@ -1,0 +1,8 @@
+"""Transfer: what a ticket is worth on a downstream task."""
+
+from __future__ import annotations
+
+from robustlib.transfer.finetune import finetune
+from robustlib.transfer.linear import linear
+
+__all__ = ["finetune", "linear"]

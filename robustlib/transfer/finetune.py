@@ -1,0 +1,43 @@
+"""Finetuning: all weights of a ticket are trained on the task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustlib import models, training
+from robustlib.data import Dataset, batches
+from robustlib.objectives import Objective, natural
+from robustlib.specs import Transfer
+from robustlib.tickets import Mask
+
+
+def finetune(
+    model: nn.Module,
+    mask: Mask,
+    data: Dataset,
+    spec: Transfer,
+    checkpoint: Path | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Trains a ticket with a fresh head on the task's training images.
+
+    model: the pretrained network, changed in place. Returns it, removed weights exactly zero, and
+    the measures: val_correct and test_correct (counts) and the curve. Test images are seen once.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(batches.seed_for(spec.seed, "head"))
+        models.swap_head(model, data.n_classes)
+    mask.apply(model)
+    recipe = training.Recipe.of(spec)
+    curve = training.fit(
+        model, data.train, Objective(natural), recipe, checkpoint=checkpoint, label="finetune"
+    )
+    measures = {
+        "val_correct": training.correct(model, data.val),
+        "test_correct": training.correct(model, data.test),
+        "curve": curve,
+    }
+    return model, measures

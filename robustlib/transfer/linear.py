@@ -1,0 +1,70 @@
+"""Linear evaluation: a logistic regression on a ticket's frozen features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from robustlib import training
+from robustlib.data import Dataset, batches
+from robustlib.tickets import Mask
+
+STRENGTHS = tuple(10.0**e for e in (-4, -3, -2, -1, 0, 1))
+"""The values of C, the inverse of the L2 penalty, from which val chooses."""
+
+
+def features(model: nn.Module, split: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Pooled features [N, D] and labels [N] of a split; BatchNorm statistics stay as they are."""
+    with training.inference(model) as where:
+        pairs = [
+            (model.features(x).float().cpu(), y.cpu())
+            for x, y in batches.ordered(split, device=where)
+        ]
+    return torch.cat([p[0] for p in pairs]).numpy(), torch.cat([p[1] for p in pairs]).numpy()
+
+
+def linear(model: nn.Module, mask: Mask, data: Dataset) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Fits scikit-learn's logistic regression on features extracted once.
+
+    Features are standardised by the training images; C is the value of STRENGTHS that is best on
+    val, the smallest of equals. Returns the head as tensors (weight [K, D] and bias [K] on the
+    raw features) and the measures: val_correct, test_correct (counts), C, and its table.
+    A class that the training images lack is never predicted.
+    """
+    mask.apply(model)
+    (x, y), (x_val, y_val), (x_test, y_test) = (
+        features(model, split) for split in (data.train, data.val, data.test)
+    )
+    scaler = StandardScaler().fit(x)
+    x, x_val, x_test = (scaler.transform(part).astype(np.float64) for part in (x, x_val, x_test))
+    best, tried = None, {}
+    for strength in STRENGTHS:
+        candidate = LogisticRegression(C=strength, max_iter=1000, tol=1e-3).fit(x, y)
+        right = int((candidate.predict(x_val) == y_val).sum())
+        if right > max(tried.values(), default=-1):
+            best = candidate
+        tried[strength] = right
+    head = _head(best, scaler, data.n_classes)
+    measures = {
+        "val_correct": max(tried.values()),
+        "test_correct": int((best.predict(x_test) == y_test).sum()),
+        "C": best.C,
+        "val_correct_by_C": {f"{c:g}": n for c, n in tried.items()},
+    }
+    return head, measures
+
+
+def _head(fitted: LogisticRegression, scaler: StandardScaler, n_classes: int) -> dict[str, Tensor]:
+    coef, intercept = fitted.coef_, fitted.intercept_
+    if len(fitted.classes_) == 2:
+        coef, intercept = np.vstack([-coef / 2, coef / 2]), np.r_[-intercept / 2, intercept / 2]
+    weight = np.zeros((n_classes, coef.shape[1]))
+    bias = np.full(n_classes, -1e9)
+    weight[fitted.classes_] = coef / scaler.scale_
+    bias[fitted.classes_] = intercept - (coef / scaler.scale_) @ scaler.mean_
+    return {"fc.weight": torch.tensor(weight).float(), "fc.bias": torch.tensor(bias).float()}
