@@ -1,0 +1,32 @@
+"""What every test stands on: a store of its own, one thread, and data packs if there are any."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Two workers share two cores, and sums do not depend on how many cores there are."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is found or left in a store that outlives the test; its subprocesses included."""
+    monkeypatch.setenv("ROBUSTLIB_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of data packs that ROBUSTLIB_DATA names; without it the test is skipped."""
+    root = os.environ.get("ROBUSTLIB_DATA")
+    if not root:
+        pytest.skip("needs data packs: set ROBUSTLIB_DATA to their folder")
+    if not Path(root).is_dir():
+        pytest.fail(f"ROBUSTLIB_DATA={root!r} is not a folder")
+    return Path(root)
