@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from robustlib.data.splits import Split, seed_for
+from robustlib.data import files
+from robustlib.data.splits import FileSplit, Split, seed_for
 from robustlib.specs import AUGMENTS, integer, one_of
 
 
@@ -26,13 +27,13 @@ def to_float(x_u8: Tensor, device: torch.device | str = "cpu") -> Tensor:
     return x.to(torch.float32).div_(255).permute(0, 3, 1, 2)
 
 
-def steps(split: Split, batch_size: int) -> int:
+def steps(split: Split | FileSplit, batch_size: int) -> int:
     """Steps per epoch: full batches only, but one short batch where there is no full one."""
     return max(1, len(split) // integer("batch_size", batch_size, 1))
 
 
 def epoch(
-    split: Split,
+    split: Split | FileSplit,
     batch_size: int,
     *,
     augment: str,
@@ -44,7 +45,8 @@ def epoch(
     """One shuffled epoch of (x [B, 3, H, W] in [0, 1], y [B]), from step `start` on.
 
     The order follows from (seed, epoch), the augmentation of a step from (seed, epoch, step).
-    The remainder of the last batch is dropped; the next epoch shuffles it back in.
+    The remainder of the last batch is dropped; the next epoch shuffles it back in. Images from
+    files are augmented by (seed, epoch, row), and a crop is a RandomResizedCrop.
     """
     one_of("augment", augment, AUGMENTS)
     n_steps = steps(split, batch_size)
@@ -56,6 +58,10 @@ def epoch(
 
 def _epoch(split, batch_size, n_steps, augment, seed, epoch, start, device):
     order = torch.randperm(len(split), generator=_generator(seed, epoch))
+    if isinstance(split, FileSplit):
+        rows = order[start * batch_size : n_steps * batch_size].split(batch_size)
+        yield from _files(split, [r.tolist() for r in rows], augment, seed, epoch, device)
+        return
     for step in range(start, n_steps):
         rows = order[step * batch_size : (step + 1) * batch_size]
         x = gather(split.x, rows, augment, _generator(seed, epoch, step))
@@ -63,12 +69,22 @@ def _epoch(split, batch_size, n_steps, augment, seed, epoch, start, device):
 
 
 def ordered(
-    split: Split, batch_size: int = 500, device: torch.device | str = "cpu"
+    split: Split | FileSplit, batch_size: int = 500, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All of the split in its own order, nothing dropped or augmented, for evaluation."""
     integer("batch_size", batch_size, 1)
+    if isinstance(split, FileSplit):
+        rows = torch.arange(len(split)).split(batch_size)
+        yield from _files(split, [r.tolist() for r in rows], None, 0, 0, device)
+        return
     for i in range(0, len(split), batch_size):
         x, y = split.x[i : i + batch_size], split.y[i : i + batch_size]
+        yield to_float(x, device), y.to(device, non_blocking=True)
+
+
+def _files(split, rows, augment, seed, epoch, device):
+    pin = torch.device(device).type == "cuda"
+    for x, y in files.stream(split, rows, augment, seed, epoch, pin):
         yield to_float(x, device), y.to(device, non_blocking=True)
 
 

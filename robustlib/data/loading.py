@@ -8,7 +8,10 @@ from pathlib import Path
 import torch
 
 from robustlib.data import packs, sources
-from robustlib.data.splits import Dataset, Split, balanced, holdout, resized, take
+from robustlib.data.embedded import EMBEDDED
+from robustlib.data.files import imagenet
+from robustlib.data.packs import Pack
+from robustlib.data.splits import Dataset, FileSplit, Split, balanced, holdout, resized, take
 from robustlib.specs import integer
 
 
@@ -25,15 +28,27 @@ def load(
     same for every seed; train is the rest. With `n_train`, train is a class-balanced draw of that
     many images by `seed`, and val a draw of max(n_train // 4, n_classes) (or all there are), so
     that choosing on val does not smuggle labels into a small budget. n_train may be below the
-    number of classes: some classes then have no image. test is always whole.
+    number of classes: some classes then have no image. test is always whole. Images of another
+    size are scaled. Splits are of `Split`, ImageNet's of `FileSplit`.
 
     ValueError: an unknown name (the near ones are named), a bad pack, or n_train beyond what
-    there is.
+    there is. FileNotFoundError: a set that is not here and cannot be fetched.
     """
-    size = integer("size", size, 1, 4096)
-    data = _whole(name, *sources.find(name, size, root))
+    size = integer("size", size, 8, 4096)
+    n_train = None if n_train is None else integer("n_train", n_train, 1)
+    seed = integer("seed", seed, 0, 2**63 - 1)
+    path = sources.find(name, size, root)
+    if path is None:
+        data = _embedded(name, size)
+    elif path.is_dir():
+        data = _folder(path, size)
+    else:
+        stat = path.stat()
+        data = _pack(name, path, stat.st_mtime_ns, stat.st_size)
     if n_train is not None:
-        data = few(data, integer("n_train", n_train, 1), integer("seed", seed, 0, 2**63))
+        data = few(data, n_train, seed)
+    if isinstance(data.train, FileSplit):
+        return data
     parts = (resized(split, size) for split in (data.train, data.val, data.test))
     return Dataset(name, *parts, data.class_names)
 
@@ -50,10 +65,24 @@ def few(data: Dataset, n_train: int, seed: int) -> Dataset:
     return Dataset(data.name, train, val, data.test, data.class_names)
 
 
+# Whole sets are kept for the process, at the size they are stored in: a study asks for the same few
+# sets again and again, at other seeds. The time and size of the file are part of the key.
 @lru_cache(maxsize=8)
-def _whole(name: str, path: Path, stamp: tuple[int, int]) -> Dataset:
-    """The full set of a pack, read once per process (and again when the file has changed)."""
-    pack = packs.read(path)
+def _pack(name: str, path: Path, changed: int, size: int) -> Dataset:
+    return _dataset(name, packs.read(path))
+
+
+@lru_cache(maxsize=8)
+def _embedded(name: str, size: int) -> Dataset:
+    return _dataset(name, EMBEDDED[name](size))
+
+
+@lru_cache(maxsize=2)
+def _folder(path: Path, size: int) -> Dataset:
+    return imagenet(path, size)
+
+
+def _dataset(name: str, pack: Pack) -> Dataset:
     parts = {
         s: Split(torch.from_numpy(pack.arrays[f"x_{s}"]), torch.from_numpy(pack.arrays[f"y_{s}"]))
         for s in packs.SPLITS

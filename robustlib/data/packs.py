@@ -81,14 +81,21 @@ def read(path: Path) -> Pack:
                 arrays[key] = archive[key]
             key = "class_names"
             names = archive[key]
-            origin = str(archive["origin"]) if "origin" in known else ""
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as e:
         raise _error(path, key, f"cannot be read, the file is damaged ({e})") from e
     if names.dtype.kind != "U" or names.ndim != 1:
         raise _error(path, "class_names", f"{names.dtype} {names.shape}, must be text [K]")
-    pack = Pack(arrays, tuple(map(str, names)), origin)
+    pack = Pack(arrays, tuple(map(str, names)), origin(path))
     validate(pack, path)
     return pack
+
+
+def origin(path: Path) -> str:
+    """By whom the pack was built: torchvision, archive, folder; empty for one from outside."""
+    if "origin" not in headers(path):
+        return ""
+    with np.load(path, allow_pickle=False) as archive:
+        return str(archive["origin"])
 
 
 def write(path: Path, pack: Pack) -> None:

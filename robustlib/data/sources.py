@@ -1,11 +1,42 @@
-"""The data sets by name: where each comes from and how it becomes a pack."""
+"""The data sets by name: where each comes from, and the pack it is read from."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from robustlib.specs import one_of
+import numpy as np
+
+from robustlib.data import packs, torchsets
+from robustlib.data.embedded import EMBEDDED, GLYPHS, N_DIGITS, N_GLYPHS
+from robustlib.data.images import class_folders, divide, opened, stack
+from robustlib.data.packs import Pack
+from robustlib.data.torchsets import PUBLISHED, TINY
+from robustlib.specs import integer, number, one_of
+
+IMAGENET = "imagenet"
+BUILT_IN = (*EMBEDDED, *PUBLISHED, IMAGENET)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of `robustlib data list`; counts are 0 where they are not known.
+
+    n_train: training images in all, those that `load` cuts off as val among them.
+    here: `load` needs no network for it.
+    """
+
+    name: str
+    origin: str
+    here: bool
+    n_train: int
+    n_test: int
+    classes: int
+    licence: str
+    note: str = ""
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -13,10 +44,171 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get("ROBUSTLIB_DATA") or "~/.cache/robustlib").expanduser()
 
 
-def find(name: str, size: int, root: str | Path | None = None) -> tuple[Path, tuple[int, int]]:
-    """The pack of `name` and its stamp (time changed, bytes)."""
+def find(name: str, size: int, root: str | Path | None = None) -> Path | None:
+    """The pack (or ImageNet's folder) to read `name` from; None if it is embedded.
+
+    A pack in the data root comes first. A published set that is not there is built now, once, at
+    `size` (no larger than its images are). ValueError for an unknown name, FileNotFoundError if a
+    set cannot be fetched; both say what to do.
+    """
     folder = data_root(root)
-    one_of("dataset", name, sorted(p.stem for p in folder.glob("*.npz")))
-    path = folder / f"{name}.npz"
-    stat = path.stat()
-    return path, (stat.st_mtime_ns, stat.st_size)
+    path = _pack_here(folder, name, size)
+    if path or name in EMBEDDED:
+        return path
+    one_of("dataset", name, sorted({*BUILT_IN, *_pack_names(folder)}))
+    if name == IMAGENET:
+        path = folder / IMAGENET
+        if not (path / "train").is_dir() or not (path / "val").is_dir():
+            raise FileNotFoundError(
+                f"{name}: put its class folders into {path / 'train'} and {path / 'val'}; the "
+                "images are handed out by https://image-net.org after its terms were accepted"
+            )
+        return path
+    size = min(size, PUBLISHED[name].native)
+    path = folder / _file(name, size)
+    _build_once(path, lambda: torchsets.build(name, size, folder))
+    return path
+
+
+def build_folder(
+    name: str,
+    folder: str | Path,
+    size: int = 32,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    root: str | Path | None = None,
+) -> Path:
+    """A pack `name` from folder/<class>/<image files>, or from folder/{train,test[,val]}/<class>/.
+
+    Without a split of its own, `test_fraction` of each class is test, drawn by `seed`. Images are
+    scaled by their shorter side and cut to the middle. Returns the pack's path in the data root.
+    ValueError: a name that is no plain file name or is taken, a folder that is not of that form,
+    an image that cannot be read (it is named), or copies of training images in test.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+        raise ValueError(f"name={name!r}: use letters, digits, _ and -, 64 at most")
+    if name in BUILT_IN:
+        raise ValueError(f"name={name!r}: is a set of robustlib's own; choose another name")
+    size = integer("size", size, 8, 4096)
+    fraction = number("test_fraction", test_fraction, 0.01, 0.99)
+    folder, path = Path(folder).expanduser(), data_root(root) / _file(name, size)
+    if path.exists():
+        raise ValueError(f"{path}: is there already; delete it to build it anew")
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        splits = {s: class_folders(folder / s) for s in packs.SPLITS if (folder / s).is_dir()}
+    else:
+        splits = {"all": class_folders(folder)}
+    _build_once(path, lambda: _from_folders(name, splits, size, fraction, seed))
+    return path
+
+
+def available(root: str | Path | None = None) -> list[Row]:
+    """All sets, by name: packs in the data root (a bad one says why), embedded, published."""
+    folder = data_root(root)
+    found = {name: _pack_row(folder, name) for name in _pack_names(folder)}
+    own = [
+        Row("digits", "embedded", True, *N_DIGITS, 10, "CC BY 4.0", "handwritten, 8 x 8 scans"),
+        Row(
+            *("glyphs", "embedded", True, *N_GLYPHS, len(GLYPHS), "free fonts"),
+            "rendered from matplotlib's fonts; test faces are not in train",
+        ),
+        *(
+            Row(
+                *(n, "download", n == "tiny_imagenet" and (folder / TINY).exists()),
+                *(p.n_train, p.n_test, p.classes, p.licence, p.note),
+            )
+            for n, p in PUBLISHED.items()
+        ),
+        Row(
+            *(IMAGENET, "folder", (folder / IMAGENET / "train").is_dir()),
+            *(1_281_167, 50_000, 1_000, "ImageNet terms, research only"),
+            "read file by file; test is the published val",
+        ),
+    ]
+    found = {**{row.name: row for row in own}, **found}
+    return [found[name] for name in sorted(found)]
+
+
+def _file(name: str, size: int) -> str:
+    # "@" cannot be part of a name, so the size cannot be mistaken for one.
+    return f"{name}.npz" if size == 32 else f"{name}@{size}.npz"
+
+
+def _pack_names(folder: Path) -> set[str]:
+    return {p.stem.split("@")[0] for p in folder.glob("*.npz") if p.name[0] != "."}
+
+
+def _pack_here(folder: Path, name: str, size: int) -> Path | None:
+    """The best pack in the folder for `size`, or None if a published set should be built for it."""
+    if name not in _pack_names(folder):
+        return None
+    published = PUBLISHED.get(name)
+    exact = folder / _file(name, min(size, published.native) if published else size)
+    plain = folder / f"{name}.npz"
+    if exact.exists():
+        return exact
+    if published:
+        # One that was built here for another size is no reason to scale: the originals are better.
+        return plain if plain.exists() and not packs.origin(plain) else None
+    return plain if plain.exists() else max(folder.glob(f"{name}@*.npz"), key=_size_of)
+
+
+def _size_of(path: Path) -> int:
+    digits = path.stem.partition("@")[2]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _build_once(path: Path, build: Callable[[], Pack]) -> None:
+    """Write build()'s pack to `path`, unless another process has done so in the meantime."""
+    from filelock import FileLock
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        lock.acquire()
+    except OSError as e:
+        raise PermissionError(
+            f"{path} cannot be written ({e.strerror}); set ROBUSTLIB_DATA to a folder of yours"
+        ) from e
+    try:
+        if not path.exists():
+            packs.write(path, build())
+    finally:
+        lock.release()
+
+
+def _from_folders(
+    name: str, splits: dict[str, dict[str, list[Path]]], size: int, fraction: float, seed: int
+) -> Pack:
+    classes = sorted({c for split in splits.values() for c in split})
+    for split, found in splits.items():
+        if missing := set(classes) - set(found):
+            raise ValueError(f"{name}: {split} has no folder {', '.join(sorted(missing)[:5])}")
+    for label, label_files in splits.get("all", {}).items():
+        if len(label_files) < 2:
+            raise ValueError(f"{name}: class {label!r} has 1 image; 2 are needed, 1 for test")
+    made = {}
+    for split, found in splits.items():
+        files = [(p, k) for k, c in enumerate(classes) for p in found[c]]
+        made[split] = stack(opened(files), len(files), size, f"{name} {split}")
+    if "all" in made:
+        x, y = made.pop("all")
+        rows = dict(zip(("train", "test"), divide(y, fraction, seed), strict=True))
+        made = {split: (x[r], y[r]) for split, r in rows.items()}
+    elif len({x.shape[3] for x, _ in made.values()}) > 1:  # one split is grey throughout
+        made = {split: (np.broadcast_to(x, (*x.shape[:3], 3)), y) for split, (x, y) in made.items()}
+    arrays = {f"{k}_{s}": a for s, pair in made.items() for k, a in zip("xy", pair, strict=True)}
+    return Pack(arrays, tuple(classes), "folder")
+
+
+def _pack_row(folder: Path, name: str) -> Row:
+    path = _pack_here(folder, name, 32) or max(folder.glob(f"{name}@*.npz"), key=_size_of)
+    licence = PUBLISHED[name].licence if name in PUBLISHED else "that of its source"
+    try:
+        heads = packs.headers(path)
+        n = {s: heads[f"x_{s}"][0][0] for s in packs.SPLITS if f"x_{s}" in heads}
+        classes = heads["class_names"][0][0]
+        note = "masks, for segmentation" if "m_train" in heads else ""
+        return Row(name, "pack", True, n["train"], n["test"], classes, licence, note)
+    except (ValueError, KeyError, IndexError, OSError) as e:
+        return Row(name, "pack", False, 0, 0, 0, licence, f"bad pack: {e}")
