@@ -1,0 +1,95 @@
+"""Intervals, and differences between robust and natural paired by seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import stats
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PRETRAINING = ["objective", "norm", "eps", "sigma"]
+"""The columns that say how a network was pretrained."""
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Mean and Student's t interval of independent values: (mean, low, high).
+
+    With one value the interval is unknown: low and high are nan. With none, all three are.
+    """
+    x = np.asarray(values, dtype=float)
+    if len(x) == 0:
+        return math.nan, math.nan, math.nan
+    mean = float(x.mean())
+    if len(x) == 1:
+        return mean, math.nan, math.nan
+    half = float(stats.t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    return mean, mean - half, mean + half
+
+
+def accuracy_interval(accuracy: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact (Clopper-Pearson) interval of an accuracy measured on n images."""
+    ci = stats.binomtest(round(accuracy * n), n).proportion_ci(level, method="exact")
+    return float(ci.low), float(ci.high)
+
+
+def summary(frame: pd.DataFrame, by: Sequence[str], value: str = "accuracy") -> pd.DataFrame:
+    """Mean of `value` and its interval over seeds, in each cell of `by`.
+
+    What is neither in `by` nor the seed (tasks, say) is averaged within a seed first, so that the
+    seeds are the independent repetitions. Columns: by, mean, low, high, seeds.
+    """
+    by = list(by)
+    per_seed = frame.groupby([*by, "seed"], dropna=False)[value].mean().reset_index()
+    return _intervals(per_seed, by, value)
+
+
+def advantage(
+    frame: pd.DataFrame, by: Sequence[str] = ("task", "mode", "sparsity"), value: str = "accuracy"
+) -> pd.DataFrame:
+    """What robust pretraining adds: robust minus natural, paired by seed.
+
+    A row of `frame` is paired with the natural row that differs from it in nothing but how the
+    network was pretrained; pairs are averaged within a seed and cell of `by`, and the interval
+    is Student's over seeds. Columns: PRETRAINING, by, mean, low, high, seeds, pairs.
+
+    Raises ValueError when a robust row has no natural partner: the two sides would then be
+    averages over different things.
+    """
+    import pandas as pd
+
+    by = list(by)
+    twin = ["task", "mode", "n_train", "scheme", "pattern", "scope", "sparsity", "seed"]
+    twin = [c for c in twin if c in frame]
+    natural = frame[frame.objective == "natural"]
+    if natural.duplicated(twin).any():
+        raise ValueError("several natural rows differ in none of " + ", ".join(twin))
+    robust = frame[frame.objective != "natural"]
+    pairs = robust.merge(natural[[*twin, value]], on=twin, how="left", suffixes=("", "_natural"))
+    lonely = pairs[pairs[f"{value}_natural"].isna()]
+    if len(lonely):
+        raise ValueError(
+            f"{len(lonely)} robust rows have no natural partner, the first: "
+            + ", ".join(f"{c}={lonely.iloc[0][c]}" for c in twin)
+        )
+    pairs["difference"] = pairs[value] - pairs[f"{value}_natural"]
+    cells = [c for c in PRETRAINING if c in frame] + by
+    grouped = pairs.groupby([*cells, "seed"], dropna=False).difference.agg(["mean", "size"])
+    grouped = grouped.reset_index()
+    out = _intervals(grouped, cells, "mean")
+    sizes = grouped.groupby(cells, dropna=False)["size"].sum().reset_index(name="pairs")
+    return pd.merge(out, sizes, on=cells)
+
+
+def _intervals(per_seed: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = []
+    for cell, group in per_seed.groupby(by, dropna=False):
+        mean, low, high = mean_interval(group[value])
+        rows.append([*cell, mean, low, high, len(group)])
+    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds"])

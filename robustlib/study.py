@@ -1,0 +1,298 @@
+"""Studies: a profile says which grid of specs, the notebooks tell what it shows."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustlib import specs
+from robustlib.specs import MODES, Pretrain, Ticket, Transfer, one_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROFILES = Path(__file__).parent / "profiles"
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+TABLES = {"about", "seeds", "pretrain", "objective", "ticket", "transfer"}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Which grid a study is: fields of the specs, where a list is an axis of the grid."""
+
+    name: str
+    about: str
+    seeds: tuple[int, ...]
+    pretrain: dict[str, Any]
+    objectives: tuple[dict[str, Any], ...]
+    ticket: dict[str, Any]
+    transfer: dict[str, Any]
+
+
+def profiles() -> list[str]:
+    """The names of the profiles that come with the library."""
+    return sorted(p.stem for p in PROFILES.glob("*.toml"))
+
+
+def profile(name: str) -> Profile:
+    """A profile by name, or from a TOML file by its path.
+
+    Tables: about (text), seeds (list), [pretrain], [[objective]] (one for each way to pretrain:
+    fields of Pretrain), [ticket], [transfer]. Raises ValueError that names the file, the key and
+    what is allowed, for any value that no spec takes.
+    """
+    if str(name).endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise ValueError(f"profile={name!r}: there is no such file")
+    else:
+        path = PROFILES / f"{one_of('profile', name, profiles())}.toml"
+    try:
+        raw = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path}: is not TOML: {e}") from None
+    try:
+        for key in raw:
+            one_of("table", key, sorted(TABLES))
+        if missing := sorted(TABLES - {"about"} - set(raw)):
+            raise ValueError(f"table {missing[0]!r} is missing")
+        for table, cls in (("pretrain", Pretrain), ("ticket", Ticket), ("transfer", Transfer)):
+            _known_fields(table, raw[table], cls)
+        for entry in raw["objective"]:
+            _known_fields("objective", entry, Pretrain)
+        out = Profile(
+            path.stem,
+            raw.get("about", ""),
+            tuple(specs.integer("seeds", s, 0) for s in raw["seeds"]),
+            raw["pretrain"],
+            tuple(raw["objective"]),
+            raw["ticket"],
+            raw["transfer"],
+        )
+        if not out.seeds:
+            raise ValueError("seeds=[]: needs at least one")
+        if not grid(out):
+            raise ValueError("its grid is empty")
+    except (ValueError, TypeError, AttributeError) as e:
+        raise ValueError(f"{path}: {e}") from None
+    return out
+
+
+def _known_fields(table: str, values: dict[str, Any], cls: type) -> None:
+    own = {f.name for f in fields(cls)} - set(specs.KINDS) - {"seed"}
+    for name in values:
+        one_of(f"field of [{table}]", name, sorted(own))
+
+
+def pretrains(
+    study: str | Profile, *, seeds: str | Sequence[int] = "", eps: str | Sequence[float] = ""
+) -> list[Pretrain]:
+    """The source networks of a study, natural ones first, by seed.
+
+    `seeds` and `eps` choose among the profile's (sequences, or comma-separated text; empty: all);
+    natural networks are kept whatever eps is. Raises ValueError that lists the profile's values.
+    """
+    study = study if isinstance(study, Profile) else profile(study)
+    chosen = _choose("seeds", seeds, study.seeds, int)
+    out: dict[str, Pretrain] = {}
+    for entry in study.objectives:
+        for values in _product({**study.pretrain, **entry}):
+            if checkpoint := values.get("checkpoint"):
+                values["checkpoint"] = checkpoint.format(**values)
+            for seed in chosen:
+                # A checkpoint is one network: its repetitions are those of the transfer.
+                spec = Pretrain(**values, seed=0 if checkpoint else seed)
+                out.setdefault(specs.key(spec), spec)
+    radii = sorted({p.eps for p in out.values() if p.eps > 0})
+    kept = _choose("eps", eps, radii, float) if radii else []
+    ordered = [p for p in out.values() if p.eps == 0 or p.eps in kept]
+    return sorted(ordered, key=lambda p: (p.objective != "natural", p.objective, p.eps, p.seed))
+
+
+def grid(
+    study: str | Profile,
+    *,
+    seeds: str | Sequence[int] = "",
+    eps: str | Sequence[float] = "",
+    tasks: str | Sequence[str] = "",
+    modes: str | Sequence[str] = "",
+    sparsities: str | Sequence[float] = "",
+    n_train: int = 0,
+) -> list[Transfer]:
+    """The transfers of a study, robust and natural paired by seed: one seed drives the chain.
+
+    Each argument narrows or replaces an axis (sequence, or comma-separated text; empty or 0: the
+    profile's): seeds and eps choose among the profile's; tasks, modes, sparsities and n_train may
+    be any valid ones. Raises ValueError that names the bad value and lists the good ones.
+    """
+    study = study if isinstance(study, Profile) else profile(study)
+    ticket, transfer = dict(study.ticket), dict(study.transfer)
+    if values := _items(tasks, str):
+        transfer["task"] = [one_of("tasks", t, _datasets()) for t in values]
+    if values := _items(modes, str):
+        transfer["mode"] = [one_of("modes", m, MODES) for m in values]
+    if values := _items(sparsities, float):
+        ticket["sparsity"] = [specs.number("sparsities", s, 0, 1, open_high=True) for s in values]
+    if specs.integer("n_train", n_train, 0):
+        transfer["n_train"] = n_train
+    chosen = _choose("seeds", seeds, study.seeds, int)
+    out: dict[str, Transfer] = {}
+    for pretrain in pretrains(study, seeds=seeds, eps=eps):
+        for drawn in _product(ticket):
+            for values in _product(transfer):
+                for seed in chosen if pretrain.checkpoint else [pretrain.seed]:
+                    own = {"seed": seed} if drawn.get("scheme") == "random" else {}
+                    spec = Transfer(Ticket(pretrain, **drawn, **own), **values, seed=seed)
+                    out.setdefault(specs.key(spec), spec)
+    return list(out.values())
+
+
+def _product(table: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    axes = [v if isinstance(v, list) else [v] for v in table.values()]
+    for values in itertools.product(*axes):
+        # TOML has no null: "all" images is None in a spec.
+        yield {k: None if v == "all" else v for k, v in zip(table, values, strict=True)}
+
+
+def _items(value: Any, to: type) -> list[Any]:
+    parts = value.split(",") if isinstance(value, str) else value
+    parts = [p.strip() if isinstance(p, str) else p for p in parts]
+    try:
+        return [to(p) for p in parts if p != ""]
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r}: must be {to.__name__} values, separated by commas") from None
+
+
+def _choose(name: str, value: Any, among: Sequence[Any], to: type) -> list[Any]:
+    chosen = _items(value, to) or list(among)
+    for v in chosen:
+        if v not in among:
+            raise ValueError(f"{name}={v}: choose among {', '.join(map(str, among))}")
+    return chosen
+
+
+def _datasets() -> list[str]:
+    from robustlib.data import sources
+
+    return [row.name for row in sources.available()]
+
+
+def plan(study: str | Profile) -> str:
+    """What a study would run, with counts, what is stored already, and an estimate of cost."""
+    from robustlib import store
+    from robustlib.sweep import closure, cost
+
+    study = study if isinstance(study, Profile) else profile(study)
+    transfers = grid(study)
+    everything = closure(transfers)
+    lines = [f"study {study.name}: {study.about}", ""]
+    for kind, cls in specs.KINDS.items():
+        own = [s for s in everything if isinstance(s, cls)]
+        here = sum(store.has(s) for s in own)
+        lines.append(f"{kind:9} {len(own):6} specs, {here} stored")
+    for name in ("objective", "eps", "sparsity", "task", "mode", "n_train", "seed"):
+        values = dict.fromkeys(specs.columns(t)[name] for t in transfers)
+        lines.append(f"  {name:10} {', '.join(map(str, values))}")
+    missing = [s for s in everything if not store.has(s)]
+    total = sum(map(cost, missing))
+    speed = _speed()
+    lines += [
+        "",
+        f"to compute: {total:.3g} multiply-adds",
+        f"  this machine, one core at the {speed:.2g} a second just measured: "
+        f"{total / speed / 3600:.1f} core hours",
+        f"  a GPU that sustained 1e13 a second (an assumption): {total / 1e13 / 3600:.1f} hours",
+    ]
+    return "\n".join(lines)
+
+
+def _speed() -> float:
+    """Multiply-adds a second of training a small ResNet on one thread, timed for a second."""
+    import torch
+
+    from robustlib import models
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = models.build("resnet10s", 10, width=32, stem_stride=2)
+        x = torch.rand(64, 3, 32, 32)
+        per_step = 3 * 64 * models.multiply_adds(model, 32)
+        model(x).sum().backward()
+        started, steps = time.perf_counter(), 0
+        while time.perf_counter() - started < 1:
+            model(x).sum().backward()
+            steps += 1
+        return steps * per_step / (time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Natural against robust by mode and sparsity, averaged over tasks, in percent.
+
+    Intervals are Student's 95 % over seeds; the difference is paired by seed.
+    """
+    import pandas as pd
+
+    from robustlib import stats
+
+    by = ["mode", "sparsity"]
+    cells = [*stats.PRETRAINING[:3], *by]
+    each = stats.summary(frame, cells).set_index(cells)
+    rows = []
+    for robust in stats.advantage(frame, by).to_dict("records"):
+        natural = each.loc[("natural", "l2", 0.0, robust["mode"], robust["sparsity"])]
+        own = each.loc[tuple(robust[c] for c in cells)]
+        rows.append(
+            {
+                "mode": robust["mode"],
+                "robust": f"{robust['objective']} {robust['norm']} {robust['eps']:g}",
+                "sparsity": robust["sparsity"],
+                "natural %": _percent(natural),
+                "robust %": _percent(own),
+                "difference, points": _percent(robust, sign="+"),
+                "seeds": robust["seeds"],
+            }
+        )
+    return pd.DataFrame(rows).sort_values(["mode", "robust", "sparsity"], ignore_index=True)
+
+
+def _percent(cell: Any, sign: str = "") -> str:
+    mean, low, high = (100 * cell[c] for c in ("mean", "low", "high"))
+    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def run_study(name: str, out: Path, workers: int | None = None) -> pd.DataFrame:
+    """Computes a study's grid, then runs every notebook on it; returns the transfers' rows.
+
+    Executed notebooks go to out/notebooks, figures to out/figures, the rows to out/results.csv.
+    """
+    import papermill
+    from tqdm.auto import tqdm
+
+    from robustlib.sweep import sweep
+
+    study = profile(name)
+    if not NOTEBOOKS.is_dir():
+        raise ValueError(f"{NOTEBOOKS}: not there; a study runs from a clone of the project")
+    frame = sweep(grid(study), workers)
+    (out / "notebooks").mkdir(parents=True, exist_ok=True)
+    frame.to_csv(out / "results.csv", index=False)
+    given = {"profile": name, "figures": str((out / "figures").resolve())}
+    bar = tqdm(sorted(NOTEBOOKS.glob("[0-9]*.ipynb")), unit="notebook", dynamic_ncols=True)
+    for notebook in bar:
+        bar.set_description(notebook.stem)
+        papermill.execute_notebook(
+            notebook,
+            out / "notebooks" / notebook.name,
+            parameters=given,
+            progress_bar=False,
+            cwd=NOTEBOOKS,
+        )
+    return frame
