@@ -135,13 +135,14 @@ def multiply_adds(model: nn.Module, size: int) -> int:
 
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     handles = [m.register_forward_hook(count) for m in layers]
-    was_training = model.training
+    modes = {m: m.training for m in model.modules()}
     try:
         model.eval()
         with torch.no_grad():
             model(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
     finally:
-        model.train(was_training)
+        for m, training in modes.items():
+            m.training = training
         for h in handles:
             h.remove()
     return total
