@@ -100,12 +100,7 @@ def load(
     if text.endswith(SUFFIXES):
         path = Path(text).expanduser()
     else:
-        try:
-            path = _fetch(one_of("checkpoint", text, NAMES))
-        except ValueError as e:
-            if text in NAMES:
-                raise
-            raise ValueError(f"{e}, or a file that ends in {', '.join(SUFFIXES)}") from None
+        path = _fetch(one_of("checkpoint", text, (*NAMES, *(f"FILE{s}" for s in SUFFIXES))))
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint={text!r}: there is no such file")
     state, metadata = _read(path)
@@ -122,7 +117,7 @@ def save(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None 
 
     `load` gives back the same bits. What `describe` says goes into the file's metadata, with
     `metadata`, such as where the network comes from. Raises ValueError for another suffix, a
-    module that is not one of `specs.ARCHS`, or weights that are not float32.
+    module that is not one of `specs.ARCHS`, or weights that are not finite or not float32.
     """
     path = Path(path).expanduser()
     one_of("suffix", path.suffix, SUFFIXES[:1])
@@ -130,6 +125,8 @@ def save(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None 
     for key, value in state.items():
         if value.dtype not in (torch.float32, torch.int64):
             raise ValueError(f"{key} is {value.dtype}: only float32 networks are saved")
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{key} holds nan or infinity: not saved")
     about = {k: str(v) for k, v in describe(model).items()}
     data = safetensors.torch.save(state, {**(metadata or {}), **about})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +161,7 @@ def _fetch(name: str) -> Path:
         url = _TORCHVISION[model].url
         digest = url.rpartition("-")[2].removesuffix(".pth")  # the first 8 of its sha256
     else:
-        url, digest = f"https://huggingface.co/{HUB}/resolve/{REVISION}/{model}.ckpt", None
+        url = f"https://huggingface.co/{HUB}/resolve/{REVISION}/{model}.ckpt"
         digest = _MADRYLAB[model]
     folder = data_root() / "checkpoints" / family
     target = folder / f"{model}.safetensors"
@@ -188,9 +185,7 @@ def _fetch(name: str) -> Path:
             raise ValueError(f"{raw}: its sha256 is {actual}, expected {digest}: not {url}")
         if not digest:
             warnings.warn(f"{raw}: no checksum is known, its sha256 is {actual}", stacklevel=3)
-        state, _ = _read(raw)
-        network = _model(raw, state, {}, None)
-        save(network, target, {"url": url, "sha256": actual})
+        save(_model(raw, *_read(raw), None), target, {"url": url, "sha256": actual})
     return target
 
 
@@ -227,18 +222,15 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: holds no state_dict, under 'model', 'state_dict' or by itself")
     for key, value in state.items():
         if not isinstance(key, str) or type(value) not in (Tensor, nn.Parameter):
-            raise ValueError(f"{path}: {key!r} is a {type(value).__name__}, expected a tensor")
+            raise ValueError(f"{path}: {key!r}: {type(value).__name__}, expected a name: tensor")
         kinds = (torch.float32, torch.float16, torch.bfloat16, torch.int64)
         if value.dtype not in kinds or value.layout != torch.strided or value.is_meta:
             raise ValueError(f"{path}: {key} is {value.dtype}, {value.layout}, on {value.device}")
+        if value.nbytes > value.untyped_storage().nbytes():  # a few bytes that claim to be many
+            raise ValueError(f"{path}: {key} says it is {list(value.shape)}, the file holds less")
         if not torch.isfinite(value).all():
             raise ValueError(f"{path}: {key} holds nan or infinity")
     return _unwrap(path, state), metadata
-
-
-# numpy's scalars: a learning rate beside the weights is often one. Their real constructors are not
-# safe on hostile input, and the values are not wanted, so a blank takes their place.
-_IGNORED = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
 
 
 class _Ignored:
@@ -247,10 +239,23 @@ class _Ignored:
     def __setstate__(self, state: object) -> None: ...
 
 
+# What a benign checkpoint may hold beside its weights: a learning rate that is a numpy scalar. The
+# real constructors are not safe on hostile input and the value is not wanted, so classes that
+# carry these names, which is what torch goes by, and do nothing take their place.
+_IGNORED = [
+    type(name, (_Ignored,), {"__module__": module})
+    for module, name in (
+        ("numpy", "dtype"),
+        ("numpy.core.multiarray", "scalar"),
+        ("numpy._core.multiarray", "scalar"),
+    )
+]
+
+
 def _unpickle(path: Path) -> Any:
     """What torch's weights-only reader makes of a file, or a ValueError that says what is wrong."""
     refused: list[str] = []
-    with torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED]):
+    with torch.serialization.safe_globals(_IGNORED):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -289,7 +294,9 @@ def _unwrap(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
         prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         for prefix in (*copies, *copies.values())
     }
-    _complain(path, "an AttackerModel", [], [k for k in state if not k.startswith(tuple(parts))])
+    odd = [k for k in state if not k.startswith(tuple(parts))]
+    if odd:
+        raise ValueError(f"{path}: unexpected {module}{odd[0]} beside {module}model.*")
     for own, copy in copies.items():
         if not parts[copy]:
             continue
@@ -307,10 +314,11 @@ def _fit(
     where: Path | str, shapes: Mapping[str, torch.Size], stem_stride: int
 ) -> tuple[str, models.ResNet]:
     """The arch whose parameters have exactly these names and shapes, and an empty network of it."""
-    width, n_classes = (
-        next((n for n in shapes.get(key, ()) if 0 < n <= 2**16), default)
-        for key, default in (("conv1.weight", 64), ("fc.weight", 1000))
-    )
+
+    def size(default: int, *keys: str) -> int:
+        return next((shapes[k][0] for k in keys if shapes.get(k) and shapes[k][0] > 0), default)
+
+    width, n_classes = size(64, "conv1.weight", "bn1.weight"), size(1000, "fc.weight", "fc.bias")
     misfits = {}
     for arch in ARCHS:
         with torch.device("meta"):  # neither memory nor random numbers
@@ -318,33 +326,24 @@ def _fit(
         expected = {k: v.shape for k, v in model.state_dict().items()}
         if expected == shapes:
             return arch, model
-        missing = [k for k in expected if k not in shapes]
-        unexpected = [k for k in shapes if k not in expected]
-        wrong = [
-            f"{k} is {list(shapes[k])}, expected {list(shape)}"
-            for k, shape in expected.items()
-            if shapes.get(k, shape) != shape
-        ]
-        misfits[arch] = (missing, unexpected, wrong)
-    nearest = min(misfits, key=lambda arch: sum(map(len, misfits[arch])))
-    _complain(where, nearest, *misfits[nearest])
-    raise AssertionError("a misfit has a reason")
-
-
-def _complain(
-    where: Path | str, what: str, missing: list[str], unexpected: list[str], wrong: list[str] = ()
-) -> None:
-    """Raises a ValueError that names the first of each kind of misfit, if there is any."""
-    kinds = {"missing keys": missing, "unexpected keys": unexpected, "wrong shapes": wrong}
-    said = [
-        f"{kind}: {', '.join(found[:4])}" + (f" and {len(found) - 4} more" if found[4:] else "")
-        for kind, found in kinds.items()
-        if found
+        misfits[arch] = {
+            "missing": [k for k in expected if k not in shapes],
+            "unexpected": [k for k in shapes if k not in expected],
+            "of a wrong shape": [
+                f"{k} {list(shapes[k])} instead of {list(shape)}"
+                for k, shape in expected.items()
+                if shapes.get(k, shape) != shape
+            ],
+        }
+    nearest = min(misfits, key=lambda arch: sum(map(len, misfits[arch].values())))
+    reasons = [
+        f"{kind}: {', '.join(keys[:4])}" + (f" and {len(keys) - 4} more" if keys[4:] else "")
+        for kind, keys in misfits[nearest].items()
+        if keys
     ]
-    if said:
-        raise ValueError(
-            f"{where}: not one of {', '.join(ARCHS)}; nearest is {what}, but " + "; ".join(said)
-        )
+    raise ValueError(
+        f"{where}: not one of {', '.join(ARCHS)}; nearest is {nearest}, but {'; '.join(reasons)}"
+    )
 
 
 def _model(
@@ -354,11 +353,13 @@ def _model(
     if not {"mean", "std"} & state.keys():
         state["mean"] = torch.tensor(models.IMAGENET_MEAN).view(3, 1, 1)
         state["std"] = torch.tensor(models.IMAGENET_STD).view(3, 1, 1)
-    recorded = int(metadata.get("stem_stride", 1))
-    stride = recorded if stem_stride is None else integer("stem_stride", stem_stride, 1, 4)
-    arch, model = _fit(path, {k: v.shape for k, v in state.items()}, stride)
-    if arch.endswith("s") and "stem_stride" in metadata and stride != recorded:
-        raise ValueError(f"stem_stride={stride}: {path} was saved with stem_stride={recorded}")
+    recorded = metadata.get("stem_stride")
+    if stem_stride is None:
+        stem_stride = int(recorded) if recorded in ("1", "2", "3", "4") else 1
+    integer("stem_stride", stem_stride, 1, 4)
+    arch, model = _fit(path, {k: v.shape for k, v in state.items()}, stem_stride)
+    if arch.endswith("s") and recorded not in (None, str(stem_stride)):
+        raise ValueError(f"stem_stride={stem_stride}: {path} says stem_stride={recorded!r}")
     if not (state["std"] > 0).all():
         raise ValueError(f"{path}: std is {state['std'].flatten().tolist()}, must be above 0")
     # Copied, for tensors of a file may share their memory; half precision widens without loss.
