@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from robustlib.specs import KINDS, Pretrain, Ticket, Transfer, one_of
+from robustlib.specs import KINDS, Pretrain, Ticket, Transfer
 
 _Flat = tyro.conf.arg(name="")
 

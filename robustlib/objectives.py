@@ -79,6 +79,8 @@ def free(threat: Threat, replays: int) -> Objective:
         delta = (x + delta).clamp_(0, 1).sub_(x).requires_grad_()
 
         def move(grad: Tensor) -> None:
+            # fp16 scales the loss until gradients overflow, and skips that step; so does delta.
+            grad = grad.nan_to_num(0, 0, 0)
             state["delta"] = ascend(delta.detach(), grad, x, threat, threat.eps)
 
         delta.register_hook(move)
@@ -88,7 +90,8 @@ def free(threat: Threat, replays: int) -> Objective:
 
 
 def smoothing(sigma: float) -> Objective:
-    """Cross entropy on images with Gaussian noise, for randomized smoothing (Cohen et al., 2019)."""
+    """Cross entropy on images with Gaussian noise, for randomized smoothing (Cohen et al.,
+    2019)."""
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(model(x + sigma * torch.randn_like(x)), y)

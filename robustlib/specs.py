@@ -43,7 +43,7 @@ MODES: tuple[str, ...] = get_args(Mode)
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> Any:
     """`value` if it is allowed; else a ValueError that names it, the near ones and all of them."""
     allowed = list(allowed)
-    if value in allowed:
+    if isinstance(value, str) and value in allowed:
         return value
     near = difflib.get_close_matches(str(value), allowed, n=2, cutoff=0.6)
     hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
@@ -54,23 +54,28 @@ def number(name: str, value: Any, low: float, high: float, *, open_high: bool = 
     """`value` as a finite float in [low, high] ([low, high) if open_high); "8/255" is read too."""
     try:
         x = float(Fraction(value) if isinstance(value, str) and "/" in value else value)
-    except (TypeError, ValueError, ZeroDivisionError):
-        raise ValueError(f"{name}={value!r}: not a number") from None
-    if not math.isfinite(x):
-        raise ValueError(f"{name}={value!r}: must be a finite number")
-    if x < low or x > high or (open_high and x == high):
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        x = math.nan
+    fits = math.isfinite(x) and low <= x <= high and not (open_high and x == high)
+    if _is_bool(value) or not fits:
         close = ")" if open_high else "]"
         raise ValueError(f"{name}={value!r}: must be a number in [{low:g}, {high:g}{close}")
-    return x
+    return x + 0.0  # -0.0 is 0.0: one experiment, one key.
 
 
 def integer(name: str, value: Any, low: int, high: int = 2**31) -> int:
     """`value` as an int in [low, high]; a float with a fraction or a bool is refused."""
-    if isinstance(value, bool) or not isinstance(value, Real) or value % 1 != 0:
-        raise ValueError(f"{name}={value!r}: must be a whole number")
-    if not low <= value <= high:
-        raise ValueError(f"{name}={value!r}: must be at least {low} and at most {high}")
+    whole = isinstance(value, Real) and not _is_bool(value) and value % 1 == 0
+    if not whole or not low <= value <= high:
+        raise ValueError(
+            f"{name}={value!r}: must be a whole number, at least {low} and at most {high}"
+        )
     return int(value)
+
+
+def _is_bool(value: Any) -> bool:
+    # By name: numpy's bool is meant too, and numpy need not be imported for that.
+    return type(value).__name__ == "bool"
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Pretrain:
     source: str = "tinyimagenet200"
     """Name of the dataset (see `robustlib data list`)."""
     arch: Arch = "resnet10s"
-    """Small images: resnet10s, resnet18s (with width and stem_stride); 224 px: resnet18, resnet50."""
+    """resnet10s and resnet18s for small images, resnet18 and resnet50 for 224 px."""
     width: int = 32
     """Channels of the first stage of a small-image ResNet."""
     stem_stride: int = 2
@@ -136,16 +141,6 @@ class Pretrain:
         one_of("schedule", self.schedule, SCHEDULES)
         one_of("augment", self.augment, AUGMENTS)
         one_of("precision", self.precision, PRECISIONS)
-        for name, low in (("width", 1), ("steps", 1), ("replays", 1), ("epochs", 0), ("seed", 0)):
-            integer(name, getattr(self, name), low)
-        integer("stem_stride", self.stem_stride, 1, 4)
-        integer("size", self.size, 8, 1024)
-        integer("batch_size", self.batch_size, 2)
-        number("eps", self.eps, 0, 1000)
-        number("sigma", self.sigma, 0, 10)
-        if self.step_size is not None:
-            number("step_size", self.step_size, 0, 1000)
-        _check_optimiser(self)
         attacked = self.objective in ("pgd", "trades", "free")
         if attacked and self.eps == 0:
             raise ValueError(f"eps=0.0: objective={self.objective!r} needs an eps above 0")
@@ -183,8 +178,6 @@ class Ticket:
         one_of("scheme", self.scheme, SCHEMES)
         one_of("pattern", self.pattern, PATTERNS)
         one_of("scope", self.scope, SCOPES)
-        number("sparsity", self.sparsity, 0, 1, open_high=True)
-        integer("seed", self.seed, 0)
         if self.scheme == "dense" and self.sparsity != 0:
             raise ValueError(f"sparsity={self.sparsity:g}: scheme='dense' removes nothing")
         if self.scheme != "random" and self.seed != 0:
@@ -225,10 +218,6 @@ class Transfer:
         one_of("mode", self.mode, MODES)
         one_of("augment", self.augment, AUGMENTS)
         one_of("precision", self.precision, PRECISIONS)
-        integer("epochs", self.epochs, 0)
-        integer("batch_size", self.batch_size, 2)
-        integer("seed", self.seed, 0)
-        _check_optimiser(self)
 
 
 Spec = Pretrain | Ticket | Transfer
@@ -265,7 +254,9 @@ def to_dict(spec: Spec, *, defaults: bool = True) -> dict[str, Any]:
 
 def from_dict(cls: type, data: dict[str, Any]) -> Any:
     """The inverse of `to_dict`. Raises ValueError for an unknown field or a bad value."""
-    known = {f.name for f in fields(cls)}
+    known = [f.name for f in fields(cls)]
+    if not isinstance(data, dict):
+        raise ValueError(f"{cls.__name__}={data!r}: must be a table of {', '.join(known)}")
     for name in data:
         one_of(f"{cls.__name__} field", name, known)
     nested = {"pretrain": Pretrain, "ticket": Ticket}
@@ -274,6 +265,10 @@ def from_dict(cls: type, data: dict[str, Any]) -> Any:
 
 def key(spec: Spec) -> str:
     """The content address of a spec: 20 hex digits of the SHA-256 of its canonical JSON."""
+    if isinstance(spec, type):
+        raise ValueError(
+            f"{spec.__name__}: is a kind of spec, not a spec; did you mean () after it?"
+        )
     canonical = json.dumps(
         {kind(spec): to_dict(spec, defaults=False)}, sort_keys=True, separators=(",", ":")
     )
@@ -300,30 +295,43 @@ def columns(spec: Spec) -> dict[str, Any]:
     return row
 
 
+# What the numbers of the specs may be: at least, at most. No number may be infinite or nan.
+_LIMITS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("width", "steps", "replays", "n_train"), (1, 2**31)),
+    **dict.fromkeys(("epochs", "seed"), (0, 2**31)),
+    "stem_stride": (1, 4),
+    "size": (8, 1024),
+    "batch_size": (2, 2**31),
+    "eps": (0, 1000),
+    "step_size": (0, 1000),
+    "beta": (0, 1000),
+    "sigma": (0, 10),
+    "lr": (0, 100),
+    "momentum": (0, 1),
+    "weight_decay": (0, 1),
+    "sparsity": (0, 1),
+}
+_BELOW = ("momentum", "sparsity")
+"""Those that must stay below their limit."""
+
+
 def _coerce(spec: Any) -> None:
     """Gives every field its declared type, so that 1 and 1.0 are one experiment and one key."""
     for f in fields(spec):
         value, declared = getattr(spec, f.name), f.type
-        optional = value is None and "None" in declared
-        if declared.startswith("float") and not optional:
-            value = number(f.name, value, -math.inf, math.inf)
-        elif declared.startswith("int") and not optional:
-            value = integer(f.name, value, -(2**31))
-        elif declared == "bool" and not isinstance(value, bool):
-            raise ValueError(f"{f.name}={value!r}: choose one of True, False")
+        if value is None and "None" in declared:
+            continue
+        if declared.startswith("float"):
+            value = number(f.name, value, *_LIMITS[f.name], open_high=f.name in _BELOW)
+        elif declared.startswith("int"):
+            value = integer(f.name, value, *_LIMITS[f.name])
+        elif declared == "bool":
+            if not _is_bool(value):
+                raise ValueError(f"{f.name}={value!r}: choose one of True, False")
+            value = bool(value)
         elif declared == "str" and not isinstance(value, str):
             raise ValueError(f"{f.name}={value!r}: must be text")
         object.__setattr__(spec, f.name, value)
-    if getattr(spec, "n_train", None) is not None:
-        integer("n_train", spec.n_train, 1)
-
-
-def _check_optimiser(spec: Any) -> None:
-    number("lr", spec.lr, 0, 100)
-    number("weight_decay", spec.weight_decay, 0, 1)
-    if hasattr(spec, "momentum"):
-        number("momentum", spec.momentum, 0, 1, open_high=True)
-        number("beta", spec.beta, 0, 1000)
 
 
 def _nested(name: str, value: Any, cls: type) -> None:

@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
+from robustlib.specs import Transfer, columns
+
 if TYPE_CHECKING:
     import pandas as pd
 
 PRETRAINING = ["objective", "norm", "eps", "sigma"]
-"""The columns that say how a network was pretrained."""
+"""The columns that name a way to pretrain."""
+
+RECIPE = [
+    *PRETRAINING,
+    *("steps", "step_size", "beta", "replays", "checkpoint", "schedule", "momentum"),
+    *("decay_norms", "pretrain_epochs", "pretrain_lr", "pretrain_batch_size"),
+    *("pretrain_weight_decay", "pretrain_augment", "pretrain_precision"),
+]
+"""All the columns in which a robust network may differ from its natural partner."""
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
@@ -53,8 +63,7 @@ def advantage(
 ) -> pd.DataFrame:
     """What robust pretraining adds: robust minus natural, paired by seed.
 
-    A row of `frame` is paired with the natural row that differs from it in nothing but how the
-    network was pretrained; pairs are averaged within a seed and cell of `by`, and the interval
+    A row of `frame` is paired with the natural row that differs from it in nothing but RECIPE; pairs are averaged within a seed and cell of `by`, and the interval
     is Student's over seeds. Columns: PRETRAINING, by, mean, low, high, seeds, pairs.
 
     Raises ValueError when a robust row has no natural partner: the two sides would then be
@@ -63,8 +72,7 @@ def advantage(
     import pandas as pd
 
     by = list(by)
-    twin = ["task", "mode", "n_train", "scheme", "pattern", "scope", "sparsity", "seed"]
-    twin = [c for c in twin if c in frame]
+    twin = [c for c in columns(Transfer()) if c in frame and c not in RECIPE]
     natural = frame[frame.objective == "natural"]
     if natural.duplicated(twin).any():
         raise ValueError("several natural rows differ in none of " + ", ".join(twin))

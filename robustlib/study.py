@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import time
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustlib import specs
-from robustlib.specs import MODES, Pretrain, Ticket, Transfer, one_of
+from robustlib.specs import Pretrain, Ticket, Transfer, one_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,7 @@ class Profile:
     pretrain: dict[str, Any]
     objectives: tuple[dict[str, Any], ...]
     ticket: dict[str, Any]
-    transfer: dict[str, Any]
+    transfers: tuple[dict[str, Any], ...]
 
 
 def profiles() -> list[str]:
@@ -43,7 +43,7 @@ def profile(name: str) -> Profile:
     """A profile by name, or from a TOML file by its path.
 
     Tables: about (text), seeds (list), [pretrain], [[objective]] (one for each way to pretrain:
-    fields of Pretrain), [ticket], [transfer]. Raises ValueError that names the file, the key and
+    fields of Pretrain), [ticket], [[transfer]] (one for each way to transfer). Raises ValueError that names the file, the key and
     what is allowed, for any value that no spec takes.
     """
     if str(name).endswith(".toml"):
@@ -61,10 +61,10 @@ def profile(name: str) -> Profile:
             one_of("table", key, sorted(TABLES))
         if missing := sorted(TABLES - {"about"} - set(raw)):
             raise ValueError(f"table {missing[0]!r} is missing")
-        for table, cls in (("pretrain", Pretrain), ("ticket", Ticket), ("transfer", Transfer)):
-            _known_fields(table, raw[table], cls)
-        for entry in raw["objective"]:
-            _known_fields("objective", entry, Pretrain)
+        own = {"pretrain": Pretrain, "objective": Pretrain, "ticket": Ticket, "transfer": Transfer}
+        for table, cls in own.items():
+            for entry in raw[table] if isinstance(raw[table], list) else [raw[table]]:
+                _known_fields(table, entry, cls)
         out = Profile(
             path.stem,
             raw.get("about", ""),
@@ -72,7 +72,7 @@ def profile(name: str) -> Profile:
             raw["pretrain"],
             tuple(raw["objective"]),
             raw["ticket"],
-            raw["transfer"],
+            tuple(raw["transfer"]),
         )
         if not out.seeds:
             raise ValueError("seeds=[]: needs at least one")
@@ -127,36 +127,41 @@ def grid(
     """The transfers of a study, robust and natural paired by seed: one seed drives the chain.
 
     Each argument narrows or replaces an axis (sequence, or comma-separated text; empty or 0: the
-    profile's): seeds and eps choose among the profile's; tasks, modes, sparsities and n_train may
+    profile's): seeds, eps and modes choose among the profile's; tasks, sparsities and n_train may
     be any valid ones. Raises ValueError that names the bad value and lists the good ones.
     """
     study = study if isinstance(study, Profile) else profile(study)
-    ticket, transfer = dict(study.ticket), dict(study.transfer)
+    given: dict[str, Any] = {}
     if values := _items(tasks, str):
-        transfer["task"] = [one_of("tasks", t, _datasets()) for t in values]
-    if values := _items(modes, str):
-        transfer["mode"] = [one_of("modes", m, MODES) for m in values]
+        given["task"] = [one_of("tasks", t, _datasets()) for t in values]
+    if specs.integer("n_train", n_train, 0):
+        given["n_train"] = n_train
+    ticket = dict(study.ticket)
     if values := _items(sparsities, float):
         ticket["sparsity"] = [specs.number("sparsities", s, 0, 1, open_high=True) for s in values]
-    if specs.integer("n_train", n_train, 0):
-        transfer["n_train"] = n_train
+    ways = [way for entry in study.transfers for way in _product({**entry, **given})]
+    known = dict.fromkeys(way.get("mode", Transfer.mode) for way in ways)
+    kept = _choose("modes", modes, list(known), str)
     chosen = _choose("seeds", seeds, study.seeds, int)
     out: dict[str, Transfer] = {}
-    for pretrain in pretrains(study, seeds=seeds, eps=eps):
-        for drawn in _product(ticket):
-            for values in _product(transfer):
-                for seed in chosen if pretrain.checkpoint else [pretrain.seed]:
-                    own = {"seed": seed} if drawn.get("scheme") == "random" else {}
-                    spec = Transfer(Ticket(pretrain, **drawn, **own), **values, seed=seed)
-                    out.setdefault(specs.key(spec), spec)
+    for pretrain, drawn, way in itertools.product(
+        pretrains(study, seeds=seeds, eps=eps), _product(ticket), ways
+    ):
+        if way.get("mode", Transfer.mode) in kept:
+            for seed in chosen if pretrain.checkpoint else [pretrain.seed]:
+                own = {"seed": seed} if drawn.get("scheme") == "random" else {}
+                spec = Transfer(Ticket(pretrain, **drawn, **own), **way, seed=seed)
+                out.setdefault(specs.key(spec), spec)
     return list(out.values())
 
 
-def _product(table: dict[str, Any]) -> Iterable[dict[str, Any]]:
+def _product(table: dict[str, Any]) -> list[dict[str, Any]]:
     axes = [v if isinstance(v, list) else [v] for v in table.values()]
-    for values in itertools.product(*axes):
-        # TOML has no null: "all" images is None in a spec.
-        yield {k: None if v == "all" else v for k, v in zip(table, values, strict=True)}
+    # TOML has no null: "all" images is None in a spec.
+    return [
+        {k: None if v == "all" else v for k, v in zip(table, values, strict=True)}
+        for values in itertools.product(*axes)
+    ]
 
 
 def _items(value: Any, to: type) -> list[Any]:
