@@ -63,8 +63,9 @@ def advantage(
 ) -> pd.DataFrame:
     """What robust pretraining adds: robust minus natural, paired by seed.
 
-    A row of `frame` is paired with the natural row that differs from it in nothing but RECIPE; pairs are averaged within a seed and cell of `by`, and the interval
-    is Student's over seeds. Columns: PRETRAINING, by, mean, low, high, seeds, pairs.
+    A row of `frame` is paired with the natural row that differs from it in nothing but RECIPE;
+    pairs are averaged within a seed and cell of `by`, and the interval is Student's over seeds.
+    Columns: PRETRAINING, by, mean, low, high, seeds, pairs.
 
     Raises ValueError when a robust row has no natural partner: the two sides would then be
     averages over different things.

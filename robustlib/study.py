@@ -43,8 +43,8 @@ def profile(name: str) -> Profile:
     """A profile by name, or from a TOML file by its path.
 
     Tables: about (text), seeds (list), [pretrain], [[objective]] (one for each way to pretrain:
-    fields of Pretrain), [ticket], [[transfer]] (one for each way to transfer). Raises ValueError that names the file, the key and
-    what is allowed, for any value that no spec takes.
+    fields of Pretrain), [ticket], [[transfer]] (one for each way to transfer). Raises ValueError
+    that names the file, the key and what is allowed, for any value that no spec takes.
     """
     if str(name).endswith(".toml"):
         path = Path(name)
