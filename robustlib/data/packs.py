@@ -11,6 +11,7 @@ import math
 import os
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,12 @@ import numpy as np
 MAX_BYTES = 16 * 2**30  # of all arrays of a pack together; larger sets belong in a folder
 MAX_OVERLAP = 0.02  # of the test images: a handful of exact copies is found in published sets
 SPLITS = ("train", "val", "test")
+
+# What zipfile raises, depending on which byte is wrong.
+DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, OSError),
+    *(NotImplementedError, RuntimeError),
+)
 
 Header = tuple[tuple[int, ...], np.dtype]
 
@@ -54,7 +61,7 @@ def headers(path: Path) -> dict[str, Header]:
                     raise _error(path, key, f"header says {shape} {dtype}, the data do not fit it")
                 total += info.file_size
                 found[key] = (shape, dtype)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as e:
+    except DAMAGED as e:
         raise ValueError(f"{path}: not a readable .npz, or truncated ({e})") from e
     if total > MAX_BYTES:
         raise ValueError(f"{path}: {total / 2**30:.1f} GiB of arrays, at most 16 GiB are read")
@@ -74,28 +81,18 @@ def read(path: Path) -> Pack:
             raise _error(
                 path, key, f"missing; the file has {', '.join(sorted(known)) or 'nothing'}"
             )
-    arrays = {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            for key in wanted:
-                arrays[key] = archive[key]
-            key = "class_names"
-            names = archive[key]
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as e:
-        raise _error(path, key, f"cannot be read, the file is damaged ({e})") from e
+    arrays = _arrays(path, [*wanted, "class_names", *known.keys() & {"origin"}])
+    names, by = arrays.pop("class_names"), str(arrays.pop("origin", ""))
     if names.dtype.kind != "U" or names.ndim != 1:
         raise _error(path, "class_names", f"{names.dtype} {names.shape}, must be text [K]")
-    pack = Pack(arrays, tuple(map(str, names)), origin(path))
+    pack = Pack(arrays, tuple(map(str, names)), by)
     validate(pack, path)
     return pack
 
 
 def origin(path: Path) -> str:
     """By whom the pack was built: torchvision, archive, folder; empty for one from outside."""
-    if "origin" not in headers(path):
-        return ""
-    with np.load(path, allow_pickle=False) as archive:
-        return str(archive["origin"])
+    return str(_arrays(path, headers(path).keys() & {"origin"}).get("origin", ""))
 
 
 def write(path: Path, pack: Pack) -> None:
@@ -128,8 +125,9 @@ def validate(pack: Pack, path: Path) -> None:
     n_classes = len(pack.class_names)
     if n_classes < 2 or len(set(pack.class_names)) < n_classes:
         raise _error(path, "class_names", f"{n_classes} names, must be 2 or more, all different")
-    present = [s for s in SPLITS if f"x_{s}" in pack.arrays or f"y_{s}" in pack.arrays]
-    for split in sorted({"train", "test", *present}):
+    given = {key.partition("_")[2] for key in pack.arrays} | {"train", "test"}
+    present = [split for split in SPLITS if split in given]
+    for split in present:
         for key in (f"x_{split}", f"y_{split}"):
             if key not in pack.arrays:
                 raise _error(path, key, "missing")
@@ -166,6 +164,17 @@ def _check_split(path: Path, split: str, arrays: dict[str, np.ndarray], n_classe
     if y.min() < 0 or y.max() >= n_classes:
         reason = f"labels {y.min()} to {y.max()}, must be 0 to {n_classes - 1} (class_names)"
         raise _error(path, f"y_{split}", reason)
+
+
+def _arrays(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
+    arrays = {}
+    with np.load(path, allow_pickle=False) as archive:
+        for key in keys:
+            try:
+                arrays[key] = archive[key]
+            except (*DAMAGED, ValueError) as e:
+                raise _error(path, key, f"cannot be read, the file is damaged ({e})") from e
+    return arrays
 
 
 def _rows(pack: Pack, split: str) -> np.ndarray:
