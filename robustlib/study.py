@@ -103,7 +103,7 @@ def pretrains(
     for entry in study.objectives:
         for values in _product({**study.pretrain, **entry}):
             if checkpoint := values.get("checkpoint"):
-                values["checkpoint"] = checkpoint.format(**values)
+                values["checkpoint"] = _filled(checkpoint, values)
             for seed in chosen:
                 # A checkpoint is one network: its repetitions are those of the transfer.
                 spec = Pretrain(**values, seed=0 if checkpoint else seed)
@@ -112,6 +112,15 @@ def pretrains(
     kept = _choose("eps", eps, radii, float) if radii else []
     ordered = [p for p in out.values() if p.eps == 0 or p.eps in kept]
     return sorted(ordered, key=lambda p: (p.objective != "natural", p.objective, p.eps, p.seed))
+
+
+def _filled(checkpoint: str, values: dict[str, Any]) -> str:
+    try:
+        return checkpoint.format(**values)
+    except (LookupError, AttributeError, ValueError) as e:
+        raise ValueError(
+            f"checkpoint={checkpoint!r}: {e}; in braces, choose among {', '.join(values)}"
+        ) from None
 
 
 def grid(
@@ -247,25 +256,26 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
     from robustlib import stats
 
-    by = ["mode", "sparsity"]
-    cells = [*stats.PRETRAINING[:3], *by]
-    each = stats.summary(frame, cells).set_index(cells)
+    by = ["mode", "recalibrate", "sparsity"]
+    cells = [*stats.PRETRAINING, *by]
+    each = stats.summary(frame, cells)
+    natural = each[each.objective == "natural"].set_index(by)
+    own = each.set_index(cells)
     rows = []
     for robust in stats.advantage(frame, by).to_dict("records"):
-        natural = each.loc[("natural", "l2", 0.0, robust["mode"], robust["sparsity"])]
-        own = each.loc[tuple(robust[c] for c in cells)]
+        place = tuple(robust[c] for c in by)
         rows.append(
-            {
-                "mode": robust["mode"],
+            dict(zip(by, place, strict=True))
+            | {
                 "robust": f"{robust['objective']} {robust['norm']} {robust['eps']:g}",
-                "sparsity": robust["sparsity"],
-                "natural %": _percent(natural),
-                "robust %": _percent(own),
+                "natural %": _percent(natural.loc[place]),
+                "robust %": _percent(own.loc[tuple(robust[c] for c in cells)]),
                 "difference, points": _percent(robust, sign="+"),
                 "seeds": robust["seeds"],
             }
         )
-    return pd.DataFrame(rows).sort_values(["mode", "robust", "sparsity"], ignore_index=True)
+    out = pd.DataFrame(rows).sort_values([*by[:2], "robust", "sparsity"], ignore_index=True)
+    return out if out.recalibrate.nunique() > 1 else out.drop(columns="recalibrate")
 
 
 def _percent(cell: Any, sign: str = "") -> str:
