@@ -62,7 +62,7 @@ class Artifact:
 
 def root() -> Path:
     """The folder of the store; it may not exist yet."""
-    return Path(os.environ.get("ROBUSTLIB_STORE") or Path("runs") / "store")
+    return Path(os.environ.get("ROBUSTLIB_STORE") or Path("runs") / "store").expanduser()
 
 
 def path(spec: Spec) -> Path:
@@ -94,7 +94,10 @@ def put(
     tensors: dict[str, Tensor] | None = None,
     extra: dict[str, Any] | None = None,
 ) -> Artifact:
-    """Stores a result and returns its artifact; a result that is there already stays."""
+    """Stores a result and returns its artifact; a result that is there already stays.
+
+    Raises PermissionError when the store cannot be written.
+    """
     from safetensors.torch import save
 
     meta = {
@@ -113,8 +116,9 @@ def put(
         f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()
     ).encode()
     where = path(spec)
-    where.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=".staged-", dir=where.parent))
+    with _writing():
+        where.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=".staged-", dir=where.parent))
     try:
         for name, data in files.items():
             with open(staged / name, "wb") as f:
@@ -146,10 +150,15 @@ def remove(spec: Spec) -> None:
 @contextmanager
 def lock(spec: Spec) -> Iterator[None]:
     """Held while an artifact is computed; the kernel frees it when its holder dies."""
-    folder = root() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{specs.key(spec)}.lock"):
+    file = root() / "locks" / f"{specs.key(spec)}.lock"
+    with _writing():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(file)
+        held.acquire()
+    try:
         yield
+    finally:
+        held.release()
 
 
 def checkpoint(spec: Spec) -> Path:
@@ -168,11 +177,14 @@ def frame(cls: type) -> pd.DataFrame:
     """The tidy table of all stored results of one kind: `store.frame(Transfer)`.
 
     A row a result; columns are the spec's fields, nested ones flattened (`specs.columns`), then
-    what was measured, then the versions it was measured with.
+    what was measured, then the versions it was measured with. An empty store gives an empty table
+    that has all columns but those of the measures.
     """
     import pandas as pd
 
-    return pd.DataFrame([a.row for a in artifacts(cls)])
+    rows = [a.row for a in artifacts(cls)]
+    empty = [*specs.columns(cls()), "key", *versions()]
+    return pd.DataFrame(rows, columns=None if rows else empty)
 
 
 def versions() -> dict[str, str]:
@@ -200,20 +212,36 @@ def _read(where: Path, name: str) -> bytes:
         raise _damaged(where / name, str(e)) from None
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
-        raise _damaged(where / name, f"its checksum is {found[:12]}, not {str(expected)[:12]}")
+        says = f"{SUMS} says {expected[:12]}" if expected else f"{SUMS} does not list it"
+        raise _damaged(where / name, f"its checksum is {found[:12]}, {says}")
     return data
 
 
 def _load(where: Path) -> Artifact:
     meta = json.loads(_read(where, META))
+    by = f"{where / META}: written by robustlib {meta['versions'].get('robustlib_version')}"
     if meta["format"] > FORMAT:
-        raise Damaged(
-            f"{where / META}: written in format {meta['format']} by robustlib "
-            f"{meta['versions'].get('robustlib_version')}; this version reads up to {FORMAT}"
-        )
-    spec = specs.from_dict(specs.KINDS[meta["kind"]], meta["spec"])
+        raise Damaged(f"{by} in format {meta['format']}; this version reads up to {FORMAT}")
+    try:
+        spec = specs.from_dict(specs.KINDS[meta["kind"]], meta["spec"])
+    except (KeyError, ValueError) as e:
+        raise Damaged(f"{by}, holds a spec that this version does not know: {e}") from None
+    # A folder moved by hand, or a default that was changed: it would pass for another experiment.
+    if specs.key(spec) != where.name:
+        raise Damaged(f"{by}, holds the result of {specs.key(spec)}, not of {where.name}")
     row = specs.columns(spec) | meta["row"] | {"key": meta["key"]} | meta["versions"]
     return Artifact(spec, row, meta["extra"], where)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise PermissionError(
+            f"the store {root()} cannot be written ({e}); "
+            "set ROBUSTLIB_STORE to a folder where it can be"
+        ) from e
 
 
 def _damaged(file: Path, reason: str) -> Damaged:
