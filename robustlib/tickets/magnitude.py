@@ -24,7 +24,7 @@ def omp(
     Raises ValueError for a sparsity outside [0, 1), an unknown pattern or scope, a model without
     convolutions or with weights that are not finite.
     """
-    _check(model, sparsity, pattern, scope)
+    sparsity = _checked(model, sparsity, pattern, scope)
     scores = {name: p.detach().abs() for name, p in prunable(model).items()}
     for name, s in scores.items():
         if not torch.isfinite(s).all():
@@ -40,7 +40,7 @@ def random(
     seed: int = 0,
 ) -> Mask:
     """A control: weights removed at random, in the counts `omp` would remove. Raises as `omp`."""
-    _check(model, sparsity, pattern, scope)
+    sparsity = _checked(model, sparsity, pattern, scope)
     generator = torch.Generator().manual_seed(seed)
     scores = {n: torch.rand(p.shape, generator=generator) for n, p in prunable(model).items()}
     return keep_largest(scores, sparsity, scope)
@@ -78,9 +78,10 @@ def _kept(scores: Tensor, sparsity: float) -> Tensor:
     return kept
 
 
-def _check(model: nn.Module, sparsity: float, pattern: str, scope: str) -> None:
-    number("sparsity", sparsity, 0, 1, open_high=True)
+def _checked(model: nn.Module, sparsity: float, pattern: str, scope: str) -> float:
+    sparsity = number("sparsity", sparsity, 0, 1, open_high=True)
     one_of("pattern", pattern, PATTERNS)
     one_of("scope", scope, SCOPES)
     if not prunable(model):
         raise ValueError(f"{type(model).__name__}: has no convolution, there is nothing to prune")
+    return sparsity

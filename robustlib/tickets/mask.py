@@ -12,19 +12,17 @@ from torch import Tensor, nn
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The weights that a ticket may remove, by name: those of convolutions, stem and downsample
-    included; never biases, norms or the head."""
-    return {
-        f"{name}.weight" if name else "weight": module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
-    }
+    included; never biases, norms or the head. Weights that layers share are listed once."""
+    convolutions = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv2d)}
+    return {name: p for name, p in model.named_parameters() if id(p) in convolutions}
 
 
 class Mask(Mapping[str, Tensor]):
     """From parameter name, such as `layer1.0.conv1.weight`, to a boolean tensor, True = kept.
 
     Refuses anything but boolean tensors (ValueError names the parameter). Immutable by
-    convention: build a new one rather than write into its tensors.
+    convention: build a new one rather than write into its tensors. Two masks are equal when they
+    keep the same weights of the same parameters.
     """
 
     def __init__(self, kept: Mapping[str, Tensor]) -> None:
@@ -42,6 +40,14 @@ class Mask(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def __eq__(self, other: object) -> bool:
+        # Mapping's own would ask a tensor of comparisons for its truth.
+        if not isinstance(other, Mask):
+            return NotImplemented
+        return self.keys() == other.keys() and all(
+            torch.equal(m, other[n]) for n, m in self.items()
+        )
 
     def __repr__(self) -> str:
         return f"Mask({len(self)} layers, sparsity {self.sparsity:.4f})"
@@ -78,10 +84,15 @@ class Mask(Mapping[str, Tensor]):
         self._must_match({n: p.shape for n, p in owned.items()}, "the model", subset=True)
         for name, m in self.items():
             p = owned[name]
-            gate = m.to(p.device, p.dtype)
+            kept = m.to(p.device)
+            # Selected, not multiplied: an infinite gradient times zero would be nan.
             with torch.no_grad():
-                p.mul_(gate)
-            p.register_hook(lambda grad, gate=gate: grad * gate.to(grad.device))
+                p.masked_fill_(~kept, 0)
+            trained = p.requires_grad
+            # Frozen weights take no hook, and may be trained later.
+            p.requires_grad_(True)
+            p.register_hook(lambda grad, kept=kept: torch.where(kept.to(grad.device), grad, 0))
+            p.requires_grad_(trained)
         return model
 
     def _must_match(self, shapes: Mapping[str, tuple], what: str, subset: bool = False) -> None:
