@@ -38,7 +38,7 @@ def stack(
         x[i] = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
         y[i] = label
     # Rows of a pack are shuffled: its first N images are a fair draw.
-    order = np.random.default_rng(seed_for("shuffle", name)).permutation(n)
+    order = np.random.default_rng(seed_for("shuffle")).permutation(n)
     return np.ascontiguousarray(x[order, ..., :1] if grey else x[order]), y[order]
 
 

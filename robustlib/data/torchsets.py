@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from robustlib.data.images import divide, opened, stack
+from robustlib.data.images import divide, stack
 from robustlib.data.packs import Pack
 
 TINY = "tiny-imagenet-200.zip"
 TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 TINY_URL = f"http://cs231n.stanford.edu/{TINY}"
-OMNIGLOT_TEST_DRAWERS = 5  # of the 20 people who drew each character
+OMNIGLOT_TRAIN_DRAWERS = 15  # of the 20 people who drew each character
 
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -190,56 +190,73 @@ def _eurosat(name: str, size: int, root: Path) -> tuple[Splits, tuple[str, ...]]
 
 
 def _omniglot(name: str, size: int, root: Path) -> tuple[Splits, tuple[str, ...]]:
-    from torchvision import datasets
+    from torchvision.datasets import Omniglot
 
-    data = datasets.Omniglot(root / "downloads", background=True, download=True)
-    # torchvision lists files as the disk does; in sorted order the last ones are the same people.
-    folders = sorted(p for p in Path(data.target_folder).glob("*/*") if p.is_dir())
-    drawn = [sorted(folder.glob("*.png")) for folder in folders]
-    parts = {
-        "train": [(p, k) for k, files in enumerate(drawn) for p in files[:-OMNIGLOT_TEST_DRAWERS]],
-        "test": [(p, k) for k, files in enumerate(drawn) for p in files[-OMNIGLOT_TEST_DRAWERS:]],
-    }
-    splits = {s: stack(opened(p), len(p), size, f"{name} {s}") for s, p in parts.items()}
-    return splits, tuple(f"{p.parent.name}/{p.name}" for p in folders)
+    path = _archive(
+        root / PUBLISHED[name].place,
+        PUBLISHED[name].urls[0],
+        Omniglot.zips_md5["images_background"],
+    )
+    with zipfile.ZipFile(path) as members:
+        # images_background/<alphabet>/<character>/<character's number>_<drawer>.png
+        files = sorted(n for n in members.namelist() if n.endswith(".png") and n.count("/") == 3)
+        folders = sorted({file.rpartition("/")[0] for file in files})
+        label = {folder: k for k, folder in enumerate(folders)}
+        parts: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
+        for file in files:
+            drawer = int(file[-6:-4])
+            split = "test" if drawer > OMNIGLOT_TRAIN_DRAWERS else "train"
+            parts[split].append((file, label[file.rpartition("/")[0]]))
+        splits = _stacked(members, parts, size, name)
+    return splits, tuple(folder.partition("/")[2] for folder in folders)
 
 
 def _tiny_imagenet(name: str, size: int, root: Path) -> tuple[Splits, tuple[str, ...]]:
+    path = _archive(root / PUBLISHED[name].place, TINY_URL, TINY_MD5)
+    with zipfile.ZipFile(path) as members:
+
+        def lines(file: str) -> list[str]:
+            return members.read(f"tiny-imagenet-200/{file}").decode().splitlines()
+
+        wnids = sorted(filter(None, map(str.strip, lines("wnids.txt"))))
+        label = {wnid: k for k, wnid in enumerate(wnids)}
+        words = dict(line.split("\t", 1) for line in lines("words.txt") if "\t" in line)
+        val = [line.split("\t")[:2] for line in lines("val/val_annotations.txt") if line.strip()]
+        train = sorted(n for n in members.namelist() if "/train/" in n and n.endswith(".JPEG"))
+        parts = {
+            "train": [(n, label[n.split("/")[2]]) for n in train],
+            "test": [(f"tiny-imagenet-200/val/images/{file}", label[wnid]) for file, wnid in val],
+        }
+        splits = _stacked(members, parts, size, name)
+    # Two classes may have the same first word, so the WordNet id stays in the name.
+    return splits, tuple(f"{words.get(w, '').split(',')[0]} ({w})".strip() for w in wnids)
+
+
+def _archive(folder: Path, url: str, md5: str) -> Path:
+    """The archive of `url` in `folder`, downloaded if it is not there, its checksum verified."""
     from torchvision.datasets.utils import download_url
 
-    archive = root / TINY
-    if not archive.exists():
-        download_url(TINY_URL, str(root), TINY, TINY_MD5)
-    with open(archive, "rb") as file:
-        md5 = hashlib.file_digest(file, "md5").hexdigest()
-    if md5 != TINY_MD5:
-        raise ValueError(f"{archive}: md5 {md5}, published is {TINY_MD5}: delete it, download anew")
-    with zipfile.ZipFile(archive) as members:
-        return tiny_splits(members, size)
+    path = folder / url.rpartition("/")[2]
+    if not path.exists():
+        download_url(url, str(folder), path.name, md5)
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if found != md5:
+        raise ValueError(f"{path}: md5 {found}, published is {md5}: delete it and download it anew")
+    return path
 
 
-def tiny_splits(members: zipfile.ZipFile, size: int) -> tuple[Splits, tuple[str, ...]]:
-    """Train and val (as test) of Tiny-ImageNet's archive, read in memory: nothing is extracted."""
+def _stacked(
+    members: zipfile.ZipFile, parts: dict[str, list[tuple[str, int]]], size: int, name: str
+) -> Splits:
+    """(member, label) by split -> arrays; read in memory: a member's name is never a path here."""
     from PIL import Image
 
-    def lines(file: str) -> list[str]:
-        return members.read(f"tiny-imagenet-200/{file}").decode().splitlines()
-
-    wnids = sorted(filter(None, map(str.strip, lines("wnids.txt"))))
-    label = {wnid: k for k, wnid in enumerate(wnids)}
-    words = dict(line.split("\t", 1) for line in lines("words.txt") if "\t" in line)
-    val = [line.split("\t")[:2] for line in lines("val/val_annotations.txt") if line.strip()]
-    train = sorted(n for n in members.namelist() if "/train/" in n and n.endswith(".JPEG"))
-    parts = {
-        "train": [(n, label[n.split("/")[2]]) for n in train],
-        "test": [(f"tiny-imagenet-200/val/images/{file}", label[wnid]) for file, wnid in val],
-    }
     splits = {}
     for split, files in parts.items():
-        pairs = ((Image.open(io.BytesIO(members.read(n))), k) for n, k in files)
-        splits[split] = stack(pairs, len(files), size, f"tiny_imagenet {split}")
-    # Two of its classes have the same words ("maillot"), so the WordNet id stays in the name.
-    return splits, tuple(f"{words.get(w, '').split(',')[0]} ({w})".strip() for w in wnids)
+        pairs = ((Image.open(io.BytesIO(members.read(file))), label) for file, label in files)
+        splits[split] = stack(pairs, len(files), size, f"{name} {split}")
+    return splits
 
 
 _BY_TRAIN = {"train": {"train": True}, "test": {"train": False}}
