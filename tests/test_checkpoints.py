@@ -210,7 +210,8 @@ def test_stem_stride_is_the_callers_where_the_file_does_not_say(tmp_path):
         checkpoints.load(tmp_path / "a.pt", stem_stride=0)
 
 
-def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step):
     path = tmp_path / "a.safetensors"
     checkpoints.save(network(), path)
     before = path.read_bytes()
@@ -218,7 +219,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkey
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, step, full)
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(network(n_classes=9), path)
     assert path.read_bytes() == before
