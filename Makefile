@@ -5,6 +5,10 @@ PYTHON  ?= python3
 PROFILE ?= quick
 ARGS    ?=
 
+# One store for the command and the notebooks, which run in notebooks/.
+ROBUSTLIB_STORE ?= $(CURDIR)/runs/store
+export ROBUSTLIB_STORE
+
 READY := .venv/.ready
 RUN   := .venv/bin/python -m
 
@@ -18,7 +22,7 @@ NOTEBOOKS := find . -maxdepth 2 -name '*.ipynb' -exec
 help:
 	@echo 'make study    run a study: PROFILE=quick (minutes, needs no data), cpu, paper'
 	@echo 'make lab      open the notebooks in JupyterLab'
-	@echo 'make figures  draw figures/ again from stored results'
+	@echo 'make figures  draw figures/ again, from the stored results of PROFILE=cpu make study'
 	@echo 'make test     ruff, then every test and every notebook; ARGS go to pytest'
 	@echo 'make lint     ruff, and notebooks without outputs'
 	@echo 'make format   fix what `make lint` finds, where that can be done without you'
@@ -61,8 +65,10 @@ format: env
 	$(RUN) ruff format .
 	$(NOTEBOOKS) $(RUN) nbstripout --keep-id {} +
 
+# What is stored is not computed again: with the study's results at hand this only draws.
 figures: env
-	@.venv/bin/robustlib figures
+	@.venv/bin/robustlib study --profile cpu
+	mkdir -p figures && cp runs/cpu/figures/* figures/
 
 lab: env
 	$(RUN) jupyterlab --ServerApp.root_dir=notebooks
