@@ -15,7 +15,7 @@ _LAZY = {
     "Mask": "robustlib.tickets",
     "network": "robustlib.stages",
     "run": "robustlib.stages",
-    "sweep": "robustlib.sweep",
+    "sweep": "robustlib.sweeps",
 }
 
 

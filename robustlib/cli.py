@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import re
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from robustlib.specs import KINDS, Pretrain, Ticket, Transfer
+from robustlib.specs import KINDS, Pretrain, Ticket, Transfer, integer
 
 _Flat = tyro.conf.arg(name="")
 
@@ -31,6 +35,8 @@ def study(
     """
     from robustlib import study as studies
 
+    if workers is not None:
+        integer("workers", workers, 1, 1024)
     if dry_run:
         print(studies.plan(profile))
         return
@@ -141,35 +147,68 @@ def bench() -> None:
     bench.main()
 
 
+def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """The command with its arguments bound but not run, so that parsing can end first."""
+
+    @functools.wraps(command)
+    def later(*args: Any, **kwargs: Any) -> Callable[[], None]:
+        return functools.partial(command, *args, **kwargs)
+
+    return later
+
+
 def data(
     what: Annotated[
-        Annotated[Any, tyro.conf.subcommand("list", constructor=data_list)]
-        | Annotated[Any, tyro.conf.subcommand("build", constructor=data_build)],
+        Annotated[Any, tyro.conf.subcommand("list", constructor=_deferred(data_list))]
+        | Annotated[Any, tyro.conf.subcommand("build", constructor=_deferred(data_build))],
         _Flat,
     ],
 ) -> None:
     """List the datasets, or build one from a folder of images."""
+    what()
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command line; returns the exit code. Bad input ends in a message, not a traceback."""
+    """Runs a command line; returns the exit code.
+
+    Bad input is a line on stderr and exit code 2; work that failed says why and exits with 1.
+    """
     commands = (study, pretrain, ticket, transfer, data, results, bench)
+    parsing = io.StringIO()
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            {command.__name__: command for command in commands},
-            prog="robustlib",
-            description="Robust tickets: do subnetworks of robust networks transfer better?",
-            args=[_fraction(a) for a in (sys.argv[1:] if argv is None else argv)],
-        )
+        with contextlib.redirect_stderr(parsing):
+            call = tyro.extras.subcommand_cli_from_dict(
+                {command.__name__: _deferred(command) for command in commands},
+                prog="robustlib",
+                description="Robust tickets: do subnetworks of robust networks transfer better?",
+                args=[_fraction(a) for a in (sys.argv[1:] if argv is None else argv)],
+            )
+        call()
+    except SystemExit as e:
+        return _say(_one_line(parsing.getvalue()), 2) if e.code else 0
     except (ValueError, OSError) as e:
-        print(f"robustlib: {e}", file=sys.stderr)
-        return 2
+        return _say(str(e), 2)
+    except RuntimeError as e:
+        return _say(str(e), 1)
     except KeyboardInterrupt:
         print(
             "robustlib: interrupted; what is stored stays, the same call goes on", file=sys.stderr
         )
         return 130
     return 0
+
+
+def _say(message: str, code: int) -> int:
+    print(f"robustlib: {message}", file=sys.stderr)
+    return code
+
+
+def _one_line(box: str) -> str:
+    """What the parser says in a box, without box and title, and the names of its insides."""
+    lines = re.sub(r"[\u2500-\u257f]|^ ?-+ ?$", " ", box, flags=re.M).splitlines()[1:]
+    return re.sub(
+        r"^Error parsing __tyro-dummy-inner__\S*: ", "", " ".join(" ".join(lines).split())
+    )
 
 
 def _fraction(argument: str) -> str:

@@ -71,30 +71,61 @@ def network(spec: Spec) -> nn.Module:
 
 
 def _pretrain(spec: Pretrain) -> tuple[dict, dict, dict]:
-    data = load(spec.source, size=spec.size, n_train=spec.n_train, seed=spec.seed)
-    objective = objectives.from_spec(spec)
-    curve: list[dict[str, float]] = []
     if spec.checkpoint:
-        model = checkpoints.load(spec.checkpoint)
-    else:
-        mean, std = _statistics(data.train)
-        with torch.random.fork_rng():
-            torch.manual_seed(batches.seed_for(spec.seed, "init"))
-            model = models.build(spec.arch, data.n_classes, spec.width, spec.stem_stride, mean, std)
-        curve = training.fit(
-            model,
-            data.train,
-            objective,
-            training.Recipe.of(spec),
-            monitor=lambda m: _monitor(m, data.val, objective.threat),
-            checkpoint=store.checkpoint(spec),
-            label=f"pretrain {spec.objective} {spec.eps or spec.sigma or ''}".strip(),
-        )
-    row = _counts(training.correct(model, data.test), len(data.test))
-    row |= {"val_accuracy": training.correct(model, data.val) / len(data.val)}
-    row |= _size(model, spec.size)
+        return _pretrained(spec)
+    data = _source(spec)
+    objective = objectives.from_spec(spec)
+    mean, std = _statistics(data.train)
+    with torch.random.fork_rng():
+        torch.manual_seed(batches.seed_for(spec.seed, "init"))
+        model = models.build(spec.arch, data.n_classes, spec.width, spec.stem_stride, mean, std)
+    curve = training.fit(
+        model,
+        data.train,
+        objective,
+        training.Recipe.of(spec),
+        monitor=lambda m: _monitor(m, data.val, objective.threat),
+        checkpoint=store.checkpoint(spec),
+        label=f"pretrain {spec.objective} {spec.eps or spec.sigma or ''}".strip(),
+    )
+    row = _source_accuracy(model, data) | _size(model, spec.size)
     row["catastrophic_overfitting"] = any("catastrophic_overfitting" in c for c in curve)
     return row, model.state_dict(), {"curve": curve, "n_classes": data.n_classes}
+
+
+def _pretrained(spec: Pretrain) -> tuple[dict, dict, dict]:
+    """A published network. Its accuracy is None where the source's images are not here: whoever
+    transfers from ImageNet weights need not have ImageNet."""
+    small = spec.arch.endswith("s")
+    model = checkpoints.load(spec.checkpoint, stem_stride=spec.stem_stride if small else None)
+    found = checkpoints.describe(model)
+    for name in ("arch", "width", "stem_stride") if small else ("arch",):
+        if found[name] != getattr(spec, name):
+            raise ValueError(
+                f"{name}={getattr(spec, name)!r}: checkpoint {spec.checkpoint!r} holds a network "
+                f"with {name}={found[name]!r}"
+            )
+    try:
+        data = _source(spec)
+    except FileNotFoundError:
+        row: dict[str, Any] = {"accuracy": None, "n": 0, "val_accuracy": None}
+    else:
+        if data.n_classes != found["n_classes"]:
+            raise ValueError(
+                f"source={spec.source!r}: has {data.n_classes} classes, checkpoint "
+                f"{spec.checkpoint!r} {found['n_classes']}"
+            )
+        row = _source_accuracy(model, data)
+    return row | _size(model, spec.size), model.state_dict(), {"n_classes": found["n_classes"]}
+
+
+def _source(spec: Pretrain) -> Any:
+    return load(spec.source, size=spec.size, n_train=spec.n_train, seed=spec.seed)
+
+
+def _source_accuracy(model: nn.Module, data: Any) -> dict[str, Any]:
+    val = training.correct(model, data.val) / len(data.val)
+    return _counts(training.correct(model, data.test), len(data.test)) | {"val_accuracy": val}
 
 
 def _monitor(model: nn.Module, val: Any, threat: Threat | None) -> dict[str, float]:

@@ -58,21 +58,13 @@ def summary(frame: pd.DataFrame, by: Sequence[str], value: str = "accuracy") -> 
     return _intervals(per_seed, by, value)
 
 
-def advantage(
-    frame: pd.DataFrame, by: Sequence[str] = ("task", "mode", "sparsity"), value: str = "accuracy"
-) -> pd.DataFrame:
-    """What robust pretraining adds: robust minus natural, paired by seed.
+def differences(frame: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
+    """The robust rows of `frame`, each paired with the natural row that differs from it in nothing
+    but RECIPE. Columns: as given, the natural `value` as {value}_natural, and `difference`.
 
-    A row of `frame` is paired with the natural row that differs from it in nothing but RECIPE;
-    pairs are averaged within a seed and cell of `by`, and the interval is Student's over seeds.
-    Columns: PRETRAINING, by, mean, low, high, seeds, pairs.
-
-    Raises ValueError when a robust row has no natural partner: the two sides would then be
-    averages over different things.
+    Raises ValueError when a robust row has no natural partner: averages over the two sides would
+    then be averages over different things.
     """
-    import pandas as pd
-
-    by = list(by)
     twin = [c for c in columns(Transfer()) if c in frame and c not in RECIPE]
     natural = frame[frame.objective == "natural"]
     if natural.duplicated(twin).any():
@@ -85,10 +77,22 @@ def advantage(
             f"{len(lonely)} robust rows have no natural partner, the first: "
             + ", ".join(f"{c}={lonely.iloc[0][c]}" for c in twin)
         )
-    pairs["difference"] = pairs[value] - pairs[f"{value}_natural"]
-    cells = [c for c in PRETRAINING if c in frame] + by
-    grouped = pairs.groupby([*cells, "seed"], dropna=False).difference.agg(["mean", "size"])
-    grouped = grouped.reset_index()
+    return pairs.assign(difference=pairs[value] - pairs[f"{value}_natural"])
+
+
+def advantage(
+    frame: pd.DataFrame, by: Sequence[str] = ("task", "mode", "sparsity"), value: str = "accuracy"
+) -> pd.DataFrame:
+    """What robust pretraining adds: robust minus natural, paired by seed as in `differences`.
+
+    Pairs are averaged within a seed and cell of `by`, and the interval is Student's over seeds.
+    Columns: PRETRAINING, by, mean, low, high, seeds, pairs. Raises as `differences`.
+    """
+    import pandas as pd
+
+    cells = [*(c for c in PRETRAINING if c in frame), *by]
+    grouped = differences(frame, value).groupby([*cells, "seed"], dropna=False)
+    grouped = grouped.difference.agg(["mean", "size"]).reset_index()
     out = _intervals(grouped, cells, "mean")
     sizes = grouped.groupby(cells, dropna=False)["size"].sum().reset_index(name="pairs")
     return pd.merge(out, sizes, on=cells)

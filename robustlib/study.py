@@ -199,7 +199,7 @@ def _datasets() -> list[str]:
 def plan(study: str | Profile) -> str:
     """What a study would run, with counts, what is stored already, and an estimate of cost."""
     from robustlib import store
-    from robustlib.sweep import closure, cost
+    from robustlib.sweeps import closure, cost
 
     study = study if isinstance(study, Profile) else profile(study)
     transfers = grid(study)
@@ -291,7 +291,7 @@ def run_study(name: str, out: Path, workers: int | None = None) -> pd.DataFrame:
     import papermill
     from tqdm.auto import tqdm
 
-    from robustlib.sweep import sweep
+    from robustlib.sweeps import sweep
 
     study = profile(name)
     if not NOTEBOOKS.is_dir():

@@ -1,0 +1,101 @@
+"""Intervals and paired differences against worked cases and scipy."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+
+from robustlib import stats
+
+
+def rows(effect=0.05, seeds=(0, 1, 2), tasks=("a", "b"), noise=0.0) -> pd.DataFrame:
+    """Robust is `effect` above natural, give or take noise; seeds and tasks differ a lot."""
+    out = []
+    for seed, task, sparsity in itertools.product(seeds, tasks, (0.0, 0.9)):
+        base = 0.5 + 0.1 * seed + 0.2 * (task == "a") - 0.1 * sparsity
+        natural = {"objective": "natural", "eps": 0.0, "accuracy": base}
+        robust = {"objective": "pgd", "eps": 0.5, "accuracy": base + effect + noise * (seed - 1)}
+        for side in (natural, robust):
+            cell = {"task": task, "mode": "linear", "sparsity": sparsity, "seed": seed}
+            out.append({**side, **cell, "norm": "l2", "sigma": 0.0, "n_train": None})
+    return pd.DataFrame(out)
+
+
+def test_mean_interval_is_scipys_t_interval():
+    x = np.random.default_rng(0).normal(size=7)
+    mean, low, high = stats.mean_interval(x)
+    want = scipy_stats.ttest_1samp(x, 0).confidence_interval(0.95)
+    assert mean == pytest.approx(x.mean())
+    assert (low, high) == pytest.approx((want.low, want.high))
+
+
+def test_mean_interval_of_few_values_claims_nothing():
+    assert stats.mean_interval([0.3])[0] == 0.3
+    assert all(map(math.isnan, stats.mean_interval([0.3])[1:]))
+    assert all(map(math.isnan, stats.mean_interval([])))
+
+
+def test_mean_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    hits = [
+        low <= 0 <= high for _, low, high in map(stats.mean_interval, rng.normal(size=(2000, 3)))
+    ]
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.015)
+
+
+def test_accuracy_interval_worked_cases():
+    # All right of n: the lower bound is (0.05 / 2) ** (1 / n).
+    assert stats.accuracy_interval(1.0, 100) == pytest.approx((0.025 ** (1 / 100), 1.0))
+    assert stats.accuracy_interval(0.0, 100) == pytest.approx((0.0, 1 - 0.025 ** (1 / 100)))
+    low, high = stats.accuracy_interval(0.5, 2000)
+    assert low < 0.5 < high and high - low == pytest.approx(
+        2 * 1.96 * math.sqrt(0.25 / 2000), rel=0.03
+    )
+
+
+def test_advantage_is_paired_so_what_seeds_share_does_not_widen_it():
+    out = stats.advantage(rows(effect=0.05))
+    assert out["mean"].to_numpy() == pytest.approx(0.05)
+    # Seeds differ by 10 points, the difference by none.
+    assert (out["high"] - out["low"]).to_numpy() == pytest.approx(0.0, abs=1e-9)
+    assert set(out["seeds"]) == {3}
+
+
+def test_advantage_interval_is_the_paired_t_test():
+    frame = rows(effect=0.02, noise=0.01)
+    out = stats.advantage(frame, by=["mode"])
+    wide = frame.groupby(["objective", "seed"]).accuracy.mean().unstack("objective")
+    want = scipy_stats.ttest_rel(wide["pgd"], wide["natural"]).confidence_interval(0.95)
+    assert (out.low[0], out.high[0]) == pytest.approx((want.low, want.high))
+    assert (out.seeds[0], out.pairs[0]) == (3, 12)
+
+
+def test_advantage_refuses_rows_without_a_partner():
+    frame = rows()
+    lonely = frame[~((frame.objective == "natural") & (frame.seed == 1) & (frame.task == "a"))]
+    with pytest.raises(ValueError, match="2 robust rows have no natural partner.*task=a"):
+        stats.advantage(lonely)
+
+
+def test_advantage_refuses_two_partners():
+    frame = rows()
+    with pytest.raises(ValueError, match="several natural rows"):
+        stats.advantage(pd.concat([frame, frame[frame.objective == "natural"]]))
+
+
+def test_advantage_pairs_alike_in_all_but_the_recipe():
+    """Two widths, each with its own effect: pairs must not cross."""
+    frame = pd.concat([rows(0.1).assign(width=16), rows(-0.1).assign(width=32)])
+    out = stats.advantage(frame, by=["width"])
+    assert dict(zip(out.width, out["mean"], strict=True)) == pytest.approx({16: 0.1, 32: -0.1})
+
+
+def test_summary_averages_tasks_within_a_seed():
+    out = stats.summary(rows(), ["objective", "sparsity"])
+    cell = out[(out.objective == "natural") & (out.sparsity == 0.0)].iloc[0]
+    mean, low, high = stats.mean_interval([0.6, 0.7, 0.8])
+    assert (cell["mean"], cell.low, cell.high) == pytest.approx((mean, low, high))
+    assert cell.seeds == 3

@@ -1,0 +1,153 @@
+"""Profiles become grids of specs; a bad one is refused before anything runs."""
+
+import pandas as pd
+import pytest
+from test_stats import rows
+
+from robustlib import specs, study
+
+GOOD = """
+about = "a test"
+seeds = [0, 1]
+[pretrain]
+source = "glyphs"
+width = 4
+[[objective]]
+objective = "natural"
+[[objective]]
+objective = "pgd"
+eps = [0.1, "8/255"]
+[ticket]
+sparsity = [0.0, 0.9]
+[[transfer]]
+mode = "finetune"
+task = "digits"
+epochs = 1
+[[transfer]]
+mode = "linear"
+task = ["digits", "glyphs"]
+n_train = "all"
+recalibrate = [false, true]
+"""
+
+
+@pytest.fixture
+def good(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", study.profiles())
+def test_every_profile_parses_and_pairs(name):
+    transfers = study.grid(name)
+    assert len({specs.key(t) for t in transfers}) == len(transfers) > 0
+    frame = pd.DataFrame([specs.columns(t) for t in transfers])
+    from robustlib.stats import advantage
+
+    paired = advantage(frame.assign(accuracy=0.5), by=["task", "mode"])
+    n_robust = (frame.objective != "natural").sum()
+    assert paired.pairs.sum() == n_robust > 0
+
+
+def test_grid_is_the_product_and_one_seed_drives_the_chain(good):
+    transfers = study.grid(good)
+    # 2 seeds, 3 ways to pretrain, 2 sparsities, (1 finetune + 2 tasks * 2 recalibrations).
+    assert len(transfers) == 2 * 3 * 2 * (1 + 4)
+    assert all(t.seed == t.ticket.pretrain.seed for t in transfers)
+    assert {t.ticket.pretrain.eps for t in transfers} == {0.0, 0.1, 8 / 255}
+    assert {t.n_train for t in transfers if t.mode == "linear"} == {None}
+
+
+def test_arguments_narrow_and_replace(good):
+    few = study.grid(
+        good, seeds="1", eps="0.1", tasks="glyphs", modes="linear", sparsities="0.5", n_train=20
+    )
+    assert len(few) == 2 * 2
+    assert {(t.seed, t.task, t.mode, t.ticket.sparsity, t.n_train) for t in few} == {
+        (1, "glyphs", "linear", 0.5, 20)
+    }
+    assert study.grid(good, seeds=[1], modes=["linear"], eps=[0.1]) == study.grid(
+        good, seeds="1", modes=" linear ", eps="0.1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "says"),
+    [
+        ("seeds", "7", "seeds=7: choose among 0, 1"),
+        ("eps", "0.3", "eps=0.3: choose among 0.03"),
+        ("tasks", "digit", "did you mean 'digits'.*glyphs"),
+        ("modes", "segment", "choose among finetune, linear"),
+        ("sparsities", "1.0", r"sparsities=1.0: must be a number in \[0, 1\)"),
+        ("sparsities", "a", "'a': must be float"),
+        ("n_train", -1, "n_train=-1"),
+    ],
+)
+def test_bad_arguments_list_the_good_ones(good, argument, value, says):
+    with pytest.raises(ValueError, match=says):
+        study.grid(good, **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("[ticket]", "[tickets]", "table='tickets' .did you mean 'ticket'"),
+        ("width = 4", "widht = 4", "did you mean 'width'"),
+        ("width = 4", "seed = 4", "field of .pretrain.='seed'"),
+        ('mode = "linear"', 'mode = "lin"', "mode='lin'.*linear"),
+        ("sparsity = [0.0, 0.9]", "sparsity = [0.0, 1.5]", "sparsity=1.5"),
+        ("seeds = [0, 1]", "seeds = []", "seeds=.*at least one"),
+        ("seeds = [0, 1]", "seeds = [0.5]", "seeds=0.5: must be a whole number"),
+        ("seeds = [0, 1]", "", "'seeds' is missing"),
+        ("seeds = [0, 1]", "seeds = [0,", "is not TOML"),
+        ("seeds = [0, 1]", "seeds = 3", "mine.toml"),
+        ("width = 4", 'checkpoint = "x_{nope}"', "checkpoint='x_{nope}'.*choose among source"),
+        ("[ticket]", 'ticket = "omp"\n[other]', "table='other'"),
+    ],
+)
+def test_bad_profiles_are_refused_with_file_and_reason(tmp_path, old, new, says):
+    path = tmp_path / "mine.toml"
+    assert old in GOOD
+    path.write_text(GOOD.replace(old, new))
+    with pytest.raises(ValueError, match=says) as error:
+        study.profile(str(path))
+    assert "mine.toml" in str(error.value)
+
+
+def test_unknown_profile_lists_the_known():
+    with pytest.raises(ValueError, match="choose one of cpu, paper, quick"):
+        study.profile("quik")
+    with pytest.raises(ValueError, match="no such file"):
+        study.profile("nowhere.toml")
+
+
+def test_checkpoint_profiles_repeat_the_transfer_not_the_network():
+    transfers = study.grid("paper")
+    assert {t.ticket.pretrain.seed for t in transfers} == {0}
+    assert {t.seed for t in transfers} == {0, 1, 2}
+    names = {t.ticket.pretrain.checkpoint for t in transfers}
+    assert "madrylab/resnet50_l2_eps0.03" in names
+
+
+def test_plan_counts_what_is_missing(good):
+    text = study.plan(good)
+    assert "pretrain       6 specs, 0 stored" in text
+    assert "transfer      60 specs, 0 stored" in text
+    assert "multiply-adds" in text
+
+
+def test_table_agrees_with_the_rows():
+    frame = rows(effect=0.05).assign(recalibrate=False)
+    out = study.table(frame)
+    assert list(out.sparsity) == [0.0, 0.9]
+    assert "recalibrate" not in out
+    assert out["natural %"][0].startswith("70.0 [") and out["robust %"][0].startswith("75.0 [")
+    assert out["difference, points"][0].startswith("+5.0 [")
+
+
+def test_table_keeps_recalibrated_apart():
+    plain, again = rows(0.05).assign(recalibrate=False), rows(-0.05).assign(recalibrate=True)
+    out = study.table(pd.concat([plain, again]))
+    assert list(out.recalibrate) == [False, False, True, True]
+    assert [d[:4] for d in out["difference, points"]] == ["+5.0", "+5.0", "-5.0", "-5.0"]
