@@ -1,0 +1,168 @@
+"""Figures of a study's results: what tickets are worth, by task and sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from robustlib import stats
+from robustlib.figures.style import COLUMN, NATURAL, PAGE, label, legend, looks, panels, style
+from robustlib.specs import Transfer, columns
+
+ACROSS = 4
+"""Panels side by side, at most: more would be too small on a page."""
+
+Looks = Mapping[str, dict[str, Any]]
+
+
+def accuracy_vs_sparsity(frame: pd.DataFrame) -> Figure:
+    """Accuracy of natural and robust tickets against sparsity, a panel for each task and way.
+
+    frame: rows of `sweep` or `store.frame(Transfer)`. Lines join means over seeds, small dots are
+    the seeds. A bar is the 95 % interval of the difference to natural, paired by seed, around the
+    robust mean: where it does not reach the natural line, robust and natural differ.
+    Raises ValueError when a robust row has no natural partner.
+    """
+    ways = _ways(frame)
+    cells = [*ways, "task", "sparsity"]
+    lines = stats.summary(frame, [*stats.PRETRAINING, *cells]).drop(columns=["low", "high"])
+    paired = stats.advantage(frame, cells)
+    bars = paired.assign(half=(paired.high - paired.low) / 2)
+    on = [*stats.PRETRAINING, *cells]
+    lines = _labelled(lines.merge(bars[[*on, "half"]], on=on, how="left"))
+    seeds = _labelled(frame)
+
+    def draw(ax: Axes, cell: Mapping[str, Any], looks: Looks) -> None:
+        _lines(ax, _of(lines, cell), _of(seeds, cell), "accuracy", looks)
+
+    note = "dots: single seeds; bars: 95 % interval of the\ndifference to natural, paired by seed"
+    return _blocks(seeds, ways, draw, "accuracy (%)", looks(_ordered(seeds)), note)
+
+
+def advantage(frame: pd.DataFrame) -> Figure:
+    """Robust minus natural accuracy against sparsity, paired by seed, with 95 % intervals.
+
+    frame: rows of `sweep` or `store.frame(Transfer)`; small dots are the seeds. Raises ValueError
+    when a robust row has no natural partner, or there is no robust row.
+    """
+    ways = _ways(frame)
+    seeds = _labelled(stats.differences(frame))
+    if seeds.empty:
+        raise ValueError("there is no robust row to compare with natural ones")
+    lines = _labelled(stats.advantage(frame, [*ways, "task", "sparsity"]))
+    lines = lines.assign(half=(lines.high - lines.low) / 2)
+    colours = {k: v for k, v in looks(_ordered(_labelled(frame))).items() if k != "natural"}
+
+    def draw(ax: Axes, cell: Mapping[str, Any], looks: Looks) -> None:
+        ax.axhline(0, color=NATURAL, lw=1, zorder=0)
+        _lines(ax, _of(lines, cell), _of(seeds, cell), "difference", looks)
+
+    note = "dots: single seeds; bars: 95 % interval over seeds"
+    return _blocks(seeds, ways, draw, "robust − natural\n(points)", colours, note)
+
+
+def _lines(ax: Axes, means: pd.DataFrame, seeds: pd.DataFrame, value: str, looks: Looks) -> None:
+    # Beside each other, else the bars of the lines cover each other; the dots left of their bar.
+    step = min(0.04, 0.12 / len(looks))
+    for i, (name, look) in enumerate(looks.items()):
+        shift = 10 ** (step * (i - (len(looks) - 1) / 2))
+        dots = seeds[seeds.label == name]
+        small = {"color": look["color"], "marker": look["marker"], "ms": 1.8, "mew": 0}
+        ax.plot(_x(dots.sparsity) * shift * 10**-0.03, 100 * dots[value], ls="", alpha=0.6, **small)
+        line = means[means.label == name].sort_values("sparsity")
+        bars = {"yerr": 100 * line.half, "capsize": 1.5, "elinewidth": 0.7}
+        ax.errorbar(_x(line.sparsity) * shift, 100 * line["mean"], **bars, **look)
+
+
+def _blocks(
+    frame: pd.DataFrame,
+    ways: Sequence[str],
+    draw: Callable[[Axes, Mapping[str, Any], Looks], None],
+    ylabel: str,
+    looks: Looks,
+    note: str,
+) -> Figure:
+    """A block of rows for each way to transfer, a panel for each task in it."""
+    tasks = list(dict.fromkeys(frame.task))
+    blocks = frame[[*ways]].drop_duplicates().to_dict("records")
+    across = min(ACROSS, len(tasks))
+    down = -(-len(tasks) // across)
+    width = COLUMN if across <= 2 else PAGE
+    height = 0.75 + len(blocks) * down * (width / across * (0.45 if across == 1 else 0.68) + 0.2)
+    with style():
+        fig, grid = panels(len(blocks) * down, across, width, height)
+        for b, way in enumerate(blocks):
+            for t, ax in enumerate(grid[b * down : (b + 1) * down].flat):
+                if t >= len(tasks):
+                    ax.set_axis_off()
+                    continue
+                draw(ax, {**way, "task": tasks[t]}, looks)
+                _sparsity_axis(ax, sorted(frame.sparsity.unique()))
+                ax.set_title(tasks[t])
+                if t % across == 0:
+                    ax.set_ylabel(f"{_name(way)}\n{ylabel}")
+        fig.align_ylabels()
+        fig.supxlabel("sparsity (fraction of convolution weights removed)", fontsize=8)
+        legend(fig, looks, note)
+    return fig
+
+
+def _ways(frame: pd.DataFrame) -> list[str]:
+    """The columns, beside task, sparsity, seed and pretraining, that are needed to tell rows apart:
+    a panel must not average over two ways to transfer."""
+    if frame.empty:
+        raise ValueError("there are no rows to draw")
+    given = [*stats.RECIPE, "sparsity", "task", "seed", "pretrain_seed", "ticket_seed"]
+    rest = [c for c in columns(Transfer()) if c in frame and c not in given]
+    first = ["mode", "recalibrate", "arch", "scheme", "pattern", "scope", "n_train"]
+    chosen: list[str] = []
+    for column in [*(c for c in first if c in rest), *(c for c in rest if c not in first)]:
+        cell = [*chosen, "task", "sparsity", "seed", *stats.PRETRAINING]
+        if column == "mode" or frame.groupby(cell, dropna=False)[column].nunique(False).max() > 1:
+            chosen.append(column)
+    return chosen
+
+
+def _name(way: Mapping[str, Any]) -> str:
+    words = []
+    for column, value in way.items():
+        if column == "recalibrate":
+            words += ["BN re-estimated"] if value else []
+        elif column == "n_train":
+            words.append("all images" if pd.isna(value) else f"{value:g} images")
+        else:
+            words.append(value if isinstance(value, str) else f"{column} {value}")
+    return ", ".join(words)
+
+
+def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(label=[label(r) for r in rows[stats.PRETRAINING].to_dict("records")])
+
+
+def _ordered(labelled: pd.DataFrame) -> list[str]:
+    return list(labelled.sort_values(["objective", "norm", "eps", "sigma"]).label.unique())
+
+
+def _of(rows: pd.DataFrame, cell: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of a cell; None and nan are one value."""
+    keep = np.ones(len(rows), dtype=bool)
+    for name, value in cell.items():
+        keep &= (rows[name].isna() if pd.isna(value) else rows[name] == value).to_numpy()
+    return rows[keep]
+
+
+def _sparsity_axis(ax: Axes, sparsities: Sequence[float]) -> None:
+    """Log of density: 0.9 to 0.95 is half the weights, and as far as 0.8 to 0.9."""
+    ax.set_xscale("log")
+    ax.set_xticks([_x(s) for s in sparsities], [f"{s:g}" for s in sparsities])
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def _x(sparsity: Any) -> Any:
+    return 1 / (1 - sparsity)

@@ -1,0 +1,129 @@
+"""One style for all figures, and `save`.
+
+Natural is blue with circles; robust networks run from orange to brown as eps grows, each with a
+marker and a dash of its own. Widths are those of a text column and of a page.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from tueplots import axes, figsizes, fontsizes
+
+from robustlib import stats
+
+COLUMN = figsizes.icml2022_half()["figure.figsize"][0]
+"""Width of a text column, in inches."""
+PAGE = figsizes.icml2022_full()["figure.figsize"][0]
+"""Width of a page's text, in inches."""
+
+NATURAL = "#0072B2"
+# Okabe and Ito's orange and vermilion, and a brown: ordered in lightness, so in grey print too.
+ROBUST = LinearSegmentedColormap.from_list("robust", ["#E69F00", "#D55E00", "#5E2A00"])
+OTHER = "#7F7F7F"
+_MARKERS, _DASHES = "s^Dv<>P", ["--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1))]
+_FIRST = ["task", "mode", "scheme", "pattern", "sparsity", *stats.PRETRAINING, "n_train", "seed"]
+_FIRST += ["accuracy", "n"]
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Fonts, lines and sizes of every figure, while it is drawn."""
+    rc = {**fontsizes.icml2022(), **axes.lines(), **figsizes.icml2022_full()}
+    rc |= {"legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7}
+    rc |= {"legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
+    rc |= {"axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 150, "pdf.fonttype": 42}
+    with plt.rc_context(rc):
+        yield
+
+
+def panels(
+    rows: int, across: int, width: float, height: float, **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure of rows x across panels, width and height in inches, and its array of axes."""
+    with plt.ioff():
+        fig, grid = plt.subplots(
+            rows, across, squeeze=False, figsize=(width, height), layout="constrained", **options
+        )
+    plt.close(fig)  # The caller shows it; pyplot would show it a second time.
+    return fig, grid
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """How a way to pretrain is called: "natural", "robust, L2 ε = 0.5", "trades, L∞ ε = 0.03".
+
+    row: anything with the columns of stats.PRETRAINING, a spec's `specs.columns` for one.
+    """
+    if row["objective"] == "natural":
+        return "natural"
+    if row["objective"] == "smoothing":
+        return f"noise σ = {row['sigma']:g}"
+    ball = f"{'L2' if row['norm'] == 'l2' else 'L∞'} ε = {row['eps']:.3g}"
+    return f"robust, {ball}" if row["objective"] == "pgd" else f"{row['objective']}, {ball}"
+
+
+def looks(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and dash of each label, natural first, the others in the order given."""
+    labels = sorted(dict.fromkeys(labels), key=lambda name: name != "natural")
+    robust = [name for name in labels if name != "natural"]
+    out: dict[str, dict[str, Any]] = {}
+    for name in labels:
+        i = robust.index(name) if name in robust else 0
+        place = i / (len(robust) - 1) if len(robust) > 1 else 0.5
+        plain = {"color": NATURAL, "marker": "o", "ls": "-"}
+        own = {"color": ROBUST(place), "marker": _MARKERS[i % 7], "ls": _DASHES[i % 5]}
+        out[name] = (plain if name == "natural" else own) | {"ms": 3.0, "label": name}
+    return out
+
+
+def legend(fig: Figure, looks: Mapping[str, dict[str, Any]], note: str = "") -> None:
+    """One legend above all panels, where it covers no data; the note explains dots and bars."""
+    handles = [plt.Line2D([], [], **look) for look in looks.values()]
+    fits = 4 if fig.get_figwidth() > COLUMN else 2
+    box = fig.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=min(fits, len(handles)),
+        title=note or None,
+        title_fontsize=6.5,
+    )
+    box.get_title().set_multialignment("center")
+
+
+def save(fig: Figure, folder: str | Path, name: str, data: pd.DataFrame) -> Path:
+    """Writes NAME.pdf, NAME.png (200 dpi) and the rows behind them, NAME.csv; returns the PDF.
+
+    CSV columns are named as the fields of the specs are. Each file is written beside its place
+    and renamed there; the same figure gives the same bytes.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    first = [c for c in _FIRST if c in data]
+    data = data[[*first, *(c for c in data if c not in first)]]
+    writers: dict[str, Callable[[str], Any]] = {
+        "csv": lambda file: data.to_csv(file, index=False),
+        "png": lambda file: fig.savefig(file, format="png", dpi=200),
+        "pdf": lambda file: fig.savefig(file, format="pdf", metadata={"CreationDate": None}),
+    }
+    with style():
+        for suffix, write in writers.items():
+            handle, staged = tempfile.mkstemp(prefix=".staged-", dir=folder)
+            os.close(handle)
+            try:
+                write(staged)
+                os.chmod(staged, 0o644)
+                os.replace(staged, folder / f"{name}.{suffix}")
+            except BaseException:
+                os.unlink(staged)
+                raise
+    return folder / f"{name}.pdf"
