@@ -61,20 +61,28 @@ def constraints() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in pins}
 
 
+@pytest.fixture(scope="module")
+def providers() -> dict[str, set[str]]:
+    """The installed packages that hold a top-level module, by its name."""
+    found = metadata.packages_distributions()
+    return {module: set(map(canonicalize_name, packages)) for module, packages in found.items()}
+
+
 @pytest.mark.parametrize(
     ("folder", "declared"),
     [("robustlib", RUNTIME), ("notebooks", RUNTIME), ("tests", RUNTIME + TEST)],
     ids=["robustlib", "notebooks", "tests"],
 )
-def test_every_import_is_a_declared_dependency(folder: str, declared: list[Requirement]) -> None:
-    providers = metadata.packages_distributions()
+def test_every_import_is_a_declared_dependency(
+    folder: str, declared: list[Requirement], providers: dict[str, set[str]]
+) -> None:
     known = sys.stdlib_module_names | {"robustlib", "__future__"}
     known |= {path.stem for path in sources("tests")} if folder == "tests" else set()
     undeclared = {
         f"{path}: {module}"
         for path in sources(folder)
         for module in imports(path) - known
-        if not {canonicalize_name(name) for name in providers.get(module, [])} & names(declared)
+        if not providers.get(module, set()) & names(declared)
     }
     assert not undeclared
 
