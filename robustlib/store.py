@@ -5,7 +5,7 @@
     ROOT/pretrain/3f/3f0c.../SHA256SUMS           of the two, as sha256sum writes them
 
 An artifact is written beside its place and renamed there, so it is whole or absent. ROOT is
-$ROBUSTLIB_STORE, else ./runs/store.
+$ROBUSTLIB_STORE, else runs/store in the clone of the project, else ./runs/store.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ class Artifact:
 
 def root() -> Path:
     """The folder of the store; it may not exist yet."""
-    return Path(os.environ.get("ROBUSTLIB_STORE") or Path("runs") / "store").expanduser()
+    # The clone and not the current folder: a notebook and the command line share one store.
+    clone = Path(__file__).parents[1]
+    home = clone if (clone / "notebooks").is_dir() else Path()
+    return Path(os.environ.get("ROBUSTLIB_STORE") or home / "runs" / "store").expanduser()
 
 
 def path(spec: Spec) -> Path:

@@ -308,6 +308,5 @@ def run_study(name: str, out: Path, workers: int | None = None) -> pd.DataFrame:
             out / "notebooks" / notebook.name,
             parameters=given,
             progress_bar=False,
-            cwd=NOTEBOOKS,
         )
     return frame
