@@ -1,0 +1,315 @@
+"""Tickets: exactly the weights that should go are gone, and they stay gone."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import prune
+
+from robustlib import models, tickets
+from robustlib.specs import Pretrain, Ticket
+from robustlib.tickets import Mask, dense, omp, pack, prunable, random, unpack
+
+SPARSITIES = (0, 0.001, 0.3, 0.5, 0.9, 0.999)
+
+
+def tiny(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return models.build("resnet10s", 5, width=4)
+
+
+def plain(seed: int = 0) -> nn.Module:
+    """A network that is no ResNet, with a bias beside every weight."""
+    torch.manual_seed(seed)
+    features = (nn.Conv2d(3, 20, 3), nn.BatchNorm2d(20), nn.ReLU(), nn.Conv2d(20, 30, (1, 3)))
+    return nn.Sequential(*features, nn.Flatten(), nn.Linear(30 * 6 * 4, 5))
+
+
+def mobile(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return torchvision.models.mobilenet_v3_small(num_classes=5)
+
+
+def convolutions(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+
+
+def removed(mask: Mask) -> int:
+    return sum(int((~m).sum()) for m in mask.values())
+
+
+def total(mask: Mask) -> int:
+    return sum(m.numel() for m in mask.values())
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("build", [tiny, plain, mobile])
+def test_omp_is_torchs_own_magnitude_pruning_bit_for_bit(build, scope):
+    for seed, sparsity in enumerate(SPARSITIES if build is not mobile else (0.5, 0.999)):
+        model = build(seed)
+        ours = omp(model, sparsity, scope=scope)
+        layers = convolutions(model)
+        if scope == "global":
+            where = [(m, "weight") for _, m in layers]
+            prune.global_unstructured(where, prune.L1Unstructured, amount=sparsity)
+        else:
+            for _, m in layers:
+                prune.l1_unstructured(m, "weight", amount=sparsity)
+        assert list(ours) == [f"{n}.weight" for n, _ in layers]
+        for name, m in layers:
+            theirs = m.weight_mask.bool()
+            if scope == "layer" and not theirs.any():  # ours keeps one weight of a small layer
+                theirs.view(-1)[m.weight_orig.detach().abs().argmax()] = True
+            assert torch.equal(ours[f"{name}.weight"], theirs), (name, sparsity)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("draw", [omp, random])
+def test_exactly_the_count_is_removed(draw, scope):
+    for sparsity in SPARSITIES:
+        mask = draw(tiny(), sparsity, scope=scope)
+        if scope == "global":
+            assert removed(mask) == round(sparsity * total(mask))
+        for m in mask.values() if scope == "layer" else ():
+            assert int((~m).sum()) == min(round(sparsity * m.numel()), m.numel() - 1)
+        assert mask.sparsity == pytest.approx(removed(mask) / total(mask), abs=1e-12)
+    assert removed(omp(tiny(), 1 - 1e-12)) == total(mask) - 1
+
+
+def test_the_largest_removed_weight_is_below_the_smallest_kept_one():
+    model = tiny()
+    weights = torch.cat([p.detach().abs().flatten() for p in prunable(model).values()])
+    for sparsity in SPARSITIES[1:]:
+        kept = torch.cat([m.flatten() for m in omp(model, sparsity).values()])
+        assert weights[~kept].max() < weights[kept].min()
+    for name, m in omp(model, 0.5, scope="layer").items():
+        w = prunable(model)[name].detach().abs()
+        assert w[~m].max() < w[m].min()
+
+
+@pytest.mark.parametrize("draw", [omp, random])
+def test_a_sparser_mask_lies_within_a_denser_one(draw):
+    masks = [draw(tiny(), s) for s in SPARSITIES]
+    for denser, sparser in zip(masks, masks[1:], strict=False):
+        assert all(not (m & ~denser[n]).any() for n, m in sparser.items())
+        assert removed(sparser) > removed(denser)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_of_equal_weights_the_first_go_first_and_the_count_is_exact(scope):
+    model = nn.Sequential(nn.Conv2d(1, 3, 2, bias=False), nn.Conv2d(3, 2, 2, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(
+            torch.tensor([1.0, -2, 2, 0, 1, -0.0, 2, 3, -1, 1, 1, 5]).view(3, 1, 2, 2)
+        )
+        model[1].weight.fill_(1.0)
+    mask = omp(model, 8 / 36 if scope == "global" else 4 / 12, scope=scope)
+    first = [int(i) for i in (~mask["0.weight"].flatten()).nonzero()]
+    if scope == "global":  # both zeros, five of magnitude 1, then the first of the second layer
+        assert first == [0, 3, 4, 5, 8, 9, 10]
+        assert (~mask["1.weight"].flatten()).nonzero().flatten().tolist() == [0]
+    else:
+        assert first == [0, 3, 4, 5]
+        assert (~mask["1.weight"].flatten()).nonzero().flatten().tolist() == list(range(8))
+    assert omp(model, 0.5, scope=scope) == omp(copy.deepcopy(model), 0.5, scope=scope)
+
+
+@pytest.mark.parametrize("draw", [omp, random])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        *(((s,), f"sparsity={s!r}") for s in (1.0, 1, -0.1, math.nan, math.inf, None, True, "all")),
+        ((0.5, "kernels"), "pattern='kernels'.*unstructured"),
+        ((0.5, "unstructured", "globe"), "scope='globe'.*mean 'global'.*layer"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_by_name(draw, arguments, says):
+    with pytest.raises(ValueError, match=says.replace("(", r"\(")):
+        draw(tiny(), *arguments)
+
+
+def test_a_model_that_cannot_be_ranked_is_refused():
+    with pytest.raises(ValueError, match="Linear: has no convolution"):
+        omp(nn.Linear(3, 3), 0.5)
+    model = tiny()
+    with torch.no_grad():
+        model.layer2[0].conv1.weight[0, 0, 0, 0] = math.nan
+    with pytest.raises(ValueError, match="layer2.0.conv1.weight: .*not finite"):
+        omp(model, 0.5)
+
+
+@pytest.mark.parametrize("written", ["9/10", "0.9", np.float64(0.9), torch.tensor(0.9).double()])
+def test_sparsity_may_be_written_as_in_a_spec(written):
+    assert omp(tiny(), written) == omp(tiny(), 0.9)
+    assert random(tiny(), written) == random(tiny(), 0.9)
+
+
+@pytest.mark.parametrize("build", [tiny, plain, mobile])
+def test_only_convolutions_are_touched(build):
+    model = build()
+    before = {n: p.clone() for n, p in model.state_dict().items()}
+    mask = omp(model, 0.9)
+    assert set(mask) == set(prunable(model)) == {f"{n}.weight" for n, _ in convolutions(model)}
+    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+    assert mask.apply(model) is model
+    for name, p in model.state_dict().items():
+        expected = before[name] * mask[name] if name in mask else before[name]
+        assert torch.equal(p, expected), name
+
+
+def test_weights_that_layers_share_are_ranked_and_masked_once():
+    shared = nn.Conv2d(4, 4, 3, bias=False)
+    model = nn.Sequential(shared, nn.Conv2d(4, 4, 3, bias=False), shared)
+    model[1].weight = shared.weight
+    mask = omp(model, 0.5)
+    assert list(mask) == ["0.weight"] and removed(mask) == 72
+    assert mask.apply(model)[1].weight.count_nonzero() == 72
+
+
+def test_the_memory_format_makes_no_difference():
+    wide = tiny().to(memory_format=torch.channels_last)
+    assert not wide.layer2[0].conv1.weight.is_contiguous()
+    for scope in ("global", "layer"):
+        assert omp(wide, 0.8, scope=scope) == omp(tiny(), 0.8, scope=scope)
+        assert random(wide, 0.8, scope=scope) == random(tiny(), 0.8, scope=scope)
+    mask = omp(wide, 0.8)
+    assert unpack(*pack(mask)) == mask
+    for p, q in zip(mask.apply(wide).parameters(), mask.apply(tiny()).parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_random_mask_follows_from_its_seed_alone():
+    one = random(tiny(), 0.5, seed=3)
+    torch.manual_seed(99)
+    assert one == random(tiny(7), 0.5, seed=3)
+    assert one != random(tiny(), 0.5, seed=4)
+    model, state = tiny(), torch.random.get_rng_state()
+    random(model, 0.5)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_masks_overlap_as_counted_by_hand_and_random_ones_as_expected():
+    a = Mask({"u": torch.tensor([True, True, False, False]), "v": torch.tensor([True])})
+    b = Mask({"u": torch.tensor([True, False, True, False]), "v": torch.tensor([True])})
+    none = Mask({n: torch.zeros_like(m) for n, m in a.items()})
+    assert a.overlap(b) == b.overlap(a) == 2 / 4
+    assert a.overlap(a) == 1 and a.overlap(none) == 0 and none.overlap(none) == 1
+    assert a.density() == {"u": 0.5, "v": 1.0} and a.sparsity == pytest.approx(2 / 5)
+    assert repr(a) == "Mask(2 layers, sparsity 0.4000)"
+    for d in (0.5, 0.2):
+        x, y = (random(tiny(), 1 - d, seed=s) for s in (0, 1))
+        assert x.overlap(y) == pytest.approx(d / (2 - d), abs=0.01)
+
+
+def test_masks_compare_by_what_they_keep():
+    a, same = (Mask({"u": torch.tensor([True, False])}) for _ in range(2))
+    assert a == same and not a != same
+    assert a != Mask({"u": torch.tensor([True, True])}) and a != Mask({"u": torch.tensor([True])})
+    assert a != Mask({"v": torch.tensor([True, False])}) and a != {"u": 1}
+
+
+@pytest.mark.parametrize(
+    "bad", [torch.ones(2), torch.ones(2, dtype=torch.uint8), [True, False], np.ones(2, bool), True]
+)
+def test_a_mask_is_boolean_or_refused(bad):
+    with pytest.raises(ValueError, match="mask of layer1.w: got .* torch.bool"):
+        Mask({"ok": torch.tensor([True]), "layer1.w": bad})
+
+
+def test_a_mask_that_does_not_fit_is_refused_and_changes_nothing():
+    model, mask = plain(), omp(plain(), 0.5)
+    cut = Mask({n: m[:1] if n == "3.weight" else m for n, m in mask.items()})
+    strange = Mask({**mask, "9.weight": torch.ones(1, dtype=torch.bool)})
+    before = copy.deepcopy(model.state_dict())
+    for bad, says in (
+        (cut, r"3.weight: shape \(1,.*has \(30,"),
+        (strange, "9.weight: the model has"),
+    ):
+        with pytest.raises(ValueError, match=f"mask of {says}"):
+            bad.apply(model)
+        with pytest.raises(ValueError, match="mask of"):
+            bad.overlap(mask)
+        with pytest.raises(ValueError, match="mask of"):
+            mask.overlap(bad)
+    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.lists(st.integers(1, 5), max_size=4), max_size=4), st.integers(0, 2**31))
+def test_packing_loses_no_bit(shapes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    mask = Mask({str(i): torch.rand(s, generator=generator) < 0.5 for i, s in enumerate(shapes)})
+    bits, stored = pack(mask)
+    back = unpack(dict(reversed(bits.items())), stored)
+    assert back == mask and list(back) == list(mask)
+    assert [len(b) for b in bits.values()] == [math.ceil(math.prod(s) / 8) for s in shapes]
+
+
+OPTIMISERS = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.05, nesterov=True),
+    "adam": lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.05),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.05),
+}
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "unfrozen"])
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_removed_weights_stay_at_zero_and_the_others_move(name, frozen):
+    model = plain().requires_grad_(not frozen)
+    mask = omp(model, 0.6)
+    mask.apply(model)
+    assert all(p.requires_grad != frozen for p in model.parameters())
+    model.requires_grad_(True).to(memory_format=torch.channels_last)
+    optimiser = OPTIMISERS[name](model.parameters())
+    start = copy.deepcopy(model.state_dict())
+    for step in range(5):
+        optimiser.zero_grad()
+        loss = model(torch.randn(4, 3, 8, 8)).square().sum() * 10.0 ** (6 * step)
+        loss.backward()
+        optimiser.step()
+    for key, m in mask.items():
+        w = model.get_parameter(key).detach()
+        assert torch.equal(w[~m], torch.zeros(int((~m).sum())))
+        assert (w[m] != start[key][m]).all()
+
+
+def test_not_even_an_infinite_gradient_moves_a_removed_weight():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False))
+    mask = Mask({"0.weight": torch.tensor([True, False]).view(2, 1, 1, 1)})
+    optimiser = torch.optim.SGD(mask.apply(model).parameters(), 0.1, momentum=0.9)
+    for factor in (1e38, math.inf, math.nan, -1.0):
+        optimiser.zero_grad()
+        (model(torch.full((1, 1, 1, 1), 10.0)) * factor).sum().backward()
+        optimiser.step()
+        assert model[0].weight[1].item() == 0
+    assert math.isnan(model[0].weight[0].item())
+
+
+def test_a_mask_zeroes_what_is_not_finite_and_holds_in_half_precision():
+    model = plain()
+    with torch.no_grad():
+        model[0].weight.fill_(math.inf)
+    mask = Mask({"0.weight": torch.zeros(20, 3, 3, 3, dtype=torch.bool)})
+    assert mask.apply(model)[0].weight.count_nonzero() == 0
+    model.double()(torch.randn(1, 3, 8, 8).double()).sum().backward()
+    grad = model[0].weight.grad
+    assert grad.dtype == torch.float64 and grad.count_nonzero() == 0
+
+
+def test_draw_follows_the_spec():
+    model, pretrain = tiny(), Pretrain()
+    assert tickets.draw(model, Ticket(pretrain, "dense")) == dense(model)
+    assert dense(model).sparsity == 0 and list(dense(model)) == list(prunable(model))
+    for scope in ("global", "layer"):
+        ticket = Ticket(pretrain, "omp", sparsity=0.7, scope=scope)
+        assert tickets.draw(model, ticket) == omp(model, 0.7, scope=scope)
+        ticket = Ticket(pretrain, "random", sparsity=0.7, scope=scope, seed=5)
+        assert tickets.draw(model, ticket) == random(model, 0.7, scope=scope, seed=5)
