@@ -200,3 +200,9 @@ def test_a_file_that_is_no_image_is_named(photographs: FileSplit) -> None:
         file.write(b"\x89PNG but not really")
     with pytest.raises(ValueError, match="4.png"):
         list(batches.ordered(photographs, 100))
+
+
+def test_each_file_has_a_crop_of_its_own(photographs: FileSplit) -> None:
+    same = FileSplit(photographs.paths[:1] * 8, torch.arange(8), 24)
+    ((x, _),) = feed(same, 8, "crop")
+    assert len({image.numpy().tobytes() for image in x}) == 8

@@ -71,6 +71,16 @@ def test_a_write_that_fails_leaves_the_old_pack_and_nothing_else(tmp_path, monke
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["p.npz"]
 
 
+def test_one_who_is_reading_the_old_pack_goes_on_reading_it(tmp_path: Path) -> None:
+    packs.write(tmp_path / "p.npz", a_pack())
+    before = (tmp_path / "p.npz").read_bytes()
+    with open(tmp_path / "p.npz", "rb") as reader:
+        half = reader.read(1000)
+        packs.write(tmp_path / "p.npz", a_pack(seed=1))
+        assert half + reader.read() == before
+    assert (tmp_path / "p.npz").read_bytes() != before
+
+
 def changed(key, value):
     return lambda a: a | {key: value(a[key])}
 
@@ -109,6 +119,13 @@ BAD = {
         "x_test: empty",
     ),
     "copies in test": (copied(4), "x_test: 4 of 40 images are copies"),
+    "copies in test beside a val": (
+        lambda a: (
+            copied(4)(a)
+            | {k.replace("test", "val"): v for k, v in arrays(seed=5).items() if "test" in k}
+        ),
+        "x_test: 4 of 40 images are copies",
+    ),
     "copies in own val": (
         lambda a: a | {"x_val": a["x_train"][:50], "y_val": a["y_train"][:50]},
         "x_val: 50 of 50 images are copies",
