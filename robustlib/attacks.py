@@ -17,8 +17,9 @@ from robustlib.specs import NORMS, Norm, integer, number, one_of
 class Threat:
     """What an attacker may do: a ball around each image, and how it is searched.
 
-    `eps` and `step_size` are in pixel units of [0, 1] images. step_size None: 1.25 eps for a
-    single step (Wong et al., 2020), 2.5 eps / steps for more (Madry et al., 2018).
+    `eps` and `step_size` are in pixel units of [0, 1] images ("8/255" is read too). step_size
+    None: 1.25 eps for a single step (Wong et al., 2020), 2.5 eps / steps for more (Madry et al.,
+    2018). Raises ValueError for what is no such number.
     """
 
     norm: Norm = "l2"
@@ -28,8 +29,11 @@ class Threat:
 
     def __post_init__(self) -> None:
         one_of("norm", self.norm, NORMS)
-        number("eps", self.eps, 0, 1000)
-        integer("steps", self.steps, 1)
+        object.__setattr__(self, "eps", number("eps", self.eps, 0, 1000))
+        object.__setattr__(self, "steps", integer("steps", self.steps, 1))
+        if self.step_size is not None:
+            step_size = number("step_size", self.step_size, 0, 1000)
+            object.__setattr__(self, "step_size", step_size)
 
     @property
     def step(self) -> float:
@@ -102,7 +106,8 @@ def pgd(
     x: [N, 3, H, W] in [0, 1]; y: labels [N]; returns images shaped as x, detached, within the
     ball and within [0, 1]. `loss` maps logits [N, K] to losses [N] (cross entropy with y if not
     given). The last iterate is returned, or with `worst` the one of highest loss for each image,
-    as an evaluation wants it. Runs with BatchNorm in eval mode and leaves no gradient on weights.
+    as an evaluation wants it. Runs with BatchNorm in eval mode and leaves no gradient on weights;
+    a caller that is in torch.no_grad() may call it too.
     """
     if loss is None:
 
@@ -112,7 +117,7 @@ def pgd(
     model = unwrapped(model)
     delta = (x + random_start(x, threat)).clamp_(0, 1).sub_(x)
     best, best_loss = delta, torch.full((len(x),), -torch.inf, device=x.device)
-    with evaluating(model):
+    with evaluating(model), torch.enable_grad():
         for _ in range(threat.steps):
             delta = delta.detach().requires_grad_()
             losses = loss(model(x + delta))
