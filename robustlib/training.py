@@ -64,13 +64,13 @@ def device() -> torch.device:
 def learning_rate(recipe: Recipe, step: int, total: int) -> float:
     """The rate of step `step` of `total`.
 
-    onecycle rises linearly over the first fifth of the steps and falls linearly to 0 (Smith and
-    Topin, 2018; Wong et al., 2020); step divides by 10 at 1/2 and 3/4.
+    onecycle rises linearly to lr over the first fifth of the steps and falls linearly to 0 (Smith
+    and Topin, 2018; Wong et al., 2020); step divides by 10 at 1/2 and 3/4.
     """
     t = step / total
     if recipe.schedule == "step":
         return recipe.lr * 0.1 ** ((t >= 0.5) + (t >= 0.75))
-    return recipe.lr * min((step + 1) / max(1.0, 0.2 * total), (1 - t) / 0.8)
+    return recipe.lr * min((step + 1) / max(1.0, 0.2 * total), (1 - t) / 0.8, 1.0)
 
 
 def optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
@@ -148,7 +148,8 @@ def fit(
 
     started = last_save = time.monotonic()
     bar = tqdm(total=total, initial=step, desc=label, unit="step", dynamic_ncols=True)
-    reproducible = torch.backends.cudnn.flags(deterministic=True, benchmark=False)
+    # `enabled` is off unless asked for.
+    reproducible = torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False)
     per_pass = per_epoch * objective.replays
     with torch.random.fork_rng(), reproducible, bar:
         while step < total:
