@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,9 @@ def fit(
     caller removes it once the result is stored. `monitor` is called after each epoch and its
     numbers join the row.
 
-    Raises NotFinite, naming epoch, step, rate and eps. Warns CatastrophicOverfitting when the
-    monitor's `val_robust` falls below half its best while the loss is at its lowest.
+    Raises NotFinite, naming epoch, step, rate and eps; ValueError for the checkpoint of another
+    run. Warns when a checkpoint cannot be read, and starts afresh. Warns CatastrophicOverfitting
+    when `overfitted` says so of the monitor's `val_robust`.
     """
     where = device()
     engine = fabric(recipe.precision, where)
@@ -129,16 +131,22 @@ def fit(
     per_epoch = batches.steps(split, recipe.batch_size)
     total = per_epoch * recipe.epochs * objective.replays
     step, curve, loss_sum, spent = 0, [], 0.0, 0.0
-    if checkpoint is not None and checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=where, weights_only=True)
+    eps = objective.threat.eps if objective.threat else 0.0
+    identity = asdict(recipe) | {"eps": eps, "images": len(split), "steps": total}
+    identity |= {"parameters": sum(p.numel() for p in model.parameters())}
+    scaler = engine.strategy.precision
+    objective.state.clear()
+    if (saved := _unfinished(checkpoint, identity, where)) is not None:
         model.load_state_dict(saved["model"])
         optim.load_state_dict(saved["optimiser"])
+        scaler.load_state_dict(saved.get("scaler", {}))
         objective.state.update(saved["objective"])
         step, curve = saved["step"], saved["curve"]
         loss_sum, spent = saved["loss_sum"], saved["seconds"]
 
     def save() -> None:
         state = {"model": model.state_dict(), "optimiser": optim.state_dict()}
+        state |= {"scaler": scaler.state_dict(), "identity": identity}
         state |= {"objective": objective.state, "step": step, "curve": curve}
         state |= {"loss_sum": loss_sum, "seconds": spent + time.monotonic() - started}
         partial = checkpoint.with_suffix(".tmp")
@@ -190,7 +198,8 @@ def fit(
                     curve.append({"epoch": epoch, "loss": loss_sum / per_pass, "lr": rate})
                     loss_sum = 0.0
                     if monitor is not None:
-                        curve[-1] |= monitor(model)
+                        # Not numpy's floats: a checkpoint that holds those is refused when read.
+                        curve[-1] |= {k: float(v) for k, v in monitor(model).items()}
                     _warn_if_overfitting(curve, label)
                 if checkpoint and time.monotonic() - last_save > CHECKPOINT_SECONDS:
                     save()
@@ -206,6 +215,25 @@ def _replayed(feed: Iterator, times: int, skip: int) -> Iterator[tuple[Tensor, T
         for _ in range(times - skip):
             yield x, y
         skip = 0
+
+
+def _unfinished(checkpoint: Path | None, identity: dict, where: torch.device) -> dict | None:
+    """What a checkpoint holds, if there is one that can be read; ValueError if of another run."""
+    if checkpoint is None or not checkpoint.exists():
+        return None
+    try:
+        saved = torch.load(checkpoint, map_location=where, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError):
+        warnings.warn(f"{checkpoint} cannot be read: training starts afresh", stacklevel=3)
+        return None
+    found = saved.get("identity", identity)
+    wrong = [f"{k} {found.get(k)}, not {v}" for k, v in identity.items() if found.get(k) != v]
+    if wrong:
+        raise ValueError(
+            f"{checkpoint}: the unfinished training of another run ({'; '.join(wrong)}). "
+            "Delete it to start afresh"
+        )
+    return saved
 
 
 def overfitted(curve: list[dict[str, float]]) -> bool:
