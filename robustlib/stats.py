@@ -14,6 +14,8 @@ from robustlib.specs import Transfer, columns
 if TYPE_CHECKING:
     import pandas as pd
 
+    from robustlib.tickets import Mask
+
 PRETRAINING = ["objective", "norm", "eps", "sigma"]
 """The columns that name a way to pretrain."""
 
@@ -96,6 +98,30 @@ def advantage(
     out = _intervals(grouped, cells, "mean")
     sizes = grouped.groupby(cells, dropna=False)["size"].sum().reset_index(name="pairs")
     return pd.merge(out, sizes, on=cells)
+
+
+def mask_overlap(first: Mask, second: Mask) -> pd.DataFrame:
+    """How far two masks of one network keep the same weights, by layer.
+
+    Columns: layer, weights, density_first, density_second, overlap (Jaccard index of the kept
+    weights; nan where neither keeps any) and chance, what two random masks of these densities
+    would have. Raises ValueError when the masks are of different networks.
+    """
+    import pandas as pd
+
+    first.overlap(second)  # refuses masks that do not match
+    rows = []
+    for layer, a in first.items():
+        b = second[layer]
+        kept, of = (int(a.sum()), int(b.sum())), a.numel()
+        both = int((a & b).sum())
+        expected = kept[0] * kept[1] / of
+        some = sum(kept) > 0
+        overlap = both / (sum(kept) - both) if some else math.nan
+        chance = expected / (sum(kept) - expected) if some else math.nan
+        rows.append([layer, of, kept[0] / of, kept[1] / of, overlap, chance])
+    names = ["layer", "weights", "density_first", "density_second", "overlap", "chance"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def _intervals(per_seed: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:

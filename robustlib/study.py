@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +116,27 @@ def pretrains(
     return sorted(ordered, key=lambda p: (p.objective != "natural", p.objective, p.eps, p.seed))
 
 
+def family(
+    study: str | Profile, *, seed: int = 0, eps: str | Sequence[float] = "", arch: str = ""
+) -> list[Pretrain]:
+    """A natural network of a study and the robust ones that differ from it in nothing but how they
+    were pretrained.
+
+    `seed`, `eps` and `arch` choose among the profile's; an empty arch is its first. Raises
+    ValueError that lists the profile's values, or says that it has no natural network.
+    """
+    from robustlib import stats
+
+    sources = pretrains(study, seeds=[specs.integer("seed", seed, 0)], eps=eps)
+    chosen = _choose("arch", arch, list(dict.fromkeys(p.arch for p in sources)), str)[0]
+    sources = [p for p in sources if p.arch == chosen]
+    if not sources or sources[0].objective != "natural":
+        raise ValueError("the profile has no natural network to compare robust ones with")
+    recipe = {name.removeprefix("pretrain_") for name in stats.RECIPE}
+    alike = [{k: v for k, v in specs.columns(p).items() if k not in recipe} for p in sources]
+    return [p for p, own in zip(sources, alike, strict=True) if own == alike[0]]
+
+
 def _filled(checkpoint: str, values: dict[str, Any]) -> str:
     try:
         return checkpoint.format(**values)
@@ -141,14 +164,17 @@ def grid(
     """
     study = study if isinstance(study, Profile) else profile(study)
     given: dict[str, Any] = {}
-    if values := _items(tasks, str):
+    if values := items("tasks", tasks, str):
         given["task"] = [one_of("tasks", t, _datasets()) for t in values]
     if specs.integer("n_train", n_train, 0):
         given["n_train"] = n_train
     ticket = dict(study.ticket)
-    if values := _items(sparsities, float):
+    if values := items("sparsities", sparsities, float):
         ticket["sparsity"] = [specs.number("sparsities", s, 0, 1, open_high=True) for s in values]
     ways = [way for entry in study.transfers for way in _product({**entry, **given})]
+    if n_train:
+        for task in dict.fromkeys(way.get("task", Transfer.task) for way in ways):
+            _load(task, n_train)  # refuses more images than there are
     known = dict.fromkeys(way.get("mode", Transfer.mode) for way in ways)
     kept = _choose("modes", modes, list(known), str)
     chosen = _choose("seeds", seeds, study.seeds, int)
@@ -173,21 +199,32 @@ def _product(table: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _items(value: Any, to: type) -> list[Any]:
-    parts = value.split(",") if isinstance(value, str) else value
-    parts = [p.strip() if isinstance(p, str) else p for p in parts]
+def items(name: str, value: Any, to: type) -> list[Any]:
+    """The values of a parameter: a sequence, comma-separated text, or a single one (papermill makes
+    an int of -p seeds 0). to: int, float or str. Raises ValueError that names the parameter."""
+    single = isinstance(value, str) or not isinstance(value, Iterable)
+    read = partial(specs.number, name, low=-math.inf, high=math.inf) if to is float else to
     try:
-        return [to(p) for p in parts if p != ""]
+        parts = [p.strip() for p in str(value).split(",")] if single else value
+        return [read(p) for p in parts if p != ""]
     except (TypeError, ValueError):
-        raise ValueError(f"{value!r}: must be {to.__name__} values, separated by commas") from None
+        raise ValueError(
+            f"{name}={value!r}: must be {to.__name__} values, separated by commas"
+        ) from None
 
 
 def _choose(name: str, value: Any, among: Sequence[Any], to: type) -> list[Any]:
-    chosen = _items(value, to) or list(among)
+    chosen = items(name, value, to) or list(among)
     for v in chosen:
         if v not in among:
             raise ValueError(f"{name}={v}: choose among {', '.join(map(str, among))}")
     return chosen
+
+
+def _load(name: str, n_train: int) -> None:
+    from robustlib.data import load
+
+    load(name, n_train=n_train)
 
 
 def _datasets() -> list[str]:
@@ -299,14 +336,14 @@ def run_study(name: str, out: Path, workers: int | None = None) -> pd.DataFrame:
     frame = sweep(grid(study), workers)
     (out / "notebooks").mkdir(parents=True, exist_ok=True)
     frame.to_csv(out / "results.csv", index=False)
-    given = {"profile": name, "figures": str((out / "figures").resolve())}
+    given = {"profile": name, "figures": str((out / "figures").resolve()), "workers": workers or 0}
     bar = tqdm(sorted(NOTEBOOKS.glob("[0-9]*.ipynb")), unit="notebook", dynamic_ncols=True)
     for notebook in bar:
         bar.set_description(notebook.stem)
         papermill.execute_notebook(
             notebook,
             out / "notebooks" / notebook.name,
-            parameters=given,
+            parameters={k: given[k] for k in given if k in papermill.inspect_notebook(notebook)},
             progress_bar=False,
         )
     return frame

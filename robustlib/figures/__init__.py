@@ -1,8 +1,37 @@
-"""Figures: each a function from rows or plain data to a matplotlib Figure; `save` writes one."""
+"""Figures: each a function from rows or plain data to a matplotlib Figure; `save` writes one.
+
+`verdict`, `robustness` and `overlap` say in a sentence what the rows of a figure hold.
+"""
 
 from __future__ import annotations
 
+from robustlib.figures.networks import (
+    adversarial_examples,
+    curves,
+    filters,
+    layer_density,
+    mask_overlap,
+    masks,
+    robust_accuracy,
+)
 from robustlib.figures.results import accuracy_vs_sparsity, advantage
 from robustlib.figures.style import label, looks, save
+from robustlib.figures.words import overlap, robustness, verdict
 
-__all__ = ["accuracy_vs_sparsity", "advantage", "label", "looks", "save"]
+__all__ = [
+    "accuracy_vs_sparsity",
+    "adversarial_examples",
+    "advantage",
+    "curves",
+    "filters",
+    "label",
+    "layer_density",
+    "looks",
+    "mask_overlap",
+    "masks",
+    "overlap",
+    "robust_accuracy",
+    "robustness",
+    "save",
+    "verdict",
+]

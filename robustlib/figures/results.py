@@ -29,14 +29,14 @@ def accuracy_vs_sparsity(frame: pd.DataFrame) -> Figure:
     robust mean: where it does not reach the natural line, robust and natural differ.
     Raises ValueError when a robust row has no natural partner.
     """
-    ways = _ways(frame)
+    ways = panel_columns(frame)
     cells = [*ways, "task", "sparsity"]
     lines = stats.summary(frame, [*stats.PRETRAINING, *cells]).drop(columns=["low", "high"])
     paired = stats.advantage(frame, cells)
     bars = paired.assign(half=(paired.high - paired.low) / 2)
     on = [*stats.PRETRAINING, *cells]
-    lines = _labelled(lines.merge(bars[[*on, "half"]], on=on, how="left"))
-    seeds = _labelled(frame)
+    lines = labelled(lines.merge(bars[[*on, "half"]], on=on, how="left"))
+    seeds = labelled(frame)
 
     def draw(ax: Axes, cell: Mapping[str, Any], looks: Looks) -> None:
         _lines(ax, _of(lines, cell), _of(seeds, cell), "accuracy", looks)
@@ -51,13 +51,13 @@ def advantage(frame: pd.DataFrame) -> Figure:
     frame: rows of `sweep` or `store.frame(Transfer)`; small dots are the seeds. Raises ValueError
     when a robust row has no natural partner, or there is no robust row.
     """
-    ways = _ways(frame)
-    seeds = _labelled(stats.differences(frame))
+    ways = panel_columns(frame)
+    seeds = labelled(stats.differences(frame))
     if seeds.empty:
         raise ValueError("there is no robust row to compare with natural ones")
-    lines = _labelled(stats.advantage(frame, [*ways, "task", "sparsity"]))
+    lines = labelled(stats.advantage(frame, [*ways, "task", "sparsity"]))
     lines = lines.assign(half=(lines.high - lines.low) / 2)
-    colours = {k: v for k, v in looks(_ordered(_labelled(frame))).items() if k != "natural"}
+    colours = {k: v for k, v in looks(_ordered(labelled(frame))).items() if k != "natural"}
 
     def draw(ax: Axes, cell: Mapping[str, Any], looks: Looks) -> None:
         ax.axhline(0, color=NATURAL, lw=1, zorder=0)
@@ -113,7 +113,7 @@ def _blocks(
     return fig
 
 
-def _ways(frame: pd.DataFrame) -> list[str]:
+def panel_columns(frame: pd.DataFrame) -> list[str]:
     """The columns, beside task, sparsity, seed and pretraining, that are needed to tell rows apart:
     a panel must not average over two ways to transfer."""
     if frame.empty:
@@ -141,7 +141,7 @@ def _name(way: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
+def labelled(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(label=[label(r) for r in rows[stats.PRETRAINING].to_dict("records")])
 
 

@@ -1,0 +1,280 @@
+"""Figures of networks: how they were trained, what fools them, which weights their tickets keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from robustlib import stats
+from robustlib.figures.style import COLUMN, NATURAL, OTHER, PAGE, legend, looks, panels, style
+from robustlib.tickets import Mask
+
+CHANNELS = 24
+"""Channels of a layer in the picture of a mask, at most: more would be smaller than a pixel."""
+
+
+def curves(by_label: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Loss, and accuracy on validation images as they are and under attack, by epoch.
+
+    by_label: a row an epoch (epoch, loss, val_accuracy, val_robust if measured), as
+    `run(Pretrain(...)).extra["curve"]` has them. A network without a curve is left out.
+    """
+    shown = {"loss": "training loss", "val_accuracy": "validation accuracy (%)"}
+    shown |= {"val_robust": "validation accuracy\nunder attack (%)"}
+    with style():
+        fig, grid = panels(1, 3, PAGE, 2.2)
+        for ax, (column, ylabel) in zip(grid.flat, shown.items(), strict=True):
+            for name, look in looks(by_label).items():
+                points = [
+                    (row["epoch"] + 1, row[column]) for row in by_label[name] if column in row
+                ]
+                if points:
+                    epochs, values = np.transpose(points)
+                    ax.plot(epochs, values * (1 if column == "loss" else 100), **look)
+            if column != "loss":
+                ax.set_ylim(-2, 102)
+            if not ax.lines:
+                ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", fontsize=7)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.set(xlabel="epoch", ylabel=ylabel)
+        legend(fig, looks(by_label))
+    return fig
+
+
+def adversarial_examples(
+    images: Tensor,
+    truth: Sequence[int],
+    attacked: Mapping[str, tuple[Tensor, Sequence[int], Sequence[int]]],
+    class_names: Sequence[str],
+) -> Figure:
+    """Images, and for each network what an attack adds to them and what the network then says.
+
+    images: [N, 3, H, W] in [0, 1]; truth: labels [N]; attacked: for each network's label the
+    adversarial images [N, 3, H, W] and its predictions [N] before and after. Perturbations are
+    drawn around grey, all amplified by one factor.
+    """
+    changes = {name: entry[0] - images for name, entry in attacked.items()}
+    factor = _amplification(changes.values())
+    across, rows = len(images), 1 + 2 * len(attacked)
+    with style():
+        fig, grid = panels(rows, across, PAGE, 0.4 + rows * (PAGE / (across + 1) + 0.08))
+        for ax in grid.flat:
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        for i in range(across):
+            _image(grid[0, i], images[i])
+            grid[0, i].set_title(_short(class_names[int(truth[i])]), fontsize=7)
+        _row_label(grid[0, 0], "image and class")
+        for k, (name, (adversarial, before, after)) in enumerate(attacked.items()):
+            top, bottom = grid[1 + 2 * k], grid[2 + 2 * k]
+            _row_label(top[0], f"{name}\nchange × {factor:g}")
+            _row_label(bottom[0], "attacked image\nand prediction")
+            for i in range(across):
+                _image(top[i], 0.5 + factor * changes[name][i])
+                _image(bottom[i], adversarial[i])
+                right = int(after[i]) == int(truth[i])
+                words = [_short(class_names[int(p[i])]) for p in (before, after)]
+                said = f"{words[0]} → {words[1]} {'✓' if right else '✗'}"
+                bottom[i].set_title(said, fontsize=6.5, color=NATURAL if right else "#D55E00")
+    return fig
+
+
+def robust_accuracy(frame: pd.DataFrame) -> Figure:
+    """Accuracy of each network against the radius of an attack, with exact 95 % intervals.
+
+    frame: a row a network and attack, with label, attack, attack_norm, attack_eps, eps (the
+    radius the network was trained against), correct and n. The attack with most radii is drawn
+    as a line, others as hollow points beside it.
+    """
+    rows = frame.assign(accuracy=frame.correct / frame.n)
+    lined = rows.groupby("attack").attack_eps.nunique().idxmax()
+    width = max(rows.attack_eps.max(), 1e-6)
+    with style():
+        fig, grid = panels(1, 1, COLUMN * 1.3, 2.9)
+        ax = grid[0, 0]
+        for name, look in looks(rows.label).items():
+            for attack, points in rows[rows.label == name].groupby("attack", sort=False):
+                points = points.sort_values("attack_eps")
+                y, ends = 100 * points.accuracy, np.transpose(_exact(points)) * 100
+                bars = {"yerr": np.abs(ends - y.to_numpy()), "capsize": 1.5, "elinewidth": 0.7}
+                beside = 0 if attack == lined else 0.02 * width
+                own = look if attack == lined else look | {"ls": "", "mfc": "white", "ms": 4}
+                own = own | {"label": f"{name}: {attack}"}
+                ax.errorbar(points.attack_eps + beside, y, **bars, **own)
+            for radius in rows[rows.label == name].eps.unique():
+                if radius > 0:
+                    ax.axvline(radius, color=look["color"], lw=0.6, ls=":", zorder=0)
+        norm = {"l2": "L2", "linf": "L∞"}[rows.attack_norm.iloc[0]]
+        ax.set(ylim=(-3, 103), xlabel=f"radius ε of the attack ({norm}, pixels in [0, 1])")
+        ax.set_ylabel(f"accuracy on {rows.n.max():,} test images (%)")
+        fig.legend(loc="outside upper center", ncols=2)
+    return fig
+
+
+def layer_density(frame: pd.DataFrame) -> Figure:
+    """What fraction of each layer the tickets keep, a panel for each sparsity.
+
+    frame: rows with label, sparsity, layer and density, layers in the order of the network.
+    """
+    with style():
+        fig, axes = _by_layer(frame, "density (fraction kept)")
+        for ax, (sparsity, rows) in zip(axes, frame.groupby("sparsity"), strict=True):
+            for name, look in looks(frame.label).items():
+                own = rows[rows.label == name]
+                ax.plot(np.arange(len(own)), own.density, **look)
+            ax.axhline(1 - sparsity, color=OTHER, lw=0.8, ls=":", zorder=0)
+            ax.set_ylim(0, None)
+        legend(fig, looks(frame.label), "dotted: the density of the whole ticket")
+    return fig
+
+
+def mask_overlap(frame: pd.DataFrame) -> Figure:
+    """Overlap of pairs of masks by layer, beside what chance gives, a panel for each sparsity.
+
+    frame: rows with label (which pair), sparsity, layer, overlap and chance, as
+    `stats.mask_overlap` gives them, layers in the order of the network.
+    """
+    colours = looks(frame.label)
+    with style():
+        fig, axes = _by_layer(frame, "overlap (Jaccard)")
+        for ax, (_, rows) in zip(axes, frame.groupby("sparsity"), strict=True):
+            for name, look in colours.items():
+                own = rows[rows.label == name]
+                ax.plot(np.arange(len(own)), own.overlap, **look)
+                chance = {"color": look["color"], "lw": 0.8, "ls": (0, (1, 2))}
+                ax.plot(np.arange(len(own)), own.chance, **chance)
+            ax.set_ylim(0, 1)
+        legend(fig, colours, "dotted, same colour: two random masks of these densities")
+    return fig
+
+
+def filters(weights: Mapping[str, Tensor]) -> Figure:
+    """First-layer filters as colour images, a panel for each network; zero is grey.
+
+    weights: for each label a tensor [O, 3, K, K]; filters of one network share one scale, its
+    largest magnitude. At most 64 filters are drawn.
+    """
+    with style():
+        across = min(3, len(weights))
+        rows = -(-len(weights) // across)
+        per_row = 8
+        tall = max(-(-min(64, len(w)) // per_row) for w in weights.values())
+        width = PAGE if across > 2 else COLUMN * 1.4
+        fig, grid = panels(rows, across, width, rows * (width / across * tall / per_row + 0.25))
+        for ax in grid.flat:
+            ax.set_axis_off()
+        for ax, (name, w) in zip(grid.flat, weights.items(), strict=False):
+            scaled = (0.5 + w.detach() / (2 * w.abs().max().clamp_min(1e-12))).clamp(0, 1)
+            side = w.shape[-1]
+            sheet = np.ones((tall * (side + 1) - 1, per_row * (side + 1) - 1, 3))
+            for i, one in enumerate(scaled[:64]):
+                y, x = (i // per_row) * (side + 1), (i % per_row) * (side + 1)
+                sheet[y : y + side, x : x + side] = one.permute(1, 2, 0).numpy()
+            ax.imshow(sheet, interpolation="nearest")
+            ax.set_title(name)
+    return fig
+
+
+def masks(natural: Mask, robust: Mask, layer: str, name: str) -> Figure:
+    """One layer of two masks laid over each other, and their overlap in every layer.
+
+    layer: a parameter name of both; name: what the robust one is called. Left, an output channel
+    is a row of kernels and an input channel a column; of wide layers the first CHANNELS are drawn.
+    """
+    table = stats.mask_overlap(natural, robust)
+    here = table[table.layer == layer].iloc[0]
+    kinds = ["by neither", "by natural alone", "by robust alone", "by both"]
+    colours = ["#F0F0F0", NATURAL, "#E69F00", "#000000"]
+    with style():
+        fig, grid = panels(1, 2, PAGE, 3.3, width_ratios=[1, 1.15])
+        left, right = grid[0]
+        left.imshow(
+            overlay(natural[layer], robust[layer]),
+            cmap=ListedColormap(colours),
+            vmin=0,
+            vmax=3,
+            interpolation="nearest",
+        )
+        left.set(xticks=[], yticks=[], xlabel="input channels", ylabel="output channels")
+        left.set_title(
+            f"{_layer_name(layer)}: {here.overlap:.2f} overlap, {here.chance:.2f} by chance"
+        )
+        patches = [Patch(fc=c, ec="grey", label=k) for c, k in zip(colours, kinds, strict=True)]
+        title = f"sparsity {natural.sparsity:.3g}; natural and {name}; kept:"
+        fig.legend(
+            handles=patches, loc="outside upper center", ncols=4, title=title, title_fontsize=8
+        )
+        at = np.arange(len(table))
+        right.bar(at, table.overlap, color="#BBBBBB", width=0.7, label="these two")
+        right.bar(at[table.layer == layer], here.overlap, color="#555555", width=0.7)
+        right.plot(at, table.chance, "_", color="#D55E00", ms=8, mew=1.5, label="by chance")
+        _layer_axis(right, list(table.layer))
+        right.set(ylim=(0, 1), ylabel="overlap (Jaccard)")
+        right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    return fig
+
+
+def overlay(natural: Tensor, robust: Tensor) -> np.ndarray:
+    """Two masks [O, I, K, K] as one image [O' K, I' K] of 0 neither, 1 natural, 2 robust, 3 both.
+
+    O' and I' are O and I, but CHANNELS at most.
+    """
+    code = (natural.int() + 2 * robust.int())[:CHANNELS, :CHANNELS]
+    o, i, kh, kw = code.shape
+    return code.permute(0, 2, 1, 3).reshape(o * kh, i * kw).numpy()
+
+
+def _by_layer(frame: pd.DataFrame, ylabel: str) -> tuple[Figure, np.ndarray]:
+    rows = frame.sparsity.nunique()
+    fig, grid = panels(rows, 1, PAGE, 1.3 + 1.25 * rows, sharex=True)
+    for ax, sparsity in zip(grid[:, 0], sorted(frame.sparsity.unique()), strict=True):
+        ax.set_title(f"sparsity {sparsity:g}")
+        ax.set_ylabel(ylabel if rows < 3 else ylabel.replace(" (", "\n("))
+    _layer_axis(grid[-1, 0], list(frame.layer.unique()))
+    return fig, grid[:, 0]
+
+
+def _layer_axis(ax: Axes, layers: Sequence[str]) -> None:
+    every = -(-len(layers) // 30)
+    names = [_layer_name(name) for name in layers[::every]]
+    ax.set_xticks(range(0, len(layers), every), names, rotation=90, fontsize=6)
+    ax.grid(axis="x", visible=False)
+
+
+def _layer_name(parameter: str) -> str:
+    return parameter.removesuffix(".weight")
+
+
+def _exact(points: pd.DataFrame) -> list[tuple[float, float]]:
+    return [stats.accuracy_interval(a, n) for a, n in zip(points.accuracy, points.n, strict=True)]
+
+
+def _amplification(changes: Any) -> float:
+    """A round factor that makes the largest changes of most pixels fill half of [0, 1]."""
+    large = max(float(c.abs().flatten().quantile(0.995)) for c in changes)
+    if large == 0:
+        return 1.0
+    factor = max(1.0, 0.5 / large)
+    unit = 10 ** math.floor(math.log10(factor))
+    return float(max(k for k in (1, 2, 5) if k * unit <= factor) * unit)
+
+
+def _image(ax: Axes, image: Tensor) -> None:
+    ax.imshow(image.clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
+
+
+def _row_label(ax: Axes, text: str) -> None:
+    ax.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=6.5)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 12 else f"{name[:11]}…"

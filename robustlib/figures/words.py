@@ -1,0 +1,64 @@
+"""What a table says, in a sentence: computed, so that it is true of whatever was run."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from robustlib import stats
+from robustlib.figures.results import labelled, panel_columns
+
+
+def robustness(frame: pd.DataFrame) -> str:
+    """The accuracy that each network keeps under each attack, at the largest radius measured with
+    all attacks. frame: as `robust_accuracy` takes it."""
+    radii = frame.groupby("attack_eps").attack.nunique()
+    radius = radii[radii == radii.max()].index.max()
+    lines = []
+    for attack, rows in frame[frame.attack_eps == radius].groupby("attack", sort=False):
+        kept = []
+        for row in rows.to_dict("records"):
+            low, high = stats.accuracy_interval(row["correct"] / row["n"], row["n"])
+            kept.append(
+                f"{row['label']} {100 * row['correct'] / row['n']:.1f} % "
+                f"[{100 * low:.1f}, {100 * high:.1f}]"
+            )
+        norm = {"l2": "L2", "linf": "L∞"}[rows.attack_norm.iloc[0]]
+        lines.append(f"{attack} at {norm} ε = {radius:.3g} leaves right: " + "; ".join(kept) + ".")
+    return "\n".join([*lines, f"Of {frame.n.max():,} test images; exact 95 % intervals."])
+
+
+def overlap(frame: pd.DataFrame) -> str:
+    """How far pairs of masks agree in the whole network. frame: as `mask_overlap` takes it."""
+    lines = []
+    for (sparsity, name), rows in frame.groupby(["sparsity", "label"], sort=False):
+        a, b = (rows.weights * rows[f"density_{side}"] for side in ("first", "second"))
+        # Of a Jaccard index j of sets of a and b weights, j (a + b) / (1 + j) are in both.
+        both, chance = (
+            (j * (a + b) / (1 + j)).fillna(0).sum() for j in (rows.overlap, rows.chance)
+        )
+        kept = a.sum() + b.sum()
+        lines.append(
+            f"sparsity {sparsity:g}, {name}: overlap {both / (kept - both):.2f}, "
+            f"{chance / (kept - chance):.2f} by chance with these densities by layer"
+        )
+    return "\n".join(lines)
+
+
+def verdict(frame: pd.DataFrame) -> str:
+    """In how many cells of task, way and sparsity robust tickets are ahead, behind, or neither.
+
+    frame: rows of `sweep`. A cell is decided when the 95 % interval over seeds of the paired
+    difference leaves out zero; with one seed there is no interval.
+    """
+    cells = [*panel_columns(frame), "task", "sparsity"]
+    lines = []
+    for name, rows in labelled(stats.advantage(frame, cells)).groupby("label", sort=False):
+        ahead, behind = int((rows.low > 0).sum()), int((rows.high < 0).sum())
+        open_ = len(rows) - ahead - behind
+        lines.append(
+            f"{name}: of {len(rows)} comparisons ahead of natural in {ahead}, behind in {behind}, "
+            f"undecided in {open_} (seeds: {rows.seeds.min()}); "
+            f"mean difference {100 * rows['mean'].mean():+.1f} points, "
+            f"from {100 * rows['mean'].min():+.1f} to {100 * rows['mean'].max():+.1f}"
+        )
+    return "\n".join(lines)
