@@ -302,8 +302,11 @@ def test_a_store_below_a_file_or_on_a_full_disk_says_so(tmp_path, monkeypatch):
         put()
 
 
-def test_the_store_is_where_the_environment_says(monkeypatch):
+def test_the_store_is_where_the_environment_says_else_in_the_clone(tmp_path, monkeypatch):
     monkeypatch.setenv("ROBUSTLIB_STORE", "~/results")
     assert store.root() == Path.home() / "results"
     monkeypatch.setenv("ROBUSTLIB_STORE", "")
+    monkeypatch.setattr(store, "__file__", str(tmp_path / "robustlib" / "store.py"))
     assert store.root() == Path("runs/store")
+    (tmp_path / "notebooks").mkdir()
+    assert store.root() == tmp_path / "runs/store"
