@@ -31,18 +31,33 @@ def run(spec: Spec, recompute: bool = False) -> Artifact:
     specs.kind(spec)
     if not recompute and store.has(spec):
         return store.get(spec)
-    with store.lock(spec):
-        if recompute:
-            store.remove(spec)
-        elif store.has(spec):
+    _check_data(spec)
+    # A caller's random numbers must not depend on what was stored already.
+    with store.lock(spec), torch.random.fork_rng():
+        if not recompute and store.has(spec):
             return store.get(spec)
+        if (below := specs.parent(spec)) is not None:
+            run(below)  # Here, so that its seconds do not count as this one's.
         stage = {Pretrain: _pretrain, Ticket: _ticket, Transfer: _transfer}[type(spec)]
         started = time.monotonic()
         row, tensors, extra = stage(spec)
         row["seconds"] = round(time.monotonic() - started, 3)
+        if recompute:
+            store.remove(spec)  # Only now: a recomputation that fails loses nothing.
         artifact = store.put(spec, row, tensors, extra)
         store.checkpoint(spec).unlink(missing_ok=True)
         return artifact
+
+
+def _check_data(spec: Spec) -> None:
+    """Raises what loading would: before hours of pretraining, and before anything is written."""
+    if isinstance(spec, Transfer):
+        _task(spec)
+    elif isinstance(spec, Pretrain) and not spec.checkpoint:
+        _source(spec)
+    below = specs.parent(spec)
+    if below is not None and not store.has(below):
+        _check_data(below)
 
 
 def mask(ticket: Ticket) -> tickets.Mask:
@@ -51,6 +66,7 @@ def mask(ticket: Ticket) -> tickets.Mask:
     return tickets.unpack(artifact.tensors(), artifact.extra["shapes"])
 
 
+@torch.random.fork_rng()
 def network(spec: Spec) -> nn.Module:
     """The network that a spec ends with, in eval mode, computed and stored if need be.
 

@@ -1,0 +1,253 @@
+"""run(spec): computed once, stored whole, built on what it names, and the same every time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from robustlib import models, specs, stages, store, tickets, training
+from robustlib.data import load
+from robustlib.specs import Pretrain, Ticket, Transfer
+from robustlib.stages import network, run
+from robustlib.store import Damaged
+
+PRETRAIN = Pretrain(source="digits", width=4, stem_stride=1, size=8, epochs=2)
+TICKET = Ticket(PRETRAIN, sparsity=0.8)
+LINEAR = Transfer(TICKET, task="digits", mode="linear", n_train=60)
+STAGES = ("_pretrain", "_ticket", "_transfer")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    """A store that holds PRETRAIN."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBUSTLIB_STORE", str(folder))
+        run(PRETRAIN)
+    return folder
+
+
+@pytest.fixture
+def trained(pretrained) -> None:
+    """Puts PRETRAIN into the store of the test."""
+    shutil.copytree(pretrained, store.root())
+
+
+@pytest.fixture
+def counted(monkeypatch) -> dict[str, int]:
+    """How often each stage was computed."""
+    counts = dict.fromkeys(STAGES, 0)
+
+    def counting(name, stage):
+        def wrapper(spec):
+            counts[name] += 1
+            return stage(spec)
+
+        return wrapper
+
+    for name in STAGES:
+        monkeypatch.setattr(stages, name, counting(name, getattr(stages, name)))
+    return counts
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in one.items())
+
+
+def fake(spec: specs.Spec) -> tuple[dict, dict, dict]:
+    return {"accuracy": 0.5}, {"w": torch.ones(3)}, {}
+
+
+def test_a_result_and_what_it_is_built_on_are_computed_once(counted):
+    first = run(LINEAR)
+    assert list(counted.values()) == [1, 1, 1]
+    assert all(store.has(s) for s in (LINEAR, TICKET, PRETRAIN))
+    again = run(LINEAR)
+    assert again == first and list(counted.values()) == [1, 1, 1]
+    run(specs.from_dict(Transfer, specs.to_dict(LINEAR) | {"seed": 1}))
+    network(LINEAR)
+    assert list(counted.values()) == [1, 1, 2]
+
+
+@pytest.mark.usefixtures("trained")
+def test_the_row_has_the_columns_that_are_promised():
+    row = run(LINEAR).row
+    assert specs.columns(LINEAR).items() <= row.items()
+    data = load("digits", size=8)
+    assert row["n"] == len(data.test) and row["n_train_measured"] == 60
+    assert row["accuracy"] * row["n"] == pytest.approx(round(row["accuracy"] * row["n"]), abs=1e-9)
+    assert 0.2 < row["accuracy"] <= 1 and 0 <= row["val_accuracy"] <= 1
+    mask, model = stages.mask(TICKET), network(LINEAR)
+    n = sum(m.numel() for m in mask.values())
+    assert row["sparsity_measured"] == pytest.approx(round(0.8 * n) / n, abs=1e-12)
+    assert row["parameters"] == sum(int((p != 0).sum()) for p in model.parameters())
+    assert row["multiply_adds"] == models.multiply_adds(model, 8)
+    assert row["seconds"] > 0 and row["key"] == specs.key(LINEAR)
+    assert {"robustlib_version", "torch_version", "scikit-learn_version"} <= set(row)
+    frame = store.frame(Transfer)
+    assert list(frame.columns) == list(row) and frame.iloc[0]["accuracy"] == row["accuracy"]
+    ticket, dense = run(TICKET).row, run(Ticket(PRETRAIN, "dense")).row
+    assert ticket["multiply_adds"] < 0.5 * dense["multiply_adds"]
+    assert dense["sparsity_measured"] == ticket["empty_layers"] == 0
+
+
+def test_the_seconds_of_a_result_are_its_own(monkeypatch):
+    clock = {"now": 0.0}
+
+    def slow(spec, stage=stages._pretrain):
+        clock["now"] += 1000
+        return stage(spec)
+
+    monkeypatch.setattr(stages, "_pretrain", slow)
+    monkeypatch.setattr(stages, "time", SimpleNamespace(monotonic=lambda: clock["now"]))
+    run(LINEAR)
+    seconds = [run(s).row["seconds"] for s in (PRETRAIN, TICKET, LINEAR)]
+    assert seconds == [1000, 0, 0]
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_network_is_what_its_artifact_says():
+    data = load("digits", size=8)
+    source = network(PRETRAIN)
+    assert not source.training
+    assert training.correct(source, data.test) / len(data.test) == run(PRETRAIN).row["accuracy"]
+    mask = stages.mask(TICKET)
+    assert mask == tickets.omp(source, 0.8)
+    pruned = network(TICKET)
+    for name, p in pruned.state_dict().items():
+        kept = mask[name] if name in mask else torch.ones_like(p, dtype=torch.bool)
+        assert torch.equal(p, torch.where(kept, source.state_dict()[name], 0)), name
+
+
+def test_the_same_spec_gives_the_same_bits(tmp_path, monkeypatch):
+    both = []
+    for name in ("a", "b"):
+        monkeypatch.setenv("ROBUSTLIB_STORE", str(tmp_path / name))
+        torch.manual_seed(len(both))
+        finetuned = Transfer(TICKET, task="digits", n_train=60, epochs=2)
+        both.append([run(s).tensors() for s in (PRETRAIN, TICKET, LINEAR, finetuned)])
+    assert all(same(one, other) for one, other in zip(*both, strict=True))
+    other = run(specs.from_dict(Pretrain, specs.to_dict(PRETRAIN) | {"seed": 1}))
+    assert not torch.equal(other.tensors()["conv1.weight"], both[0][0]["conv1.weight"])
+
+
+def test_a_damaged_result_is_named_and_computed_again_only_if_asked(trained, counted):
+    before = run(PRETRAIN).tensors()
+    file = store.path(PRETRAIN) / store.TENSORS
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    for use in (lambda: run(PRETRAIN).tensors(), lambda: network(PRETRAIN), lambda: run(LINEAR)):
+        with pytest.raises(Damaged, match=store.TENSORS):
+            use()
+    assert counted["_pretrain"] == 0
+    assert same(run(PRETRAIN, recompute=True).tensors(), before)
+    assert counted["_pretrain"] == 1 and len(store.frame(Pretrain)) == 1
+    run(LINEAR)
+
+
+def test_a_recomputation_that_fails_loses_nothing(trained, monkeypatch):
+    before = run(PRETRAIN)
+
+    def failing(spec):
+        raise training.NotFinite("the loss is nan")
+
+    monkeypatch.setattr(stages, "_pretrain", failing)
+    with pytest.raises(training.NotFinite):
+        run(PRETRAIN, recompute=True)
+    assert run(PRETRAIN) == before and before.tensors()
+
+
+def test_a_failure_stores_nothing_and_the_next_try_is_free(trained, monkeypatch):
+    def failing(spec):
+        raise training.NotFinite("the loss is nan")
+
+    ticket = stages._ticket
+    monkeypatch.setattr(stages, "_ticket", failing)
+    with pytest.raises(training.NotFinite):
+        run(LINEAR)
+    assert not store.has(TICKET) and not store.has(LINEAR)
+    monkeypatch.setattr(stages, "_ticket", ticket)
+    assert run(LINEAR).row["n"] == 359
+
+
+def test_two_processes_compute_one_result_once(tmp_path, monkeypatch):
+    computed = tmp_path / "computed"
+
+    def slow(spec):
+        with open(computed, "a") as f:
+            f.write("x")
+        time.sleep(0.5)
+        return fake(spec)
+
+    monkeypatch.setattr(stages, "_pretrain", slow)
+    children = []
+    for _ in range(3):
+        if not (pid := os.fork()):
+            try:
+                assert run(PRETRAIN).tensors()["w"].sum() == 3
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
+    assert computed.read_text() == "x" and store.get(PRETRAIN).row["accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("wrong", ["digits", None, Pretrain, Transfer, {"source": "digits"}])
+def test_what_is_no_spec_is_refused_and_leaves_no_trace(wrong):
+    with pytest.raises(ValueError, match="spec"):
+        run(wrong)
+    assert not store.root().exists()
+
+
+def test_wrong_data_are_refused_before_anything_is_computed_or_written(counted):
+    for wrong in (Transfer(TICKET, task="digitz"), Transfer(Ticket(Pretrain("digitz")), "digits")):
+        with pytest.raises(ValueError, match="'digitz'.*'digits'"):
+            run(wrong)
+    with pytest.raises(ValueError, match="n_train=100000"):
+        run(Transfer(TICKET, task="digits", n_train=100_000))
+    assert not any(counted.values()) and not store.root().exists()
+
+
+def test_an_interrupted_training_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch):
+    expected = run(PRETRAIN)
+    monkeypatch.setenv("ROBUSTLIB_STORE", str(tmp_path / "other"))
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monitor, epochs = stages._monitor, []
+
+    def interrupting(*args):
+        epochs.append(1)
+        if len(epochs) == 2:
+            raise KeyboardInterrupt
+        return monitor(*args)
+
+    monkeypatch.setattr(stages, "_monitor", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        run(PRETRAIN)
+    assert store.checkpoint(PRETRAIN).exists() and not store.has(PRETRAIN)
+    resumed = run(PRETRAIN)
+    # The first epoch was not trained again: it was watched once, the second twice.
+    assert len(epochs) == 3
+    assert same(resumed.tensors(), expected.tensors())
+    assert [c["loss"] for c in resumed.extra["curve"]] == [
+        c["loss"] for c in expected.extra["curve"]
+    ]
+    assert not store.checkpoint(PRETRAIN).exists()
+
+
+@pytest.mark.usefixtures("trained")
+def test_running_leaves_the_callers_random_numbers_alone():
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    network(LINEAR)
+    network(Transfer(TICKET, task="digits", n_train=60, epochs=1))
+    run(PRETRAIN, recompute=True)
+    assert torch.equal(torch.random.get_rng_state(), before)
