@@ -155,7 +155,10 @@ def fit(
         os.replace(partial, checkpoint)
 
     started = last_save = time.monotonic()
-    bar = tqdm(total=total, initial=step, desc=label, unit="step", dynamic_ncols=True)
+    # Read at each call: tqdm itself reads it when it is imported, which a worker does too early.
+    silent = bool(os.environ.get("TQDM_DISABLE"))
+    options = {"unit": "step", "dynamic_ncols": True, "disable": silent}
+    bar = tqdm(total=total, initial=step, desc=label, **options)
     # `enabled` is off unless asked for.
     reproducible = torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False)
     per_pass = per_epoch * objective.replays
