@@ -123,11 +123,14 @@ def test_unknown_profile_lists_the_known():
 
 
 def test_checkpoint_profiles_repeat_the_transfer_not_the_network():
+    from robustlib import checkpoints
+
     transfers = study.grid("paper")
     assert {t.ticket.pretrain.seed for t in transfers} == {0}
     assert {t.seed for t in transfers} == {0, 1, 2}
     names = {t.ticket.pretrain.checkpoint for t in transfers}
     assert "madrylab/resnet50_l2_eps0.03" in names
+    assert names <= set(checkpoints.NAMES)
 
 
 def test_plan_counts_what_is_missing(good):
