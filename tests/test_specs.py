@@ -170,6 +170,23 @@ def test_fields_at_their_default_do_not_enter_the_key(cls):
     assert key(cls(**spelled_out)) == key(cls())
 
 
+DEFAULTS = {
+    Pretrain: "source=tinyimagenet200 arch=resnet10s width=32 stem_stride=2 size=32 n_train=None "
+    "objective=natural norm=l2 eps=0.0 steps=1 step_size=None beta=6.0 replays=4 sigma=0.0 "
+    "epochs=10 lr=0.2 schedule=onecycle batch_size=128 momentum=0.9 weight_decay=0.0005 "
+    "decay_norms=False augment=crop-flip precision=fp32 checkpoint= seed=0",
+    Ticket: "scheme=omp pattern=unstructured sparsity=0.0 scope=global seed=0",
+    Transfer: "task=cifar10 mode=finetune n_train=1000 epochs=30 lr=0.05 batch_size=64 "
+    "weight_decay=0.0005 augment=crop precision=fp32 recalibrate=False seed=0",
+}
+
+
+@pytest.mark.parametrize("cls", SPECS)
+def test_defaults_never_change(cls):
+    """The key leaves them out: under another default an old result would answer for a new spec."""
+    assert set(DEFAULTS[cls].split()) <= {f"{n}={v}" for n, v in to_dict(cls()).items()}
+
+
 def test_a_new_field_with_a_default_orphans_no_result(monkeypatch):
     before = key(Pretrain(seed=4))
     new = dataclasses.make_dataclass(
