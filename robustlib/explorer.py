@@ -18,7 +18,9 @@ from torch import nn
 from robustlib import figures, tickets
 
 
-def masks(networks: Mapping[str, nn.Module], sparsity: float = 0.9) -> widgets.Box:
+def masks(
+    networks: Mapping[str, nn.Module], sparsity: float = 0.9, scope: str = "global"
+) -> widgets.Box:
     """Where the OMP tickets of a natural and a robust network overlap, at the sparsity of a slider.
 
     networks: by label (`figures.label`), the first one natural, of one architecture. Masks are
@@ -26,9 +28,9 @@ def masks(networks: Mapping[str, nn.Module], sparsity: float = 0.9) -> widgets.B
     for the robust network. Raises ValueError for fewer than two networks or a bad sparsity.
     """
     if len(networks) < 2:
-        raise ValueError(f"networks={list(networks)}: needs a natural and at least one robust")
+        raise ValueError(f"networks={list(networks)}: must be a natural and at least one robust")
     natural, *robust = networks
-    layers = list(tickets.omp(networks[natural], sparsity))
+    layers = list(tickets.omp(networks[natural], sparsity, scope=scope))
     controls = {
         "sparsity": widgets.FloatSlider(sparsity, min=0, max=0.99, step=0.01, readout_format=".2f"),
         "layer": widgets.Dropdown(options=layers, value=layers[min(1, len(layers) - 1)]),
@@ -36,7 +38,7 @@ def masks(networks: Mapping[str, nn.Module], sparsity: float = 0.9) -> widgets.B
     }
 
     def draw(sparsity: float, layer: str, robust: str) -> Figure:
-        pair = (tickets.omp(networks[name], sparsity) for name in (natural, robust))
+        pair = (tickets.omp(networks[name], sparsity, scope=scope) for name in (natural, robust))
         return figures.masks(*pair, layer, robust)
 
     return _live(draw, controls)

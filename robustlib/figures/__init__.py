@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from robustlib.figures.networks import (
+    START,
     adversarial_examples,
     curves,
     filters,
@@ -15,15 +16,17 @@ from robustlib.figures.networks import (
     robust_accuracy,
 )
 from robustlib.figures.results import accuracy_vs_sparsity, advantage
-from robustlib.figures.style import label, looks, save
+from robustlib.figures.style import folder, label, looks, save
 from robustlib.figures.words import overlap, robustness, verdict
 
 __all__ = [
+    "START",
     "accuracy_vs_sparsity",
     "adversarial_examples",
     "advantage",
     "curves",
     "filters",
+    "folder",
     "label",
     "layer_density",
     "looks",

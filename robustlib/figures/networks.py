@@ -12,41 +12,55 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from robustlib import stats
-from robustlib.figures.style import COLUMN, NATURAL, OTHER, PAGE, legend, looks, panels, style
+from robustlib.figures.style import (
+    COLUMN,
+    NATURAL,
+    OTHER,
+    PAGE,
+    labelled,
+    legend,
+    looks,
+    panels,
+    plain,
+    style,
+)
 from robustlib.tickets import Mask
 
 CHANNELS = 24
 """Channels of a layer in the picture of a mask, at most: more would be smaller than a pixel."""
 
 
-def curves(by_label: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+START = "natural before training"
+"""The label of the network that natural and robust pretraining of one seed both start from."""
+
+
+def curves(frame: pd.DataFrame) -> Figure:
     """Loss, and accuracy on validation images as they are and under attack, by epoch.
 
-    by_label: a row an epoch (epoch, loss, val_accuracy, val_robust if measured), as
-    `run(Pretrain(...)).extra["curve"]` has them. A network without a curve is left out.
+    frame: a row a network and epoch, with the columns of stats.PRETRAINING or label, and what
+    `run(Pretrain(...)).extra["curve"]` holds: epoch, loss, val_accuracy, val_robust if measured.
     """
     shown = {"loss": "training loss", "val_accuracy": "validation accuracy (%)"}
     shown |= {"val_robust": "validation accuracy\nunder attack (%)"}
+    rows = labelled(frame)
     with style():
         fig, grid = panels(1, 3, PAGE, 2.2)
         for ax, (column, ylabel) in zip(grid.flat, shown.items(), strict=True):
-            for name, look in looks(by_label).items():
-                points = [
-                    (row["epoch"] + 1, row[column]) for row in by_label[name] if column in row
-                ]
-                if points:
-                    epochs, values = np.transpose(points)
-                    ax.plot(epochs, values * (1 if column == "loss" else 100), **look)
+            for name, look in looks(rows.label).items():
+                own = rows[rows.label == name]
+                if column in own and own[column].notna().any():
+                    ax.plot(own.epoch + 1, own[column] * (1 if column == "loss" else 100), **look)
             if column != "loss":
                 ax.set_ylim(-2, 102)
             if not ax.lines:
                 ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", fontsize=7)
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.set(xlabel="epoch", ylabel=ylabel)
-        legend(fig, looks(by_label))
+        legend(fig, looks(rows.label))
     return fig
 
 
@@ -62,6 +76,8 @@ def adversarial_examples(
     adversarial images [N, 3, H, W] and its predictions [N] before and after. Perturbations are
     drawn around grey, all amplified by one factor.
     """
+    images = images.cpu()
+    attacked = {name: (new.cpu(), *said) for name, (new, *said) in attacked.items()}
     changes = {name: entry[0] - images for name, entry in attacked.items()}
     factor = _amplification(changes.values())
     across, rows = len(images), 1 + 2 * len(attacked)
@@ -91,11 +107,11 @@ def adversarial_examples(
 def robust_accuracy(frame: pd.DataFrame) -> Figure:
     """Accuracy of each network against the radius of an attack, with exact 95 % intervals.
 
-    frame: a row a network and attack, with label, attack, attack_norm, attack_eps, eps (the
-    radius the network was trained against), correct and n. The attack with most radii is drawn
+    frame: a row a network and attack, with the columns of stats.PRETRAINING, and attack,
+    attack_norm, attack_eps, correct and n. The attack with most radii is drawn
     as a line, others as hollow points beside it.
     """
-    rows = frame.assign(accuracy=frame.correct / frame.n)
+    rows = labelled(frame).assign(accuracy=frame.correct / frame.n)
     lined = rows.groupby("attack").attack_eps.nunique().idxmax()
     width = max(rows.attack_eps.max(), 1e-6)
     with style():
@@ -121,34 +137,48 @@ def robust_accuracy(frame: pd.DataFrame) -> Figure:
 
 
 def layer_density(frame: pd.DataFrame) -> Figure:
-    """What fraction of each layer the tickets keep, a panel for each sparsity.
+    """What fraction of each layer the tickets keep, and that over what the natural one keeps.
 
-    frame: rows with label, sparsity, layer and density, layers in the order of the network.
+    frame: rows with the columns of stats.PRETRAINING or label, and sparsity, layer and density;
+    layers in the order of the network. A row of panels for each sparsity; a layer of which nothing
+    is kept is a gap in a line.
     """
+    rows = labelled(frame)
+    rows = rows.assign(density=rows.density.where(rows.density > 0))
+    natural = rows[rows.label == "natural"][["sparsity", "layer", "density"]]
+    rows = rows.merge(natural, on=["sparsity", "layer"], how="left", suffixes=("", "_natural"))
+    rows = rows.assign(ratio=rows.density / rows.density_natural)
+    colours = _colours(rows.label)
     with style():
-        fig, axes = _by_layer(frame, "density (fraction kept)")
-        for ax, (sparsity, rows) in zip(axes, frame.groupby("sparsity"), strict=True):
-            for name, look in looks(frame.label).items():
-                own = rows[rows.label == name]
-                ax.plot(np.arange(len(own)), own.density, **look)
-            ax.axhline(1 - sparsity, color=OTHER, lw=0.8, ls=":", zorder=0)
-            ax.set_ylim(0, None)
-        legend(fig, looks(frame.label), "dotted: the density of the whole ticket")
+        fig, grid = _by_layer(rows, ["density (fraction kept)", "density ÷ natural density"])
+        for axes, (sparsity, here) in zip(grid, rows.groupby("sparsity"), strict=True):
+            for name, look in colours.items():
+                own = here[here.label == name]
+                axes[0].plot(np.arange(len(own)), own.density, **look)
+                if name != START:
+                    axes[1].plot(np.arange(len(own)), own.ratio, **look)
+            axes[0].axhline(1 - sparsity, color=OTHER, lw=0.8, ls=":", zorder=0)
+            axes[0].set_yscale("log")
+            axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axes[0].yaxis.set_major_formatter("{x:g}")
+            axes[0].yaxis.set_minor_formatter(NullFormatter())
+        legend(fig, colours, "dotted: the density of the whole ticket")
     return fig
 
 
 def mask_overlap(frame: pd.DataFrame) -> Figure:
-    """Overlap of pairs of masks by layer, beside what chance gives, a panel for each sparsity.
+    """Overlap of masks with the natural one by layer, beside chance, a panel for each sparsity.
 
-    frame: rows with label (which pair), sparsity, layer, overlap and chance, as
-    `stats.mask_overlap` gives them, layers in the order of the network.
+    frame: rows of `stats.mask_overlap` with the columns of stats.PRETRAINING or label, which say
+    whose the second mask is, and sparsity; layers in the order of the network.
     """
-    colours = looks(frame.label)
+    rows = labelled(frame)
+    colours = _colours(rows.label)
     with style():
-        fig, axes = _by_layer(frame, "overlap (Jaccard)")
-        for ax, (_, rows) in zip(axes, frame.groupby("sparsity"), strict=True):
+        fig, grid = _by_layer(rows, ["overlap with natural (Jaccard)"])
+        for (ax,), (_, here) in zip(grid, rows.groupby("sparsity"), strict=True):
             for name, look in colours.items():
-                own = rows[rows.label == name]
+                own = here[here.label == name]
                 ax.plot(np.arange(len(own)), own.overlap, **look)
                 chance = {"color": look["color"], "lw": 0.8, "ls": (0, (1, 2))}
                 ax.plot(np.arange(len(own)), own.chance, **chance)
@@ -157,30 +187,35 @@ def mask_overlap(frame: pd.DataFrame) -> Figure:
     return fig
 
 
-def filters(weights: Mapping[str, Tensor]) -> Figure:
+def filters(
+    weights: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None, note: str = "ticket"
+) -> Figure:
     """First-layer filters as colour images, a panel for each network; zero is grey.
 
-    weights: for each label a tensor [O, 3, K, K]; filters of one network share one scale, its
-    largest magnitude. At most 64 filters are drawn.
+    weights: for each label a tensor [O, 3, K, K]; the filters of a network share one scale, its
+    largest magnitude. masks: what a ticket keeps of each, shaped alike; drawn as a second row that
+    `note` names. At most 64 filters are drawn.
     """
+    rows = {"": weights}
+    if masks is not None:
+        rows[f"\n{note}"] = {name: w.cpu() * masks[name] for name, w in weights.items()}
+    across, side = len(weights), max(w.shape[-1] + 1 for w in weights.values())
+    tall = max(-(-min(64, len(w)) // 8) for w in weights.values())
+    width = PAGE if across > 2 else COLUMN * 1.4
     with style():
-        across = min(3, len(weights))
-        rows = -(-len(weights) // across)
-        per_row = 8
-        tall = max(-(-min(64, len(w)) // per_row) for w in weights.values())
-        width = PAGE if across > 2 else COLUMN * 1.4
-        fig, grid = panels(rows, across, width, rows * (width / across * tall / per_row + 0.25))
-        for ax in grid.flat:
-            ax.set_axis_off()
-        for ax, (name, w) in zip(grid.flat, weights.items(), strict=False):
-            scaled = (0.5 + w.detach() / (2 * w.abs().max().clamp_min(1e-12))).clamp(0, 1)
-            side = w.shape[-1]
-            sheet = np.ones((tall * (side + 1) - 1, per_row * (side + 1) - 1, 3))
-            for i, one in enumerate(scaled[:64]):
-                y, x = (i // per_row) * (side + 1), (i % per_row) * (side + 1)
-                sheet[y : y + side, x : x + side] = one.permute(1, 2, 0).numpy()
-            ax.imshow(sheet, interpolation="nearest")
-            ax.set_title(name)
+        height = len(rows) * (0.35 + width / across * tall / 8) + 0.1
+        fig, grid = panels(len(rows), across, width, height)
+        fig.get_layout_engine().set(wspace=0.08)
+        for line, (note, shown) in zip(grid, rows.items(), strict=True):
+            for ax, (name, w) in zip(line, shown.items(), strict=True):
+                scale = 2 * float(weights[name].detach().abs().max()) or 1.0
+                sheet = np.ones((tall * side - 1, 8 * side - 1, 3))
+                for i, one in enumerate((0.5 + w.detach().cpu() / scale)[:64]):
+                    y, x, k = i // 8 * side, i % 8 * side, one.shape[-1]
+                    sheet[y : y + k, x : x + k] = one.permute(1, 2, 0).numpy()
+                ax.imshow(sheet, interpolation="nearest")
+                ax.set_title(name + note)
+                ax.set_axis_off()
     return fig
 
 
@@ -195,8 +230,9 @@ def masks(natural: Mask, robust: Mask, layer: str, name: str) -> Figure:
     kinds = ["by neither", "by natural alone", "by robust alone", "by both"]
     colours = ["#F0F0F0", NATURAL, "#E69F00", "#000000"]
     with style():
-        fig, grid = panels(1, 2, PAGE, 3.3, width_ratios=[1, 1.15])
-        left, right = grid[0]
+        fig = plain(PAGE, 3.3)
+        # Each side has a layout of its own: long layer names must not shrink the picture.
+        left, right = (part.subplots() for part in fig.subfigures(1, 2, width_ratios=[1, 1.2]))
         left.imshow(
             overlay(natural[layer], robust[layer]),
             cmap=ListedColormap(colours),
@@ -233,18 +269,27 @@ def overlay(natural: Tensor, robust: Tensor) -> np.ndarray:
     return code.permute(0, 2, 1, 3).reshape(o * kh, i * kw).numpy()
 
 
-def _by_layer(frame: pd.DataFrame, ylabel: str) -> tuple[Figure, np.ndarray]:
-    rows = frame.sparsity.nunique()
-    fig, grid = panels(rows, 1, PAGE, 1.3 + 1.25 * rows, sharex=True)
-    for ax, sparsity in zip(grid[:, 0], sorted(frame.sparsity.unique()), strict=True):
-        ax.set_title(f"sparsity {sparsity:g}")
-        ax.set_ylabel(ylabel if rows < 3 else ylabel.replace(" (", "\n("))
-    _layer_axis(grid[-1, 0], list(frame.layer.unique()))
-    return fig, grid[:, 0]
+def _colours(labels: pd.Series) -> dict[str, dict[str, Any]]:
+    start = {"color": OTHER, "marker": "x", "ls": "-", "ms": 3.0, "label": START}
+    return looks(labels[labels != START]) | ({START: start} if (labels == START).any() else {})
+
+
+def _by_layer(rows: pd.DataFrame, columns: Sequence[str]) -> tuple[Figure, np.ndarray]:
+    """Panels over the layers of a network: a row a sparsity, a column for each quantity."""
+    sparsities = sorted(rows.sparsity.unique())
+    size = PAGE, 1.5 + 1.15 * len(sparsities)
+    fig, grid = panels(len(sparsities), len(columns), *size, sharex=True)
+    for axes, sparsity in zip(grid, sparsities, strict=True):
+        axes[0].set_ylabel(f"sparsity {sparsity:g}")
+    for ax, column in zip(grid[0], columns, strict=True):
+        ax.set_title(column)
+    for ax in grid[-1]:
+        _layer_axis(ax, list(rows.layer.unique()))
+    return fig, grid
 
 
 def _layer_axis(ax: Axes, layers: Sequence[str]) -> None:
-    every = -(-len(layers) // 30)
+    every = -(-len(layers) // 24)
     names = [_layer_name(name) for name in layers[::every]]
     ax.set_xticks(range(0, len(layers), every), names, rotation=90, fontsize=6)
     ax.grid(axis="x", visible=False)

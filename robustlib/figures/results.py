@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from robustlib import stats
-from robustlib.figures.style import COLUMN, NATURAL, PAGE, label, legend, looks, panels, style
+from robustlib.figures.style import COLUMN, NATURAL, PAGE, labelled, legend, looks, panels, style
 from robustlib.specs import Transfer, columns
 
 ACROSS = 4
@@ -139,10 +139,6 @@ def _name(way: Mapping[str, Any]) -> str:
         else:
             words.append(value if isinstance(value, str) else f"{column} {value}")
     return ", ".join(words)
-
-
-def labelled(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(label=[label(r) for r in rows[stats.PRETRAINING].to_dict("records")])
 
 
 def _ordered(labelled: pd.DataFrame) -> list[str]:

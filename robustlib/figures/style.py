@@ -47,16 +47,20 @@ def style() -> Iterator[None]:
         yield
 
 
+def plain(width: float, height: float) -> Figure:
+    """An empty figure, width and height in inches."""
+    with plt.ioff():
+        fig = plt.figure(figsize=(width, height), layout="constrained")
+    plt.close(fig)  # The caller shows it; pyplot would show it a second time.
+    return fig
+
+
 def panels(
     rows: int, across: int, width: float, height: float, **options: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of rows x across panels, width and height in inches, and its array of axes."""
-    with plt.ioff():
-        fig, grid = plt.subplots(
-            rows, across, squeeze=False, figsize=(width, height), layout="constrained", **options
-        )
-    plt.close(fig)  # The caller shows it; pyplot would show it a second time.
-    return fig, grid
+    """A figure of rows x across panels, and its array of axes; options as in Figure.subplots."""
+    fig = plain(width, height)
+    return fig, fig.subplots(rows, across, squeeze=False, **options)
 
 
 def label(row: Mapping[str, Any]) -> str:
@@ -70,6 +74,13 @@ def label(row: Mapping[str, Any]) -> str:
         return f"noise σ = {row['sigma']:g}"
     ball = f"{'L2' if row['norm'] == 'l2' else 'L∞'} ε = {row['eps']:.3g}"
     return f"robust, {ball}" if row["objective"] == "pgd" else f"{row['objective']}, {ball}"
+
+
+def labelled(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a column `label`, from stats.PRETRAINING where they have none yet."""
+    if "label" in rows or rows.empty:
+        return rows.assign(label=rows.get("label", ""))
+    return rows.assign(label=[label(r) for r in rows[stats.PRETRAINING].to_dict("records")])
 
 
 def looks(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -88,6 +99,8 @@ def looks(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def legend(fig: Figure, looks: Mapping[str, dict[str, Any]], note: str = "") -> None:
     """One legend above all panels, where it covers no data; the note explains dots and bars."""
+    if not looks:
+        return
     handles = [plt.Line2D([], [], **look) for look in looks.values()]
     fits = 4 if fig.get_figwidth() > COLUMN else 2
     box = fig.legend(
@@ -100,14 +113,32 @@ def legend(fig: Figure, looks: Mapping[str, dict[str, Any]], note: str = "") -> 
     box.get_title().set_multialignment("center")
 
 
-def save(fig: Figure, folder: str | Path, name: str, data: pd.DataFrame) -> Path:
+def folder(name: str) -> Path | None:
+    """The folder that a notebook's figures go to, made if need be; None for "": nowhere.
+
+    Raises ValueError when it is no folder or cannot be written to.
+    """
+    if not name:
+        return None
+    out = Path(name)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as e:
+        raise ValueError(f"figures={name!r}: must be a folder to write to, or empty: {e}") from None
+    return out
+
+
+def save(fig: Figure, out: Path | None, name: str, data: pd.DataFrame) -> Path | None:
     """Writes NAME.pdf, NAME.png (200 dpi) and the rows behind them, NAME.csv; returns the PDF.
 
-    CSV columns are named as the fields of the specs are. Each file is written beside its place
-    and renamed there; the same figure gives the same bytes.
+    out: as `folder` returns it; None: nothing is written. CSV columns are named as the fields of
+    the specs are. Each file is written beside its place and renamed there; the same figure gives
+    the same bytes.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if out is None:
+        return None
+    out.mkdir(parents=True, exist_ok=True)
     first = [c for c in _FIRST if c in data]
     data = data[[*first, *(c for c in data if c not in first)]]
     writers: dict[str, Callable[[str], Any]] = {
@@ -117,13 +148,13 @@ def save(fig: Figure, folder: str | Path, name: str, data: pd.DataFrame) -> Path
     }
     with style():
         for suffix, write in writers.items():
-            handle, staged = tempfile.mkstemp(prefix=".staged-", dir=folder)
+            handle, staged = tempfile.mkstemp(prefix=".staged-", dir=out)
             os.close(handle)
             try:
                 write(staged)
                 os.chmod(staged, 0o644)
-                os.replace(staged, folder / f"{name}.{suffix}")
+                os.replace(staged, out / f"{name}.{suffix}")
             except BaseException:
                 os.unlink(staged)
                 raise
-    return folder / f"{name}.pdf"
+    return out / f"{name}.pdf"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pandas as pd
 
 from robustlib import stats
-from robustlib.figures.results import labelled, panel_columns
+from robustlib.figures.results import panel_columns
+from robustlib.figures.style import labelled
 
 
 def robustness(frame: pd.DataFrame) -> str:
     """The accuracy that each network keeps under each attack, at the largest radius measured with
     all attacks. frame: as `robust_accuracy` takes it."""
+    frame = labelled(frame)
     radii = frame.groupby("attack_eps").attack.nunique()
     radius = radii[radii == radii.max()].index.max()
     lines = []
@@ -30,7 +32,7 @@ def robustness(frame: pd.DataFrame) -> str:
 def overlap(frame: pd.DataFrame) -> str:
     """How far pairs of masks agree in the whole network. frame: as `mask_overlap` takes it."""
     lines = []
-    for (sparsity, name), rows in frame.groupby(["sparsity", "label"], sort=False):
+    for (sparsity, name), rows in labelled(frame).groupby(["sparsity", "label"], sort=False):
         a, b = (rows.weights * rows[f"density_{side}"] for side in ("first", "second"))
         # Of a Jaccard index j of sets of a and b weights, j (a + b) / (1 + j) are in both.
         both, chance = (
@@ -38,7 +40,7 @@ def overlap(frame: pd.DataFrame) -> str:
         )
         kept = a.sum() + b.sum()
         lines.append(
-            f"sparsity {sparsity:g}, {name}: overlap {both / (kept - both):.2f}, "
+            f"sparsity {sparsity:g}, natural with {name}: overlap {both / (kept - both):.2f}, "
             f"{chance / (kept - chance):.2f} by chance with these densities by layer"
         )
     return "\n".join(lines)

@@ -1,0 +1,136 @@
+"""The notebooks as they are committed: short, without outputs, each parameter explained.
+
+That they run is pytest's own business: it collects notebooks/ through nbval.
+"""
+
+import ast
+import json
+import re
+
+import papermill
+import pytest
+
+from robustlib.study import NOTEBOOKS
+
+PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
+CHECKED = {"01_robust_pretraining", "02_ticket_extraction", "03_transfer"}
+
+
+def load(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = [dict(c, text="".join(c["source"])) for c in notebook["cells"]]
+    return notebook, cells, [c for c in cells if c["cell_type"] == "code"]
+
+
+def test_they_are_there():
+    assert {p.stem for p in PATHS} >= CHECKED
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_format_and_no_outputs(path):
+    notebook, cells, code = load(path)
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) >= (4, 5)
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    ids = [c["id"] for c in cells]
+    assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[\w-]{1,64}", i) for i in ids)
+    assert all(c["outputs"] == [] and c["execution_count"] is None for c in code)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_thin(path):
+    _, cells, code = load(path)
+    assert len(code) <= 25
+    for cell in code:
+        assert len(cell["text"].splitlines()) <= 12, cell["text"]
+        nodes = list(ast.walk(ast.parse(cell["text"])))
+        assert not [n for n in nodes if isinstance(n, ast.ClassDef | ast.FunctionDef | ast.While)]
+        called = {getattr(n.func, "attr", "") for n in nodes if isinstance(n, ast.Call)}
+        assert not called & {"backward", "step", "plot", "subplots", "errorbar", "imshow"}
+    # A notebook tells: no call that shows something stands without text before it.
+    assert cells[0]["cell_type"] == "markdown" and cells[0]["text"].startswith("# ")
+    assert sum(c["cell_type"] == "markdown" for c in cells) >= len(code) - 3
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_parameters_are_scalars_with_type_and_comment(path):
+    _, _, code = load(path)
+    tagged = [c for c in code if "parameters" in c["metadata"].get("tags", [])]
+    assert tagged == code[:1]
+    for line in tagged[0]["text"].splitlines():
+        name, kind, value, comment = re.fullmatch(r"(\w+): (\w+) = (.+?)  # (.+)", line).groups()
+        assert type(ast.literal_eval(value)).__name__ == kind in ("str", "int", "float", "bool")
+        assert len(comment) > 10
+    inspected = papermill.inspect_notebook(str(path))
+    assert all(p["help"] and p["inferred_type_name"] for p in inspected.values())
+    assert {"profile", "figures"} <= set(inspected)
+    used = {n.id for c in code[1:] for n in ast.walk(ast.parse(c["text"])) if type(n) is ast.Name}
+    assert set(inspected) <= used
+
+
+def checks(path, **given):
+    """Runs what follows the parameters, as papermill would have set them."""
+    _, _, code = load(path)
+    scope = {}
+    exec(code[0]["text"], scope)
+    assert set(given) <= set(scope)
+    exec(code[1]["text"], scope | given)
+
+
+COMMON = [
+    ("profile", "quik", "choose one of cpu, paper, quick"),
+    ("profile", "nowhere.toml", "there is no such file"),
+    ("eps", 0.7, "choose among 0.5"),
+    ("eps", "a", "must be float"),
+    ("figures", "/dev/null", "must be a folder"),
+]
+ONE = [
+    *COMMON,
+    ("seed", 9, "choose among 0, 1, 2"),
+    ("seed", "a", "seed='a'"),
+    ("arch", "resnet", "choose among resnet10s"),
+]
+BAD = {
+    "01_robust_pretraining": [
+        *ONE,
+        ("n_examples", 0, "n_examples=0"),
+        ("n_images", 0.5, "n_images=0.5"),
+        ("radii", "-1", "must be a number in"),
+        ("radii", "big", "radii='big'"),
+    ],
+    "02_ticket_extraction": [
+        *ONE,
+        ("sparsities", 1.0, "must be a number in [0, 1)"),
+        ("sparsities", "a,b", "sparsities='a,b'"),
+        ("scope", "globl", "choose one of global, layer"),
+    ],
+    "03_transfer": [
+        *COMMON,
+        ("seeds", "0,9", "choose among 0, 1, 2"),
+        ("seeds", "a", "seeds='a'"),
+        ("tasks", "digitz", "did you mean 'digits'"),
+        ("modes", "linea", "choose among finetune, linear"),
+        ("sparsities", "0.5,1", "must be a number in [0, 1)"),
+        ("n_train", 5000, "digits has 1294 training images"),
+        ("n_train", -1, "n_train=-1"),
+        ("workers", -1, "workers=-1"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "value", "says"),
+    [(name, *case) for name, cases in BAD.items() for case in cases],
+)
+def test_a_bad_value_fails_in_the_first_cell(name, parameter, value, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        checks(NOTEBOOKS / f"{name}.ipynb", **{parameter: value})
+
+
+@pytest.mark.parametrize("name", sorted(CHECKED))
+def test_good_values_of_any_kind_pass(name, tmp_path):
+    path = NOTEBOOKS / f"{name}.ipynb"
+    given = {"eps": 0.5, "figures": str(tmp_path / "new"), "sparsities": 0.5, "seeds": 1, "seed": 1}
+    given |= {"radii": "1/2, 1", "modes": "linear", "tasks": "glyphs,digits", "n_train": 100}
+    known = papermill.inspect_notebook(str(path))
+    checks(path, **{k: v for k, v in given.items() if k in known})
+    assert (tmp_path / "new").is_dir()
