@@ -107,20 +107,24 @@ def test_on_a_linear_model_it_reaches_the_closed_form(norm):
     assert (gain > share * (losses(model, ideal, y) - losses(model, x, y))).all()
 
 
+@pytest.mark.parametrize("share", [None, 0.25])
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_single_step_is_the_hand_worked_one(norm):
+def test_a_single_step_is_the_hand_worked_one(norm, share):
+    """By default it ends on the edge of the ball; a quarter of eps leaves some images inside."""
     model, x, y, w = linear()
     eps, up = 0.1, torch.where(y[:, None] == 1, -w, w)
+    threat, size = Threat(norm, eps, 1, share and share * eps), (share or 1.25) * eps
     torch.manual_seed(3)
-    start = random_start(x, Threat(norm, eps, 1)).flatten(1)
+    start = random_start(x, threat).flatten(1)
     if norm == "linf":
-        expected = (start + 1.25 * eps * up.sign()).clamp(-eps, eps)
+        expected = (start + size * up.sign()).clamp(-eps, eps)
     else:
-        moved = start + 1.25 * eps * up / w.norm()
+        moved = start + size * up / w.norm()
         expected = moved * (eps / moved.norm(dim=1, keepdim=True)).clamp(max=1)
     torch.manual_seed(3)
-    found = (pgd(model, x, y, Threat(norm, eps, 1)) - x).flatten(1)
+    found = (pgd(model, x, y, threat) - x).flatten(1)
     assert torch.allclose(found, expected, atol=1e-6)
+    assert share is None or norms(expected, norm).min() < 0.95 * eps
 
 
 def test_a_start_is_uniform_in_the_cube_and_of_uniform_radius_in_the_ball():

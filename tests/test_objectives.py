@@ -137,10 +137,12 @@ def test_free_in_l2_steps_by_eps_and_projects():
 
 def test_free_stays_in_the_box_and_starts_anew_for_a_batch_of_another_size():
     model, objective = linear(), objectives.free(Threat("linf", EPS), replays=2)
+    seen = []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     x, y = batch()
-    objective.loss(model, x.round(), y).backward()
-    moved = x.round() + objective.state["delta"]
-    assert moved.min() >= 0 and moved.max() <= 1
+    for corner in (0.0, 1.0, 0.0):
+        objective.loss(model, torch.full_like(x, corner), y).backward()
+    assert min(s.min() for s in seen) == 0 and max(s.max() for s in seen) == 1
     few, labels = batch(4)
     objective.loss(model, few, labels).backward()
     assert objective.state["delta"].shape == few.shape
