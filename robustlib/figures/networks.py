@@ -308,7 +308,7 @@ def _amplification(changes: Any) -> float:
     large = max(float(c.abs().flatten().quantile(0.995)) for c in changes)
     if large == 0:
         return 1.0
-    factor = max(1.0, 0.5 / large)
+    factor = max(1.0, 0.5001 / large)
     unit = 10 ** math.floor(math.log10(factor))
     return float(max(k for k in (1, 2, 5) if k * unit <= factor) * unit)
 

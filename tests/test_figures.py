@@ -1,0 +1,305 @@
+"""Figures show the numbers of their rows, and their files hold them."""
+
+import itertools
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from robustlib import figures, models, specs, stats, tickets
+from robustlib.specs import Pretrain, Ticket, Transfer
+
+NATURAL, WEAK, STRONG = (
+    Pretrain(),
+    Pretrain(objective="pgd", eps=0.15),
+    Pretrain(objective="pgd", eps=0.5),
+)
+
+
+def transfers(
+    tasks=("mnist",), modes=("linear",), seeds=(0, 1, 2), sparsities=(0.0, 0.8, 0.9), **fields
+):
+    """Rows as sweep gives them, accuracies made up: robust is ahead by 0.1 eps (1 + seed)."""
+    rng, rows = np.random.default_rng(0), []
+    for task, mode, seed, s in itertools.product(tasks, modes, seeds, sparsities):
+        level = 0.6 + 0.2 * rng.random()
+        for pretrain in (NATURAL, WEAK, STRONG):
+            source = Pretrain(objective=pretrain.objective, eps=pretrain.eps, seed=seed)
+            spec = Transfer(Ticket(source, sparsity=s), task, mode, seed=seed, **fields)
+            accuracy = level + 0.1 * pretrain.eps * (1 + seed)
+            rows.append(specs.columns(spec) | {"accuracy": accuracy, "n": 1000, "seconds": 1.0})
+    return pd.DataFrame(rows)
+
+
+def lines(ax):
+    """The curves of a panel by label: values, and half-widths of their bars (nan: none)."""
+    out = {}
+    for container in ax.containers:
+        curve, _, (bars,) = container
+        segments = [np.asarray(segment) for segment in bars.get_segments()]
+        half = [np.ptp(s[:, 1]) / 2 if s.ndim == 2 and len(s) else math.nan for s in segments]
+        out[container.get_label()] = np.asarray(curve.get_ydata(), dtype=float), np.asarray(half)
+    return out
+
+
+def texts(fig):
+    return [t.get_text() for t in fig.findobj(plt.Text) if t.get_text().strip()]
+
+
+def inside(fig):
+    """Whether all that is drawn lies within the figure, nothing clipped."""
+    fig.draw_without_rendering()
+    box, size = fig.get_tightbbox(), fig.get_size_inches()
+    return min(box.x0, box.y0) > -0.01 and box.x1 < size[0] + 0.01 and box.y1 < size[1] + 0.01
+
+
+def test_accuracy_shows_means_and_paired_intervals():
+    frame = transfers(tasks=("mnist", "gtsrb"), modes=("finetune", "linear"))
+    fig = figures.accuracy_vs_sparsity(frame)
+    assert len(fig.axes) == 4 and inside(fig)
+    assert [ax.get_title() for ax in fig.axes] == ["mnist", "gtsrb"] * 2
+    rows = frame[(frame.task == "gtsrb") & (frame["mode"] == "finetune")]
+    drawn = lines(fig.axes[1])
+    assert list(drawn) == ["natural", "robust, L2 ε = 0.15", "robust, L2 ε = 0.5"]
+    strong = rows[rows.eps == 0.5].groupby("sparsity").accuracy.mean()
+    y, half = drawn["robust, L2 ε = 0.5"]
+    assert y == pytest.approx(100 * strong.to_numpy())
+    # Differences of the seeds are 0.05, 0.1, 0.15: the spread between seeds is not in the bar.
+    low, high = stats.mean_interval([0.05, 0.1, 0.15])[1:]
+    assert half == pytest.approx([50 * (high - low)] * 3)
+
+
+def test_advantage_shows_the_paired_difference():
+    fig = figures.advantage(transfers())
+    drawn = lines(fig.axes[0])
+    assert list(drawn) == ["robust, L2 ε = 0.15", "robust, L2 ε = 0.5"]
+    assert drawn["robust, L2 ε = 0.15"][0] == pytest.approx([3.0] * 3)
+    assert drawn["robust, L2 ε = 0.5"][0] == pytest.approx([10.0] * 3)
+    assert inside(fig)
+
+
+def test_one_seed_has_no_interval():
+    frame = transfers(seeds=(1,))
+    for draw in (figures.accuracy_vs_sparsity, figures.advantage):
+        assert np.isnan(lines(draw(frame).axes[0])["robust, L2 ε = 0.5"][1]).all()
+
+
+def test_two_ways_to_transfer_are_never_averaged():
+    frame = pd.concat([transfers(recalibrate=r, n_train=n) for r in (False, True) for n in (1, 2)])
+    fig = figures.accuracy_vs_sparsity(frame)
+    names = [ax.get_ylabel().split("\n")[0] for ax in fig.axes]
+    assert len(set(names)) == len(fig.axes) == 4
+    assert all("BN" in name for name in names[2:]) and "1 images" in names[0]
+    everything = pd.concat([transfers(n_train=n) for n in (None, 100)])
+    assert len(figures.accuracy_vs_sparsity(everything).axes) == 2
+
+
+def test_many_tasks_wrap():
+    frame = transfers(tasks=("a", "b", "c", "d", "e"), seeds=(0, 1))
+    fig = figures.accuracy_vs_sparsity(frame)
+    assert [ax.get_title() for ax in fig.axes if ax.axison] == list("abcde")
+    assert inside(fig)
+
+
+def test_sparsities_are_far_apart_and_named():
+    ax = figures.accuracy_vs_sparsity(transfers(sparsities=(0.0, 0.8, 0.9, 0.95))).axes[0]
+    ax.figure.draw_without_rendering()
+    at = ax.transAxes.inverted().transform(
+        ax.transData.transform([(x, 0.0) for x in ax.get_xticks()])
+    )[:, 0]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "0.8", "0.9", "0.95"]
+    assert np.diff(at).min() > 0.15
+
+
+def test_no_rows_and_no_partner_are_refused():
+    frame = transfers()
+    for draw in (figures.accuracy_vs_sparsity, figures.advantage):
+        with pytest.raises(ValueError, match="no rows"):
+            draw(frame[:0])
+        with pytest.raises(ValueError, match="no natural partner"):
+            draw(frame[frame.objective != "natural"])
+    with pytest.raises(ValueError, match="no robust row"):
+        figures.advantage(frame[frame.objective == "natural"])
+
+
+def test_looks_tell_labels_apart_without_colour():
+    names = ["natural", *(f"robust, L2 ε = {e}" for e in (0.03, 0.1, 0.5, 1, 3))]
+    looks = figures.looks(reversed(names))
+    assert next(iter(looks)) == "natural"
+    assert figures.looks(["natural"])["natural"] == looks["natural"]
+    for cue in ("color", "marker", "ls"):
+        assert len({str(look[cue]) for look in looks.values()}) >= (5 if cue == "ls" else 6)
+    ordered = figures.looks(names)
+    light = [plt.matplotlib.colors.to_rgb(ordered[n]["color"]) @ np.ones(3) for n in names[1:]]
+    assert light == sorted(light, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (NATURAL, "natural"),
+        (STRONG, "robust, L2 ε = 0.5"),
+        (Pretrain(objective="trades", norm="linf", eps="8/255"), "trades, L∞ ε = 0.0314"),
+        (Pretrain(objective="smoothing", sigma=0.25), "noise σ = 0.25"),
+    ],
+)
+def test_label(spec, expected):
+    assert figures.label(specs.columns(spec)) == expected
+
+
+def test_save_writes_three_files_and_the_same_bytes(tmp_path):
+    frame = transfers()
+    for _ in range(2):
+        fig = figures.accuracy_vs_sparsity(frame)
+        assert figures.save(fig, tmp_path / "new", "one", frame) == tmp_path / "new" / "one.pdf"
+        written = {p.name: p.read_bytes() for p in (tmp_path / "new").iterdir()}
+        assert set(written) == {"one.pdf", "one.png", "one.csv"}
+    again = figures.accuracy_vs_sparsity(frame)
+    figures.save(again, tmp_path, "one", frame)
+    assert all((tmp_path / name).read_bytes() == data for name, data in written.items())
+    back = pd.read_csv(tmp_path / "one.csv")
+    assert list(back)[:5] == ["task", "mode", "scheme", "pattern", "sparsity"]
+    assert {"objective", "norm", "eps", "n_train", "seed", "accuracy", "n"} <= set(back)
+    assert back.accuracy.tolist() == frame.accuracy.tolist()
+    width = plt.imread(tmp_path / "one.png").shape[1]
+    assert width == pytest.approx(200 * fig.get_figwidth(), abs=1)
+
+
+def test_save_leaves_nothing_half_written(tmp_path, monkeypatch):
+    frame = transfers()
+    fig = figures.advantage(frame)
+    monkeypatch.setattr(fig, "savefig", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        figures.save(fig, tmp_path, "one", frame)
+    assert {p.name for p in tmp_path.iterdir()} == {"one.csv"}
+
+
+def test_no_folder_means_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert figures.folder("") is None
+    assert figures.save(figures.advantage(transfers()), None, "one", transfers()) is None
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="must be a folder"):
+        figures.folder(str(tmp_path / "file"))
+
+
+def test_figures_are_shown_once(tmp_path):
+    before = plt.get_fignums()
+    figures.advantage(transfers())
+    assert plt.get_fignums() == before
+
+
+def test_curves_show_each_network_and_bear_none():
+    rows = [{"epoch": e, "loss": 1 / (e + 1), "val_accuracy": 0.5 + e / 10} for e in range(4)]
+    robust = [specs.columns(STRONG) | r | {"val_robust": 0.25} for r in rows]
+    frame = pd.DataFrame([specs.columns(NATURAL) | r for r in rows] + robust)
+    loss, clean, attacked = figures.curves(frame).axes
+    assert [len(ax.lines) for ax in (loss, clean, attacked)] == [2, 2, 1]
+    assert clean.lines[0].get_ydata() == pytest.approx([50, 60, 70, 80])
+    assert attacked.lines[0].get_ydata() == pytest.approx([25] * 4)
+    assert "not measured" in texts(figures.curves(pd.DataFrame([])))
+
+
+def test_robust_accuracy_has_exact_intervals():
+    rows = [
+        specs.columns(spec)
+        | {"attack": attack, "attack_norm": "l2", "attack_eps": e, "correct": k, "n": 200}
+        for spec in (NATURAL, STRONG)
+        for attack, e, k in (("PGD-20", 0.0, 180), ("PGD-20", 0.5, 0), ("APGD-CE", 0.5, 0))
+    ]
+    frame = pd.DataFrame(rows)
+    fig = figures.robust_accuracy(frame)
+    assert inside(fig)
+    curve, _, (bars,) = fig.axes[0].containers[0]
+    assert curve.get_ydata() == pytest.approx([90, 0])
+    for k, segment in zip((180, 0), bars.get_segments(), strict=True):
+        ends = stats.accuracy_interval(k / 200, 200)
+        assert segment[:, 1] == pytest.approx([100 * e for e in ends], abs=1e-6)
+    said = figures.robustness(frame)
+    assert "APGD-CE at L2 ε = 0.5" in said and "natural 0.0 % [0.0, 1.8]" in said
+
+
+def test_adversarial_examples_say_before_and_after():
+    x = torch.rand(2, 3, 8, 8)
+    attacked = {"natural": (x + 0.01, [0, 1], [1, 1]), "robust": (x, [0, 1], [0, 0])}
+    fig = figures.adversarial_examples(x, [0, 1], attacked, ["cat", "a very long class name"])
+    said = texts(fig)
+    assert "cat → a very long… ✗" in said and "cat → cat ✓" in said
+    assert sum("✓" in t for t in said) == 2
+    assert "natural\nchange × 50" in said
+    assert inside(fig)
+
+
+@pytest.fixture(scope="module")
+def masks():
+    torch.manual_seed(0)
+    networks = [models.build("resnet10s", 5, width=4, stem_stride=2) for _ in range(2)]
+    return [tickets.omp(net, 0.8) for net in networks]
+
+
+def test_overlap_is_the_masks_own_and_chance_is_chance(masks):
+    table = stats.mask_overlap(*masks)
+    assert list(table.layer) == list(masks[0])
+    for layer, row in table.set_index("layer").iterrows():
+        one = [tickets.Mask({layer: m[layer]}) for m in masks]
+        assert row.overlap == pytest.approx(one[0].overlap(one[1]))
+        assert row.density_first == pytest.approx(masks[0].density()[layer])
+    generator = torch.Generator().manual_seed(1)
+    a, b = (torch.rand(100_000, generator=generator) < d for d in (0.3, 0.1))
+    row = stats.mask_overlap(tickets.Mask({"w": a}), tickets.Mask({"w": b})).iloc[0]
+    assert row.overlap == pytest.approx(row.chance, abs=0.005)
+    assert row.chance == pytest.approx(0.03 / 0.37, abs=0.003)
+    none = tickets.Mask({"w": torch.zeros(5, dtype=torch.bool)})
+    assert np.isnan(stats.mask_overlap(none, none).overlap[0])
+    with pytest.raises(ValueError, match="w"):
+        stats.mask_overlap(none, masks[0])
+
+
+def test_overlap_in_words_is_that_of_the_whole_masks(masks):
+    table = stats.mask_overlap(*masks).assign(label="robust", sparsity=0.8)
+    assert f"overlap {masks[0].overlap(masks[1]):.2f}," in figures.overlap(table)
+    fig = figures.mask_overlap(table)
+    assert fig.axes[0].lines[0].get_ydata() == pytest.approx(table.overlap.to_numpy())
+    assert fig.axes[0].lines[1].get_ydata() == pytest.approx(table.chance.to_numpy())
+
+
+def test_layer_density_beside_natural(masks):
+    rows = [
+        {"label": name, "sparsity": 0.8, "layer": layer, "density": d}
+        for name, mask in zip(("natural", "robust", figures.START), [*masks, masks[0]], strict=True)
+        for layer, d in mask.density().items()
+    ]
+    rows[2]["density"] = 0.0  # a layer of which natural keeps nothing
+    left, right = figures.layer_density(pd.DataFrame(rows)).axes
+    assert len(left.lines) == 4 and len(right.lines) == 2
+    a, b = ([*m.density().values()] for m in masks)
+    expected = np.asarray(b) / np.asarray(a)
+    expected[2] = math.nan
+    assert right.lines[1].get_ydata() == pytest.approx(expected, nan_ok=True)
+
+
+def test_filters_show_zero_as_grey_and_what_a_ticket_removed():
+    w = torch.randn(10, 3, 3, 3)
+    w[0, :, 0, 0] = 0
+    kept = torch.ones_like(w, dtype=torch.bool)
+    kept[1] = False
+    fig = figures.filters({"natural": w, "robust": w}, {"natural": kept, "robust": kept}, "t")
+    top, _, bottom, _ = (ax.images[0].get_array() for ax in fig.axes)
+    assert np.allclose(top[0, 0], 0.5)
+    assert np.allclose(bottom[:3, 4:7], 0.5)
+    assert np.allclose(top[:3, 4:7], (0.5 + w[1] / (2 * w.abs().max())).permute(1, 2, 0))
+
+
+def test_verdict_counts_decided_comparisons():
+    frame = transfers(tasks=("mnist", "gtsrb"), seeds=(0, 1, 2))
+    ahead = figures.verdict(frame).splitlines()
+    assert len(ahead) == 2
+    # Differences 1, 2 and 3 times 0.015: their interval holds zero.
+    assert "of 6 comparisons ahead of natural in 0, behind in 0, undecided in 6" in ahead[0]
+    frame.loc[frame.objective != "natural", "accuracy"] += 0.3
+    assert "ahead of natural in 6, behind in 0, undecided in 0" in figures.verdict(frame)
+    assert "undecided in 6" in figures.verdict(frame[frame.seed == 0])
