@@ -247,6 +247,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(trained, tmp_path, mon
 def test_running_leaves_the_callers_random_numbers_alone():
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
+    run(LINEAR)
     network(LINEAR)
     network(Transfer(TICKET, task="digits", n_train=60, epochs=1))
     run(PRETRAIN, recompute=True)

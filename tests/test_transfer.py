@@ -82,6 +82,11 @@ def test_the_head_predicts_what_scikit_learn_does(train, k):
     for part, correct in ((data.test, "test_correct"), (data.val, "val_correct")):
         ours = predictions(net, part)
         assert (ours == fit.predict(features(net, part))).all()
+        sure = np.zeros((len(part), k))  # a class that training lacks has no probability at all
+        sure[:, fit.classes_] = fit.predict_proba(features(net, part))
+        ours_sure = training.logits(net, part)[0].softmax(1).numpy()
+        np.testing.assert_allclose(ours_sure, sure, atol=1e-4)
+        assert not ours_sure[:, sorted(set(range(k)) - set(train))].any()
         assert (ours == part.y.numpy()).sum() == measures[correct]
         assert set(ours) <= set(train)
     assert measures["test_correct"] > 1.2 * len(data.test) / k or len(set(train)) < k
@@ -196,8 +201,10 @@ def test_finetuning_follows_from_the_spec_and_the_training_images_alone():
     assert not torch.equal(one["fc.weight"], three["fc.weight"])
 
 
-def test_no_epochs_leave_the_ticket_as_it_is():
-    net, mask, measures = tuned(dataset(classes(5, 40)), model(), epochs=0)
+def test_no_epochs_leave_the_ticket_and_the_callers_random_numbers_as_they_are():
+    net, state = model(), torch.random.get_rng_state()
+    net, mask, measures = tuned(dataset(classes(5, 40)), net, epochs=0)
+    assert torch.equal(torch.random.get_rng_state(), state)
     assert measures["curve"] == []
     for name, t in model().state_dict().items():
         if not name.startswith("fc."):
