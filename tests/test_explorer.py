@@ -30,7 +30,7 @@ def test_the_slider_redraws_the_masks_that_omp_draws(networks):
     for sparsity in (0.9, 0.5, 0.0, 0.99):
         slider.value = sparsity
         a, b = (tickets.omp(networks[n], sparsity) for n in ("natural", "robust, L2 ε = 0.5"))
-        expected = figures.networks.overlay(a[menu.value], b[menu.value])
+        expected = figures.overlay(a[menu.value], b[menu.value])
         assert (picture(box) == expected).all()
         seen.append(expected.copy())
     assert (seen[2] == 3).all()
@@ -45,14 +45,14 @@ def test_the_menus_choose_layer_and_robust_network(networks):
         tickets.omp(networks[n], 0.8, scope="layer")["layer3.0.conv2.weight"]
         for n in ("natural", "robust, L2 ε = 0.1")
     )
-    assert (picture(box) == figures.networks.overlay(a, b)).all()
+    assert (picture(box) == figures.overlay(a, b)).all()
     assert "layer3.0.conv2" in box.figure.axes[0].get_title()
 
 
 def test_overlay_counts_each_kind_once():
     a = torch.tensor([True, True, False, False]).view(1, 1, 2, 2)
     b = torch.tensor([True, False, True, False]).view(1, 1, 2, 2)
-    assert figures.networks.overlay(a, b).tolist() == [[3, 1], [2, 0]]
+    assert figures.overlay(a, b).tolist() == [[3, 1], [2, 0]]
 
 
 def test_masks_wants_two_networks(networks):

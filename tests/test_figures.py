@@ -142,7 +142,7 @@ def test_looks_tell_labels_apart_without_colour():
     [
         (NATURAL, "natural"),
         (STRONG, "robust, L2 ε = 0.5"),
-        (Pretrain(objective="trades", norm="linf", eps="8/255"), "trades, L∞ ε = 0.0314"),
+        (Pretrain(objective="trades", norm="linf", eps="8/255"), "trades, L∞ ε = 8/255"),
         (Pretrain(objective="smoothing", sigma=0.25), "noise σ = 0.25"),
     ],
 )

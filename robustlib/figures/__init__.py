@@ -5,18 +5,10 @@
 
 from __future__ import annotations
 
-from robustlib.figures.networks import (
-    START,
-    adversarial_examples,
-    curves,
-    filters,
-    layer_density,
-    mask_overlap,
-    masks,
-    robust_accuracy,
-)
+from robustlib.figures.networks import adversarial_examples, curves, robust_accuracy
 from robustlib.figures.results import accuracy_vs_sparsity, advantage
 from robustlib.figures.style import folder, label, looks, save
+from robustlib.figures.tickets import START, filters, layer_density, mask_overlap, masks, overlay
 from robustlib.figures.words import overlap, robustness, verdict
 
 __all__ = [
@@ -33,6 +25,7 @@ __all__ = [
     "mask_overlap",
     "masks",
     "overlap",
+    "overlay",
     "robust_accuracy",
     "robustness",
     "save",

@@ -64,7 +64,7 @@ def advantage(frame: pd.DataFrame) -> Figure:
         _lines(ax, _of(lines, cell), _of(seeds, cell), "difference", looks)
 
     note = "dots: single seeds; bars: 95 % interval over seeds"
-    return _blocks(seeds, ways, draw, "robust − natural\n(points)", colours, note)
+    return _blocks(seeds, ways, draw, "robust − natural\n(points)", colours, note, sharey=True)
 
 
 def _lines(ax: Axes, means: pd.DataFrame, seeds: pd.DataFrame, value: str, looks: Looks) -> None:
@@ -87,6 +87,7 @@ def _blocks(
     ylabel: str,
     looks: Looks,
     note: str,
+    sharey: bool = False,
 ) -> Figure:
     """A block of rows for each way to transfer, a panel for each task in it."""
     tasks = list(dict.fromkeys(frame.task))
@@ -96,7 +97,8 @@ def _blocks(
     width = COLUMN if across <= 2 else PAGE
     height = 0.75 + len(blocks) * down * (width / across * (0.45 if across == 1 else 0.68) + 0.2)
     with style():
-        fig, grid = panels(len(blocks) * down, across, width, height)
+        rows = len(blocks) * down
+        fig, grid = panels(rows, across, width, height, sharey="row" if sharey else False)
         for b, way in enumerate(blocks):
             for t, ax in enumerate(grid[b * down : (b + 1) * down].flat):
                 if t >= len(tasks):

@@ -64,7 +64,7 @@ def panels(
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """How a way to pretrain is called: "natural", "robust, L2 ε = 0.5", "trades, L∞ ε = 0.03".
+    """How a way to pretrain is called: "natural", "robust, L2 ε = 0.5", "trades, L∞ ε = 8/255".
 
     row: anything with the columns of stats.PRETRAINING, a spec's `specs.columns` for one.
     """
@@ -72,8 +72,16 @@ def label(row: Mapping[str, Any]) -> str:
         return "natural"
     if row["objective"] == "smoothing":
         return f"noise σ = {row['sigma']:g}"
-    ball = f"{'L2' if row['norm'] == 'l2' else 'L∞'} ε = {row['eps']:.3g}"
+    ball = radius(row["norm"], row["eps"])
     return f"robust, {ball}" if row["objective"] == "pgd" else f"{row['objective']}, {ball}"
+
+
+def radius(norm: str, eps: float) -> str:
+    """A radius in words: "L2 ε = 0.5", "L∞ ε = 8/255"."""
+    steps = round(255 * eps)
+    if norm == "linf" and abs(255 * eps - steps) < 1e-6 and steps:
+        return f"L∞ ε = {steps}/255"
+    return f"{'L2' if norm == 'l2' else 'L∞'} ε = {eps:.3g}"
 
 
 def labelled(rows: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from robustlib import stats
 from robustlib.figures.results import panel_columns
-from robustlib.figures.style import labelled
+from robustlib.figures.style import labelled, radius
 
 
 def robustness(frame: pd.DataFrame) -> str:
@@ -14,9 +14,9 @@ def robustness(frame: pd.DataFrame) -> str:
     all attacks. frame: as `robust_accuracy` takes it."""
     frame = labelled(frame)
     radii = frame.groupby("attack_eps").attack.nunique()
-    radius = radii[radii == radii.max()].index.max()
+    eps = radii[radii == radii.max()].index.max()
     lines = []
-    for attack, rows in frame[frame.attack_eps == radius].groupby("attack", sort=False):
+    for attack, rows in frame[frame.attack_eps == eps].groupby("attack", sort=False):
         kept = []
         for row in rows.to_dict("records"):
             low, high = stats.accuracy_interval(row["correct"] / row["n"], row["n"])
@@ -24,8 +24,8 @@ def robustness(frame: pd.DataFrame) -> str:
                 f"{row['label']} {100 * row['correct'] / row['n']:.1f} % "
                 f"[{100 * low:.1f}, {100 * high:.1f}]"
             )
-        norm = {"l2": "L2", "linf": "L∞"}[rows.attack_norm.iloc[0]]
-        lines.append(f"{attack} at {norm} ε = {radius:.3g} leaves right: " + "; ".join(kept) + ".")
+        where = radius(rows.attack_norm.iloc[0], eps)
+        lines.append(f"{attack} at {where} leaves right: " + "; ".join(kept) + ".")
     return "\n".join([*lines, f"Of {frame.n.max():,} test images; exact 95 % intervals."])
 
 

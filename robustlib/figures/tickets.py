@@ -1,0 +1,200 @@
+"""Figures of tickets: which weights they keep, where, and in common with whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
+from torch import Tensor
+
+from robustlib import stats
+from robustlib.figures.style import (
+    COLUMN,
+    NATURAL,
+    OTHER,
+    PAGE,
+    labelled,
+    legend,
+    looks,
+    panels,
+    plain,
+    style,
+)
+from robustlib.tickets import Mask
+
+CHANNELS = 24
+"""Channels of a layer in the picture of a mask, at most: more would be smaller than a pixel."""
+
+
+START = "natural before training"
+"""The label of the network that natural and robust pretraining of one seed both start from."""
+
+
+def layer_density(frame: pd.DataFrame) -> Figure:
+    """What fraction of each layer the tickets keep, and that over what the natural one keeps.
+
+    frame: rows with the columns of stats.PRETRAINING or label, and sparsity, layer and density;
+    layers in the order of the network. A row of panels for each sparsity; a layer of which nothing
+    is kept is a gap in a line.
+    """
+    rows = labelled(frame)
+    rows = rows.assign(density=rows.density.where(rows.density > 0))
+    natural = rows[rows.label == "natural"][["sparsity", "layer", "density"]]
+    rows = rows.merge(natural, on=["sparsity", "layer"], how="left", suffixes=("", "_natural"))
+    rows = rows.assign(ratio=rows.density / rows.density_natural)
+    colours = _colours(rows.label)
+    with style():
+        fig, grid = _by_layer(rows, ["density (fraction kept)", "density ÷ natural density"])
+        for axes, (sparsity, here) in zip(grid, rows.groupby("sparsity"), strict=True):
+            for name, look in colours.items():
+                own = here[here.label == name]
+                axes[0].plot(np.arange(len(own)), own.density, **look)
+                if name != START:
+                    axes[1].plot(np.arange(len(own)), own.ratio, **look)
+            axes[0].axhline(1 - sparsity, color=OTHER, lw=0.8, ls=":", zorder=0)
+            axes[0].set(yscale="log", ylim=(0.7 * here.density.min(), 1.2))
+            axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=20))
+            axes[0].yaxis.set_major_formatter("{x:g}")
+            axes[0].yaxis.set_minor_formatter(NullFormatter())
+        legend(fig, colours, "dotted: the density of the whole ticket")
+    return fig
+
+
+def mask_overlap(frame: pd.DataFrame) -> Figure:
+    """Overlap of masks with the natural one by layer, beside chance, a panel for each sparsity.
+
+    frame: rows of `stats.mask_overlap` with the columns of stats.PRETRAINING or label, which say
+    whose the second mask is, and sparsity; layers in the order of the network.
+    """
+    rows = labelled(frame)
+    colours = _colours(rows.label)
+    with style():
+        fig, grid = _by_layer(rows, ["overlap with natural (Jaccard)"])
+        for (ax,), (_, here) in zip(grid, rows.groupby("sparsity"), strict=True):
+            for name, look in colours.items():
+                own = here[here.label == name]
+                ax.plot(np.arange(len(own)), own.overlap, **look)
+                chance = {"color": look["color"], "lw": 0.8, "ls": (0, (1, 2))}
+                ax.plot(np.arange(len(own)), own.chance, **chance)
+            ax.set_ylim(0, 1)
+        legend(fig, colours, "dotted, same colour: two random masks of these densities")
+    return fig
+
+
+def filters(
+    weights: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None, note: str = "ticket"
+) -> Figure:
+    """First-layer filters as colour images, a panel for each network; zero is grey.
+
+    weights: for each label a tensor [O, 3, K, K]; the filters of a network share one scale, its
+    largest magnitude. masks: what a ticket keeps of each, shaped alike; drawn as a second row that
+    `note` names. At most 64 filters are drawn.
+    """
+    rows = {"": weights}
+    if masks is not None:
+        rows[f"\n{note}"] = {name: w.cpu() * masks[name] for name, w in weights.items()}
+    across, side = len(weights), max(w.shape[-1] + 1 for w in weights.values())
+    tall = max(-(-min(64, len(w)) // 8) for w in weights.values())
+    width = PAGE if across > 2 else COLUMN * 1.4
+    with style():
+        height = len(rows) * (0.35 + width / across * tall / 8) + 0.1
+        fig, grid = panels(len(rows), across, width, height)
+        fig.get_layout_engine().set(wspace=0.08)
+        for line, (note, shown) in zip(grid, rows.items(), strict=True):
+            for ax, (name, w) in zip(line, shown.items(), strict=True):
+                scale = 2 * float(weights[name].detach().abs().max()) or 1.0
+                sheet = np.ones((tall * side - 1, 8 * side - 1, 3))
+                for i, one in enumerate((0.5 + w.detach().cpu() / scale)[:64]):
+                    y, x, k = i // 8 * side, i % 8 * side, one.shape[-1]
+                    sheet[y : y + k, x : x + k] = one.permute(1, 2, 0).numpy()
+                ax.imshow(sheet, interpolation="nearest")
+                ax.set_title(name + note)
+                ax.set_axis_off()
+    return fig
+
+
+def masks(natural: Mask, robust: Mask, layer: str, name: str) -> Figure:
+    """One layer of two masks laid over each other, and their overlap in every layer.
+
+    layer: a parameter name of both; name: what the robust one is called. Left, an output channel
+    is a row of kernels and an input channel a column; of wide layers the first CHANNELS are drawn.
+    """
+    table = stats.mask_overlap(natural, robust)
+    here = table[table.layer == layer].iloc[0]
+    kinds = ["by neither", "by natural alone", "by robust alone", "by both"]
+    colours = ["#F0F0F0", NATURAL, "#E69F00", "#000000"]
+    with style():
+        fig = plain(PAGE, 3.3)
+        # Each side has a layout of its own: long layer names must not shrink the picture.
+        left, right = (part.subplots() for part in fig.subfigures(1, 2, width_ratios=[1, 1.2]))
+        left.imshow(
+            overlay(natural[layer], robust[layer]),
+            cmap=ListedColormap(colours),
+            vmin=0,
+            vmax=3,
+            interpolation="nearest",
+        )
+        left.set(xticks=[], yticks=[], xlabel="input channels", ylabel="output channels")
+        left.set_title(
+            f"{_layer_name(layer)}: {here.overlap:.2f} overlap, {here.chance:.2f} by chance"
+        )
+        patches = [Patch(fc=c, ec="grey", label=k) for c, k in zip(colours, kinds, strict=True)]
+        title = f"sparsity {natural.sparsity:.3g}; natural and {name}; kept:"
+        fig.legend(
+            handles=patches, loc="outside upper center", ncols=4, title=title, title_fontsize=8
+        )
+        at = np.arange(len(table))
+        right.bar(at, table.overlap, color="#BBBBBB", width=0.7, label="these two")
+        right.bar(at[table.layer == layer], here.overlap, color="#555555", width=0.7)
+        right.hlines(table.chance, at - 0.45, at + 0.45, color="#D55E00", lw=1.5, label="by chance")
+        _layer_axis(right, list(table.layer))
+        right.set(ylim=(0, 1), ylabel="overlap (Jaccard)")
+        right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    return fig
+
+
+def overlay(natural: Tensor, robust: Tensor) -> np.ndarray:
+    """Two masks [O, I, K, K] as one image [O' K, I' K] of 0 neither, 1 natural, 2 robust, 3 both.
+
+    O' and I' are O and I, but CHANNELS at most.
+    """
+    code = (natural.int() + 2 * robust.int())[:CHANNELS, :CHANNELS]
+    o, i, kh, kw = code.shape
+    return code.permute(0, 2, 1, 3).reshape(o * kh, i * kw).numpy()
+
+
+def _colours(labels: pd.Series) -> dict[str, dict[str, Any]]:
+    start = {"color": OTHER, "marker": "x", "ls": "-", "ms": 3.0, "label": START}
+    return looks(labels[labels != START]) | ({START: start} if (labels == START).any() else {})
+
+
+def _by_layer(rows: pd.DataFrame, columns: Sequence[str]) -> tuple[Figure, np.ndarray]:
+    """Panels over the layers of a network: a row a sparsity, a column for each quantity."""
+    sparsities = sorted(rows.sparsity.unique())
+    size = PAGE, 1.5 + 1.15 * len(sparsities)
+    fig, grid = panels(len(sparsities), len(columns), *size, sharex=True)
+    for axes, sparsity in zip(grid, sparsities, strict=True):
+        axes[0].set_ylabel(f"sparsity {sparsity:g}")
+    for ax, column in zip(grid[0], columns, strict=True):
+        ax.set_title(column)
+    for ax in grid[-1]:
+        _layer_axis(ax, list(rows.layer.unique()))
+    return fig, grid
+
+
+def _layer_axis(ax: Axes, layers: Sequence[str]) -> None:
+    every = -(-len(layers) // 24)
+    names = [_layer_name(name) for name in layers[::every]]
+    ax.set_xticks(range(0, len(layers), every), names, rotation=90, fontsize=6)
+    ax.grid(axis="x", visible=False)
+
+
+def _layer_name(parameter: str) -> str:
+    return parameter.removesuffix(".weight")
