@@ -38,6 +38,8 @@ def run(spec: Spec, recompute: bool = False) -> Artifact:
             return store.get(spec)
         if (below := specs.parent(spec)) is not None:
             run(below)  # Here, so that its seconds do not count as this one's.
+        if recompute:
+            store.checkpoint(spec).unlink(missing_ok=True)
         stage = {Pretrain: _pretrain, Ticket: _ticket, Transfer: _transfer}[type(spec)]
         started = time.monotonic()
         row, tensors, extra = stage(spec)

@@ -71,7 +71,7 @@ def _compute(missing: list[Spec], workers: int) -> list[tuple[Spec, str]]:
             n_workers=min(workers, len(missing)),
             threads_per_worker=1,
             memory_limit=0,
-            dashboard_address=None,
+            dashboard_address=":0",  # any free port: another sweep may have the usual one
             env=environment,
         ) as cluster,
         Client(cluster) as client,

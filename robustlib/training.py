@@ -308,7 +308,8 @@ def robust_correct(model: nn.Module, split: Any, threat: Threat, seed: int = 0) 
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, split: Any, batch_size: int = 128) -> None:
-    """Re-estimates BatchNorm statistics as the plain average over a split's batches, in place."""
+    """Re-estimates BatchNorm statistics, in place, as the plain average over the full batches of a
+    split (over its one short batch if there is no full one)."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [m.momentum for m in norms]
     for m in norms:
@@ -316,7 +317,7 @@ def recalibrate(model: nn.Module, split: Any, batch_size: int = 128) -> None:
         m.momentum = None
     model.train()
     # Shuffled: a batch of one class has the variance of that class, not of the task.
-    for x, _ in batches.epoch(split, batch_size, augment="none", seed=0, epoch=0, device=device()):
+    for x, _ in batches.epoch(split, batch_size, augment="none", seed=0, epoch=0, device=where):
         model(x)
     model.eval()
     for m, momentum in zip(norms, momenta, strict=True):
