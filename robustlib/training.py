@@ -310,6 +310,8 @@ def robust_correct(model: nn.Module, split: Any, threat: Threat, seed: int = 0) 
 def recalibrate(model: nn.Module, split: Any, batch_size: int = 128) -> None:
     """Re-estimates BatchNorm statistics, in place, as the plain average over the full batches of a
     split (over its one short batch if there is no full one)."""
+    where = device()
+    model.to(where)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [m.momentum for m in norms]
     for m in norms:
