@@ -335,6 +335,29 @@ def test_the_momentum_is_nesterovs():
     assert model.weight.item() == pytest.approx(-0.1 * (1.9 + 2.71))
 
 
+def test_it_is_the_loop_that_anyone_would_write(split):
+    loss = objectives.adversarial(Threat("l2", 0.3, 1)).loss
+    model, step = network().to(memory_format=torch.channels_last).train(), 0
+    decayed = [p for n, p in model.named_parameters() if "conv" in n or "downsample.0" in n]
+    decayed.append(model.fc.weight)
+    others = [p for p in model.parameters() if not any(p is d for d in decayed)]
+    groups = [{"params": decayed, "weight_decay": 5e-4}, {"params": others}]
+    optim = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+    for epoch in range(2):
+        for x, y in batches.epoch(split, 64, augment="crop", seed=0, epoch=epoch):
+            for group in optim.param_groups:
+                group["lr"] = training.learning_rate(RECIPE, step, 6)
+            with torch.random.fork_rng():
+                torch.manual_seed(batches.seed_for(0, "step", step))
+                optim.zero_grad()
+                loss(model, x, y).backward()
+            optim.step()
+            step += 1
+    found = trained(split, objectives.adversarial(Threat("l2", 0.3, 1)))
+    for name, value in model.state_dict().items():
+        assert torch.allclose(found[name], value, atol=1e-5), name
+
+
 def test_the_images_come_in_the_order_of_the_batches_and_replayed(split):
     seen = []
 
@@ -386,18 +409,18 @@ def test_the_curve_holds_the_mean_loss_of_each_epoch(split):
 # Where it runs
 
 
-def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(split):
-    used = []
+def test_bf16_computes_in_bf16_the_attack_too_and_keeps_weights_in_fp32(split):
+    used, attacked = [], objectives.adversarial(Threat("l2", 0.3, 1))
 
     def watch(model, x, y):
         hook = model.module.conv1.register_forward_hook(lambda m, i, out: used.append(out.dtype))
-        loss = natural(model, x, y)
+        loss = attacked.loss(model, x, y)
         hook.remove()
         return loss
 
     half = trained(split, Objective(watch), replace(RECIPE, precision="bf16"))
-    assert set(used) == {torch.bfloat16}
-    whole = trained(split)
+    assert used == [torch.bfloat16] * 12, "six steps, each after an attack of one step"
+    whole = trained(split, attacked)
     assert all(v.dtype == whole[k].dtype for k, v in half.items())
     near = torch.nn.functional.cosine_similarity(
         half["layer4.0.conv1.weight"].flatten(), whole["layer4.0.conv1.weight"].flatten(), dim=0
