@@ -15,7 +15,7 @@ from robustlib.attacks import Threat
 from robustlib.data.batches import to_float
 from robustlib.data.splits import Split
 
-BATCH, STEPS, ROUNDS = 128, 12, 5
+BATCH, STEPS, ROUNDS = 128, 40, 3
 
 
 def throughput() -> dict[str, float]:
