@@ -228,10 +228,22 @@ def test_adversarial_examples_say_before_and_after():
     attacked = {"natural": (x + 0.01, [0, 1], [1, 1]), "robust": (x, [0, 1], [0, 0])}
     fig = figures.adversarial_examples(x, [0, 1], attacked, ["cat", "a very long class name"])
     said = texts(fig)
-    assert "cat → a very long… ✗" in said and "cat → cat ✓" in said
+    assert "cat →\na very long… ✗" in said and "cat →\ncat ✓" in said
     assert sum("✓" in t for t in said) == 2
     assert "natural\nchange × 50" in said
     assert inside(fig)
+
+
+@pytest.mark.parametrize("n", [2, 6, 12])
+def test_predictions_of_neighbours_do_not_overlap(n):
+    names = ["trolleybus, trolley coach", "MMMMM wwww mmmm"]
+    x = torch.rand(n, 3, 8, 8)
+    fig = figures.adversarial_examples(x, [0] * n, {"natural": (x, [0] * n, [0] * n)}, names)
+    assert "trolleybus →\ntrolleybus ✓" in texts(fig)
+    fig.canvas.draw()
+    boxes = [ax.title.get_window_extent() for ax in fig.axes if "→" in ax.title.get_text()]
+    assert len(boxes) == n
+    assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
 
 
 @pytest.fixture(scope="module")

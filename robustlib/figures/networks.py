@@ -51,6 +51,10 @@ def curves(frame: pd.DataFrame) -> Figure:
     return fig
 
 
+LONGEST = 12
+"""Letters of a class name that are shown."""
+
+
 def adversarial_examples(
     images: Tensor,
     truth: Sequence[int],
@@ -68,14 +72,17 @@ def adversarial_examples(
     changes = {name: entry[0] - images for name, entry in attacked.items()}
     factor = _amplification(changes.values())
     across, rows = len(images), 1 + 2 * len(attacked)
+    side = PAGE / (across + 1)
+    # A line of LONGEST letters and an arrow is as wide as an image; a letter is some 0.6 high.
+    small = {"fontsize": min(6.5, 72 * side / (0.6 * (LONGEST + 2)))}
     with style():
-        fig, grid = panels(rows, across, PAGE, 0.4 + rows * (PAGE / (across + 1) + 0.08))
+        fig, grid = panels(rows, across, PAGE, 0.4 + rows * (side + 0.12))
         for ax in grid.flat:
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
         for i in range(across):
             _image(grid[0, i], images[i])
-            grid[0, i].set_title(_short(class_names[int(truth[i])]), fontsize=7)
+            grid[0, i].set_title(_short(class_names[int(truth[i])]), **small)
         _row_label(grid[0, 0], "image and class")
         for k, (name, (adversarial, before, after)) in enumerate(attacked.items()):
             top, bottom = grid[1 + 2 * k], grid[2 + 2 * k]
@@ -86,8 +93,8 @@ def adversarial_examples(
                 _image(bottom[i], adversarial[i])
                 right = int(after[i]) == int(truth[i])
                 words = [_short(class_names[int(p[i])]) for p in (before, after)]
-                said = f"{words[0]} → {words[1]} {'✓' if right else '✗'}"
-                bottom[i].set_title(said, fontsize=6.5, color=NATURAL if right else "#D55E00")
+                said = f"{words[0]} →\n{words[1]} {'✓' if right else '✗'}"
+                bottom[i].set_title(said, color=NATURAL if right else "#D55E00", **small)
     return fig
 
 
@@ -150,4 +157,5 @@ def _row_label(ax: Axes, text: str) -> None:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 12 else f"{name[:11]}…"
+    name = name.split(",")[0]  # ImageNet's names are lists of synonyms
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
