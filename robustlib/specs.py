@@ -135,12 +135,6 @@ class Pretrain:
 
     def __post_init__(self) -> None:
         _coerce(self)
-        one_of("arch", self.arch, ARCHS)
-        one_of("objective", self.objective, OBJECTIVES)
-        one_of("norm", self.norm, NORMS)
-        one_of("schedule", self.schedule, SCHEDULES)
-        one_of("augment", self.augment, AUGMENTS)
-        one_of("precision", self.precision, PRECISIONS)
         attacked = self.objective in ("pgd", "trades", "free")
         if attacked and self.eps == 0:
             raise ValueError(f"eps=0.0: objective={self.objective!r} needs an eps above 0")
@@ -175,9 +169,6 @@ class Ticket:
     def __post_init__(self) -> None:
         _coerce(self)
         _nested("pretrain", self.pretrain, Pretrain)
-        one_of("scheme", self.scheme, SCHEMES)
-        one_of("pattern", self.pattern, PATTERNS)
-        one_of("scope", self.scope, SCOPES)
         if self.scheme == "dense" and self.sparsity != 0:
             raise ValueError(f"sparsity={self.sparsity:g}: scheme='dense' removes nothing")
         if self.scheme != "random" and self.seed != 0:
@@ -215,9 +206,6 @@ class Transfer:
     def __post_init__(self) -> None:
         _coerce(self)
         _nested("ticket", self.ticket, Ticket)
-        one_of("mode", self.mode, MODES)
-        one_of("augment", self.augment, AUGMENTS)
-        one_of("precision", self.precision, PRECISIONS)
 
 
 Spec = Pretrain | Ticket | Transfer
@@ -314,14 +302,24 @@ _LIMITS: dict[str, tuple[float, float]] = {
 _BELOW = ("momentum", "sparsity")
 """Those that must stay below their limit."""
 
+# By the name of the type that a field declares.
+_CHOICES = {
+    **{"Arch": ARCHS, "Objective": OBJECTIVES, "Norm": NORMS, "Schedule": SCHEDULES},
+    **{"Augment": AUGMENTS, "Precision": PRECISIONS, "Scheme": SCHEMES, "Pattern": PATTERNS},
+    **{"Scope": SCOPES, "Mode": MODES},
+}
+
 
 def _coerce(spec: Any) -> None:
-    """Gives every field its declared type, so that 1 and 1.0 are one experiment and one key."""
+    """Refuses what a field's declared type does not allow, and gives every field that type, so that
+    1 and 1.0 are one experiment and one key."""
     for f in fields(spec):
         value, declared = getattr(spec, f.name), f.type
         if value is None and "None" in declared:
             continue
-        if declared.startswith("float"):
+        if declared in _CHOICES:
+            one_of(f.name, value, _CHOICES[declared])
+        elif declared.startswith("float"):
             value = number(f.name, value, *_LIMITS[f.name], open_high=f.name in _BELOW)
         elif declared.startswith("int"):
             value = integer(f.name, value, *_LIMITS[f.name])

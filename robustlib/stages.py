@@ -85,7 +85,7 @@ def network(spec: Spec) -> nn.Module:
     model, artifact = _prepared(spec), run(spec)
     model = models.swap_head(model, artifact.extra["n_classes"])
     model.load_state_dict(artifact.tensors(), strict=spec.mode == "finetune")
-    return mask(spec.ticket).apply(model).eval()
+    return model.eval()
 
 
 def _pretrain(spec: Pretrain) -> tuple[dict, dict, dict]:
@@ -181,10 +181,10 @@ def _task(spec: Transfer) -> Any:
 def _transfer(spec: Transfer) -> tuple[dict, dict, dict]:
     data, kept, model = _task(spec), mask(spec.ticket), _prepared(spec)
     if spec.mode == "finetune":
-        model, measured = finetune(model, kept, data, spec, store.checkpoint(spec))
+        model, measured = finetune(model, data, spec, store.checkpoint(spec))
         tensors = model.state_dict()
     else:
-        tensors, measured = linear(model, kept, data)
+        tensors, measured = linear(model, data)
         models.swap_head(model, data.n_classes).load_state_dict(tensors, strict=False)
     row = _counts(measured.pop("test_correct"), len(data.test))
     row["val_accuracy"] = measured.pop("val_correct") / len(data.val)

@@ -233,8 +233,8 @@ def test_without_network_the_error_says_what_to_put_where(tmp_path: Path) -> Non
 
 def test_a_root_that_cannot_be_written_is_named(tmp_path: Path, fake_cifar) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(PermissionError, match="file/root/cifar10.npz cannot be written"):
-        load("cifar10", root=tmp_path / "file" / "root")
+    with pytest.raises(PermissionError, match="file/packs/cifar10.npz cannot be written"):
+        load("cifar10", root=tmp_path / "file" / "packs")
 
 
 def test_two_that_want_one_pack_build_it_once(tmp_path: Path) -> None:

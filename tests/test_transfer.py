@@ -73,7 +73,7 @@ def predictions(net: nn.Module, part: Split) -> np.ndarray:
 def test_the_head_predicts_what_scikit_learn_does(train, k):
     data, net = dataset(train, k), model()
     mask = omp(net, 0.5)
-    head, measures = linear(net, mask, data)
+    head, measures = linear(mask.apply(net), data)
     regression = LogisticRegression(C=measures["C"], max_iter=1000, tol=1e-3)
     fit = make_pipeline(StandardScaler(), FunctionTransformer(np.float64), regression)
     fit.fit(features(net, data.train), data.train.y.numpy())
@@ -97,7 +97,7 @@ def test_linear_leaves_the_backbone_and_its_statistics_alone():
     mask = omp(net, 0.5)
     mask.apply(net)
     before = {n: t.clone() for n, t in net.state_dict().items()}
-    linear(net, mask, data)
+    linear(mask.apply(net), data)
     assert net.training
     for name, t in net.state_dict().items():
         assert torch.equal(t, before[name]), name
@@ -115,7 +115,7 @@ def test_linear_extracts_features_once_and_of_the_pruned_network(monkeypatch):
         return extract(x)
 
     monkeypatch.setattr(net, "features", counting)
-    linear(net, mask, data)
+    linear(mask.apply(net), data)
     assert seen == {60: 1, 50: 1, 100: 1}
 
 
@@ -123,9 +123,9 @@ def test_c_is_chosen_on_val_and_the_test_labels_have_no_say():
     data, net = dataset(classes(5, 60), noise=60), model()
     mask = omp(net, 0.5)
     mask.apply(net)
-    head, measures = linear(net, mask, data)
+    head, measures = linear(mask.apply(net), data)
     shuffled = Split(data.test.x, data.test.y.roll(1))
-    head_2, measures_2 = linear(net, mask, replace(data, test=shuffled))
+    head_2, measures_2 = linear(mask.apply(net), replace(data, test=shuffled))
     assert measures_2["C"] == measures["C"] and measures_2["val_correct"] == measures["val_correct"]
     assert all(torch.equal(t, head_2[n]) for n, t in head.items())
     assert measures_2["test_correct"] != measures["test_correct"]
@@ -139,14 +139,14 @@ def test_c_is_chosen_on_val_and_the_test_labels_have_no_say():
     assert (answers[1e-4] != answers[10.0]).any()
     for c, answer in answers.items():
         val = Split(data.val.x, torch.from_numpy(answer))
-        chosen = linear(net, mask, replace(data, val=val))[1]
+        chosen = linear(mask.apply(net), replace(data, val=val))[1]
         equal = [s for s in answers if (answers[s] == answer).all()]
         assert chosen["C"] == min(equal) and chosen["val_correct"] == len(answer), c
 
 
 def test_of_equally_good_values_of_c_the_smallest_is_taken():
     data, net = dataset(classes(2, 40), k=2, noise=1), model()
-    measures = linear(net, omp(net, 0.1), data)[1]
+    measures = linear(omp(net, 0.1).apply(net), data)[1]
     assert set(measures["val_correct_by_C"].values()) == {50}
     assert measures["C"] == min(linear_module.STRENGTHS) == 1e-4
     assert len(measures["val_correct_by_C"]) == len(linear_module.STRENGTHS)
@@ -155,13 +155,13 @@ def test_of_equally_good_values_of_c_the_smallest_is_taken():
 def test_linear_on_one_class_is_refused_by_name():
     net = model()
     with pytest.raises(ValueError, match="n_train=3: .* one class"):
-        linear(net, omp(net, 0.5), dataset([2, 2, 2]))
+        linear(omp(net, 0.5).apply(net), dataset([2, 2, 2]))
 
 
 def tuned(data: Dataset, net: nn.Module, **fields) -> tuple[nn.Module, Mask, dict]:
     mask = omp(net, 0.7)
     spec = Transfer(**{"epochs": 8, "batch_size": 20, "augment": "none"} | fields)
-    net, measures = finetune(net, mask, data, spec)
+    net, measures = finetune(mask.apply(net), data, spec)
     return net, mask, measures
 
 

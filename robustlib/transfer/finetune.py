@@ -12,25 +12,23 @@ from robustlib import models, training
 from robustlib.data import Dataset, batches
 from robustlib.objectives import Objective, natural
 from robustlib.specs import Transfer
-from robustlib.tickets import Mask
 
 
 def finetune(
     model: nn.Module,
-    mask: Mask,
     data: Dataset,
     spec: Transfer,
     checkpoint: Path | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Trains a ticket with a fresh head on the task's training images.
 
-    model: the pretrained network, changed in place. Returns it, removed weights exactly zero, and
-    the measures: val_correct and test_correct (counts) and the curve. Test images are seen once.
+    model: the ticket's network, its mask applied (`Mask.apply`), trained in place. Returns it,
+    removed weights exactly zero, and the measures: val_correct and test_correct (counts) and the
+    curve. Test images are seen once.
     """
     with torch.random.fork_rng():
         torch.manual_seed(batches.seed_for(spec.seed, "head"))
         models.swap_head(model, data.n_classes)
-    mask.apply(model)
     recipe = training.Recipe.of(spec)
     curve = training.fit(
         model, data.train, Objective(natural), recipe, checkpoint=checkpoint, label="finetune"

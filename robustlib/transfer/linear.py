@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from robustlib import training
 from robustlib.data import Dataset, batches
-from robustlib.tickets import Mask
 
 STRENGTHS = tuple(10.0**e for e in (-4, -3, -2, -1, 0, 1))
 """The values of C, the inverse of the L2 penalty, from which val chooses."""
@@ -28,9 +27,10 @@ def features(model: nn.Module, split: Any) -> tuple[np.ndarray, np.ndarray]:
     return torch.cat([p[0] for p in pairs]).numpy(), torch.cat([p[1] for p in pairs]).numpy()
 
 
-def linear(model: nn.Module, mask: Mask, data: Dataset) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def linear(model: nn.Module, data: Dataset) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Fits scikit-learn's logistic regression on features extracted once.
 
+    model: the ticket's network, its mask applied (`Mask.apply`); nothing in it changes.
     Features are standardised by the training images; C is the value of STRENGTHS that is best on
     val, the smallest of equals. Returns the head as tensors (weight [K, D] and bias [K] on the
     raw features) and the measures: val_correct, test_correct (counts), C, and its table.
@@ -38,7 +38,6 @@ def linear(model: nn.Module, mask: Mask, data: Dataset) -> tuple[dict[str, Tenso
 
     Raises ValueError when the training images are all of one class.
     """
-    mask.apply(model)
     (x, y), (x_val, y_val), (x_test, y_test) = (
         features(model, split) for split in (data.train, data.val, data.test)
     )
