@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
-
-from robustlib import specs, store
+from robustlib import cluster, specs, store
 from robustlib.specs import Pretrain, Spec, Ticket, Transfer
 
 if TYPE_CHECKING:
@@ -18,7 +14,15 @@ if TYPE_CHECKING:
 
 
 class SweepFailed(RuntimeError):
-    """Some specs failed; the message names each with its error, the rest is stored."""
+    """Some specs failed; the message names each with its error and traceback, the rest is stored.
+
+    `failures` has them as data.
+    """
+
+    def __init__(self, failures: list[cluster.Failure], total: int) -> None:
+        self.failures = failures
+        texts = "\n".join(map(str, failures))
+        super().__init__(f"{len(failures)} of {total} failed, the rest is stored:\n{texts}")
 
 
 def closure(wanted: Iterable[Spec]) -> list[Spec]:
@@ -33,68 +37,49 @@ def closure(wanted: Iterable[Spec]) -> list[Spec]:
     return list(found.values())
 
 
-def sweep(wanted: Iterable[Spec], workers: int | None = None) -> pd.DataFrame:
+def sweep(
+    wanted: Iterable[Spec], workers: int | None = None, *, scheduler: str = "", retries: int = 0
+) -> pd.DataFrame:
     """Gets every spec from the store or computes it; returns their rows, in the order given.
 
-    What is missing, and what that is built on, runs on a local Dask cluster of `workers`
-    processes (None: one a core), one thread each, longest first. A failed spec does not stop the
-    others. Raises SweepFailed at the end; a second call runs only what is missing.
+    What is missing, and what that is built on, runs on Dask, longest first, each thing once. By
+    default that is here, on `workers` processes of one thread (None: one a GPU, or else one a
+    core); `scheduler` may be the address of a running Dask scheduler (tcp://HOST:PORT) or the TOML
+    file of a Slurm cluster, see `cluster.connect`. A spec that fails is tried `retries` times more
+    and does not stop the others. Raises SweepFailed at the end; a second call runs only what is
+    missing. ValueError for bad arguments, before anything is started.
     """
     import pandas as pd
 
     wanted = list(wanted)
-    if workers is not None:
-        specs.integer("workers", workers, 1, 1024)
-    missing = [s for s in closure(wanted) if not store.has(s)]
+    cluster.check(workers, scheduler, retries)
+    unique = {specs.key(s): s for s in wanted}
+    lacking = [s for s in unique.values() if not store.has(s)]
     # A stored result needs nothing below it.
-    needed = {specs.key(s) for s in closure(s for s in wanted if not store.has(s))}
-    missing = [s for s in missing if specs.key(s) in needed]
+    missing = [s for s in closure(lacking) if not store.has(s)]
     if missing:
-        failed = _compute(missing, workers or os.cpu_count() or 1)
-        if failed:
-            lines = [f"{specs.kind(s)} {specs.key(s)}: {error}" for s, error in failed]
-            raise SweepFailed(f"{len(failed)} of {len(missing)} failed:\n" + "\n".join(lines))
+        jobs = [_job(s) for s in missing]
+        cached = len(unique) - len(lacking)
+        if failures := cluster.compute(jobs, workers, scheduler, retries, cached):
+            raise SweepFailed(failures, len(missing))
+        if lost := [s for s in lacking if not store.has(s)]:
+            raise RuntimeError(
+                f"{len(lost)} results of workers are not in the store {store.root()}: workers must "
+                "see it under the same path"
+            )
     return pd.DataFrame([store.get(s).row for s in wanted])
 
 
-def _compute(missing: list[Spec], workers: int) -> list[tuple[Spec, str]]:
-    from distributed import Client, LocalCluster, as_completed
-
-    environment = {
-        "ROBUSTLIB_STORE": str(store.root().resolve()),
-        "OMP_NUM_THREADS": "1",
-        "TQDM_DISABLE": "1",
-    }
-    failed: list[tuple[Spec, str]] = []
-    with (
-        LocalCluster(
-            n_workers=min(workers, len(missing)),
-            threads_per_worker=1,
-            memory_limit=0,
-            dashboard_address=":0",  # any free port: another sweep may have the usual one
-            env=environment,
-        ) as cluster,
-        Client(cluster) as client,
-        tqdm(total=len(missing), desc="sweep", unit="spec", dynamic_ncols=True) as bar,
-    ):
-        futures: dict[str, Any] = {}
-        for spec in missing:
-            below = specs.parent(spec)
-            after = futures.get(specs.key(below)) if below is not None else None
-            key = specs.key(spec)
-            futures[key] = client.submit(_work, spec, after, key=key, priority=cost(spec))
-        by_key = {specs.key(s): s for s in missing}
-        for future in as_completed(list(futures.values())):
-            if future.status == "error":
-                error = future.exception()
-                text = "".join(traceback.format_exception_only(error)).strip()
-                failed.append((by_key[future.key], text))
-                tqdm.write(f"failed: {specs.columns(by_key[future.key])}\n{text}")
-            bar.update()
-    return failed
+def _job(spec: Spec) -> cluster.Job:
+    below = specs.parent(spec)
+    differs = {k: v for k, v in specs.to_dict(spec, defaults=False).items() if k not in specs.KINDS}
+    name = " ".join([specs.kind(spec), specs.key(spec), *(f"{k}={v}" for k, v in differs.items())])
+    after = "" if below is None else specs.key(below)
+    # What takes no arithmetic still takes half a second.
+    return cluster.Job(specs.key(spec), name, _work, (spec,), after, cost(spec) + 1e10)
 
 
-def _work(spec: Spec, _after: Any) -> None:
+def _work(spec: Spec) -> None:
     import torch
 
     from robustlib.stages import run

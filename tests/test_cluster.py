@@ -1,0 +1,286 @@
+"""Jobs run wherever the workers are, in order of need and cost, and no failure is passed over."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from test_sweeps import transfers
+
+from robustlib import cluster, specs, store, sweep
+from robustlib.cluster import Job
+from robustlib.sweeps import SweepFailed
+
+# Workers import this file by its name.
+PATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+
+
+@pytest.fixture(autouse=True)
+def _workers_import_this_file(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", PATH)
+
+
+def note(file, text, seconds=0.0):
+    time.sleep(seconds)
+    with open(file, "a") as f:
+        f.write(f"{text}\n")
+
+
+def tell(file, *names):
+    note(file, " ".join(f"{n}={os.environ.get(n)}" for n in names), 0.5)
+
+
+def fail_until(file, times):
+    note(file, "try")
+    if len(Path(file).read_text().splitlines()) <= times:
+        raise OSError(f"no luck, {times} times")
+
+
+def jobs_of(file, *rows):
+    return [Job(name, name, note, (file, name), after, cost) for name, after, cost in rows]
+
+
+def test_longest_first_and_nothing_before_what_it_needs(tmp_path):
+    file = tmp_path / "order"
+    rows = [("s", "", 1), ("m", "", 5), ("l", "", 9), ("after-s", "s", 99), ("xl", "", 20)]
+    first = Job("block", "block", note, (file, "block", 1.0), "", 100)  # while the others queue up
+    assert cluster.compute([first, *jobs_of(file, *rows)], workers=1) == []
+    assert file.read_text().split() == ["block", "xl", "l", "m", "s", "after-s"]
+
+
+def test_a_failure_is_retried_and_stops_only_what_needs_it(tmp_path):
+    rows = [("other", "", 1), ("needs", "bad", 1), ("needs-too", "needs", 1)]
+    for retries, tries in ((0, 1), (2, 3)):
+        file = tmp_path / f"tries{retries}"
+        bad = Job("bad", "bad thing", fail_until, (file, 9))
+        good = Job("good", "good thing", fail_until, (tmp_path / f"good{retries}", retries))
+        failures = cluster.compute(
+            [bad, good, *jobs_of(tmp_path / "done", *rows)], workers=1, retries=retries
+        )
+        by_key = {f.job.key: f for f in failures}
+        assert sorted(by_key) == ["bad", "needs", "needs-too"]
+        assert by_key["bad"].error == "OSError: no luck, 9 times"
+        assert "in fail_until" in by_key["bad"].traceback
+        assert by_key["needs"].error == "not done: needs bad thing"
+        assert by_key["needs-too"].error == "not done: needs needs"
+        assert file.read_text().split() == ["try"] * tries
+    assert (tmp_path / "done").read_text().split() == ["other"] * 2
+
+
+def test_the_bar_counts_what_is_done_running_failed_and_stored(tmp_path, capsys):
+    bad = Job("bad", "bad thing", fail_until, (tmp_path / "tries", 9))
+    jobs = jobs_of(tmp_path / "done", ("a", "", 1), ("b", "", 2))
+    cluster.compute([bad, *jobs], workers=1, cached=7)
+    out, err = capsys.readouterr()
+    assert "dashboard: http://127.0.0.1:" in out
+    assert "failed: bad thing: OSError: no luck" in out
+    last = err.replace("\r", "\n").strip().splitlines()[-1]
+    assert "10/10" in last and "00:00 left, running 0, failed 1, cached 7" in last
+    assert "running 1" in err
+
+
+def test_a_worker_is_one_process_of_one_thread_within_its_share_of_memory():
+    from distributed.system import MEMORY_LIMIT
+
+    with cluster.connect(workers=2) as client:
+        workers = client.scheduler_info()["workers"].values()
+        assert [w["nthreads"] for w in workers] == [1, 1]
+        assert all(0 < w["memory_limit"] <= MEMORY_LIMIT // 2 for w in workers)
+        assert len(set(client.run(os.getpid).values()) - {os.getpid()}) == 2
+        assert set(client.run(os.environ.get, "OMP_NUM_THREADS").values()) == {"1"}
+
+
+def hog():
+    got = []
+    while True:
+        got.append(bytearray(os.urandom(2**20)) * 32)
+        time.sleep(0.01)
+
+
+def test_a_job_that_takes_more_memory_than_its_share_fails_and_the_others_do_not(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 1500 * 2**20)
+    jobs = [Job("hog", "hog", hog, ()), *jobs_of(tmp_path / "done", ("a", "", 1), ("b", "a", 1))]
+    failures = cluster.compute(jobs, workers=2)
+    assert [f.job.key for f in failures] == ["hog"]
+    assert "KilledWorker" in failures[0].error
+    # What was done on a worker that dies may be done again: a job finds its result stored.
+    assert set((tmp_path / "done").read_text().split()) == {"a", "b"}
+
+
+def test_each_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "gpus", lambda: ["3", "GPU-5a"])
+    file = tmp_path / "told"
+    jobs = [Job(str(i), str(i), tell, (file, "CUDA_VISIBLE_DEVICES")) for i in range(4)]
+    assert cluster.compute(jobs) == []
+    assert set(file.read_text().split()) == {
+        "CUDA_VISIBLE_DEVICES=3",
+        "CUDA_VISIBLE_DEVICES=GPU-5a",
+    }
+
+
+def test_gpus_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("ROBUSTLIB_DEVICE", raising=False)
+    assert cluster.gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert cluster.gpus() == ["4", "7"]
+    monkeypatch.setenv("ROBUSTLIB_DEVICE", "cpu")
+    assert cluster.gpus() == []
+
+
+@contextmanager
+def running_scheduler(n_workers=2, nthreads=1):
+    """`dask scheduler` and `dask worker` processes on loopback; yields the address."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{s.getsockname()[1]}"
+    dask = [sys.executable, "-m", "dask"]
+    host = ["--host", "127.0.0.1"]
+    # They know nothing of this process's store: a sweep must tell them.
+    env = {k: v for k, v in os.environ.items() if k != "ROBUSTLIB_STORE"}
+    options = {"env": env, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = [
+        subprocess.Popen(
+            [*dask, "scheduler", *host, "--port", address.rsplit(":")[-1], "--no-dashboard"],
+            **options,
+        )
+    ]
+    try:
+        started += [
+            subprocess.Popen(
+                [*dask, "worker", address, *host, "--nthreads", str(nthreads), "--no-dashboard"],
+                **options,
+            )
+            for _ in range(n_workers)
+        ]
+        from distributed import Client
+
+        with Client(address, timeout=60) as client:
+            client.wait_for_workers(n_workers, timeout=60)
+        yield address
+    finally:
+        for process in reversed(started):
+            process.terminate()
+        for process in started:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def test_a_running_scheduler_computes_into_the_store_of_who_asks(tmp_path):
+    wanted = transfers()
+    bad = transfers(lr=0.123)[0]
+    bad = type(bad)(**{**vars(bad), "n_train": 10**6})
+    with running_scheduler() as address:
+        with pytest.raises(SweepFailed, match=f"1 of 6 .*\n.*{specs.key(bad)}(.|\n)*_check_data"):
+            sweep([*wanted, bad], scheduler=address)
+        assert all(map(store.has, wanted))
+        # A second call runs what is missing; another's failed jobs are not its own.
+        more = [type(w)(**{**vars(w), "n_train": 60}) for w in wanted]
+        assert len(sweep([*wanted, *more], scheduler=address)) == 4
+        with pytest.raises(ValueError, match="workers=2: tcp.* has workers of its own"):
+            sweep(wanted, 2, scheduler=address)
+        with cluster.connect(scheduler=address) as client:
+            assert len(client.scheduler_info()["workers"]) == 2
+
+
+def test_workers_with_several_threads_are_refused():
+    with running_scheduler(1, nthreads=2) as address:
+        with pytest.raises(ValueError, match="has 2 threads; start workers with --nthreads 1"):
+            sweep(transfers(), scheduler=address)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "says"),
+    [
+        ("tcp://127.0.0.1:1", "does not answer"),
+        ("localhost:8786", "scheduler='localhost:8786': must be tcp://HOST:PORT"),
+        ("slurm", "must be tcp://"),
+        ("nowhere.toml", "nowhere.toml: cannot be read"),
+    ],
+)
+def test_a_place_that_is_none_is_refused_and_leaves_nothing(scheduler, says, tmp_path):
+    with pytest.raises(ValueError, match=says):
+        sweep(transfers(), scheduler=scheduler)
+    assert not (tmp_path / "store").exists()
+
+
+SLURM = """[slurm]
+workers = 2
+memory = "2GB"
+walltime = "00:10:00"
+interface = "lo"
+queue = "long"
+account = "ours"
+cpus = 3
+directives = ["--gres=gpu:1"]
+prologue = ["source /some/venv/bin/activate"]
+"""
+
+
+def test_the_slurm_script_asks_for_what_the_file_says(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(SLURM)
+    script = cluster.slurm_script(file)
+    lines = script.splitlines()
+    for option in ("-p long", "-A ours", "-n 1", "--cpus-per-task=3", "--mem=2G", "-t 00:10:00"):
+        assert f"#SBATCH {option}" in lines
+    assert "#SBATCH --gres=gpu:1" in lines
+    assert lines.index("source /some/venv/bin/activate") < len(lines) - 1
+    assert "export OMP_NUM_THREADS=1" in lines
+    assert "--nthreads 1" in lines[-1] and "dask" in lines[-1]
+    # The file that comes with the library, to copy from, is one.
+    assert "#SBATCH" in cluster.slurm_script(Path(cluster.__file__).parent / "clusters/slurm.toml")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("workers = 2", "workers = 0"), "workers=0"),
+        (("workers = 2", 'workers = "2"'), "workers='2': must be int"),
+        (("workers = 2", ""), "'workers' is missing"),
+        (("queue", "que"), "'que'; did you mean 'queue'|que.*choose|'que'"),
+        (("[slurm]", "[slurn]"), "slurn"),
+        ((SLURM, ""), "table"),
+        (("workers = 2", "workers ="), "cannot be read as TOML"),
+    ],
+)
+def test_a_bad_slurm_file_is_refused_by_name_and_value(change, says, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(SLURM.replace(*change))
+    with pytest.raises(ValueError, match=f"mine.toml: .*({says})"):
+        sweep(transfers(), scheduler=str(file))
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_slurm_cluster_computes_and_its_jobs_are_cancelled(tmp_path, monkeypatch):
+    """Slurm's commands are played by scripts: sbatch runs the job here, scancel ends it."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    log = tmp_path / "log"
+    (programs / "sbatch").write_text(
+        f'#!/bin/bash\ncp "$1" "{log}.$$"\nsetsid bash "$1" >/dev/null 2>&1 &\n'
+        f'echo "submitted $!" >> {log}\necho "Submitted batch job $!"\n'
+    )
+    (programs / "scancel").write_text(f'#!/bin/bash\necho "cancelled $1" >> {log}\nkill -- -"$1"\n')
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    file = tmp_path / "mine.toml"
+    file.write_text(SLURM.replace('prologue = ["source /some/venv/bin/activate"]', ""))
+    wanted = transfers()
+    assert list(sweep(wanted, scheduler=str(file)).key) == [specs.key(w) for w in wanted]
+    lines = log.read_text().splitlines()
+    jobs = [line.split()[1] for line in lines if line.startswith("submitted")]
+    assert len(jobs) == 2
+    assert sorted(lines) == sorted(
+        [f"submitted {j}" for j in jobs] + [f"cancelled {j}" for j in jobs]
+    )
