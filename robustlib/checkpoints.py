@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 from robustlib import models
-from robustlib.data.sources import data_root
-from robustlib.specs import ARCHS, integer, one_of
+from robustlib.data.sources import data_root, home
+from robustlib.specs import ARCHS, integer, one_of, reason, shown
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 
@@ -96,13 +96,13 @@ def load(
     """
     text = str(source)
     if n_classes is not None:
-        n_classes = integer("n_classes", n_classes, 1)
+        n_classes = integer("n_classes", n_classes, 1, 10**6)
     if text.endswith(SUFFIXES):
-        path = Path(text).expanduser()
+        path = home(text)
     else:
         path = _fetch(one_of("checkpoint", text, (*NAMES, *(f"FILE{s}" for s in SUFFIXES))))
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint={text!r}: there is no such file")
+    if not os.path.isfile(path):  # Path's own raises for a name that is too long
+        raise FileNotFoundError(f"checkpoint={shown(text)}: there is no such file")
     state, metadata = _read(path)
     if not {"mean", "std"} & state.keys():
         warnings.warn(f"{path}: has no mean and std, ImageNet's are assumed", stacklevel=2)
@@ -209,8 +209,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         try:
             with safetensors.safe_open(path, framework="pt") as f:
                 state, metadata = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-        except (safetensors.SafetensorError, OSError, RuntimeError) as e:
-            raise ValueError(f"{path}: truncated, or not safetensors ({e})") from None
+        except Exception as e:  # bytes from outside can raise anything
+            raise ValueError(f"{path}: truncated, or not safetensors ({reason(e)})") from None
     else:
         state, metadata = _unpickle(path), {}
         if isinstance(state, dict):
@@ -222,15 +222,22 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: holds no state_dict, under 'model', 'state_dict' or by itself")
     for key, value in state.items():
         if not isinstance(key, str) or type(value) not in (Tensor, nn.Parameter):
-            raise ValueError(f"{path}: {key!r}: {type(value).__name__}, expected a name: tensor")
+            found = type(value).__name__
+            raise ValueError(f"{path}: {shown(key, 100)}: {found}, expected a name: tensor")
+        name = _plain(key)
         kinds = (torch.float32, torch.float16, torch.bfloat16, torch.int64)
         if value.dtype not in kinds or value.layout != torch.strided or value.is_meta:
-            raise ValueError(f"{path}: {key} is {value.dtype}, {value.layout}, on {value.device}")
+            raise ValueError(f"{path}: {name} is {value.dtype}, {value.layout}, on {value.device}")
         if value.nbytes > value.untyped_storage().nbytes():  # a few bytes that claim to be many
-            raise ValueError(f"{path}: {key} says it is {list(value.shape)}, the file holds less")
+            raise ValueError(f"{path}: {name} says it is {list(value.shape)}, the file holds less")
         if not torch.isfinite(value).all():
-            raise ValueError(f"{path}: {key} holds nan or infinity")
+            raise ValueError(f"{path}: {name} holds nan or infinity")
     return _unwrap(path, state), metadata
+
+
+def _plain(key: str) -> str:
+    # Names inside a file are anybody's: they may hold line breaks, or go on for pages.
+    return key if re.fullmatch(r"[ -~]{1,100}", key) else shown(key, 100)
 
 
 class _Ignored:
@@ -267,20 +274,21 @@ def _unpickle(path: Path) -> Any:
         except Exception:  # not a zip file: the older format names the first only
             refused = re.findall(r"GLOBAL ([\w.]+)", message)[:1]
     if refused:
+        called = ", ".join(shown(name, 100) for name in sorted(refused)[:5])
         raise ValueError(
-            f"{path}: refused, for reading it would call {', '.join(map(repr, sorted(refused)))}; "
-            "nothing was run. If you trust where it is from, convert it once on a disposable "
-            "machine that holds nothing else and has no network:\n"
-            "    import dill, torch\n"
-            "    from safetensors.torch import save_file\n"
-            f"    c = torch.load({path.name!r}, 'cpu', pickle_module=dill, weights_only=False)\n"
-            "    c = c.get('model', c.get('state_dict', c))\n"
-            f"    save_file({{k: v.clone() for k, v in c.items()}}, {path.stem + SUFFIXES[0]!r})\n"
-            "and load the .safetensors, which cannot hold code."
+            f"{path}: refused, for reading it would call {called}; nothing was run. If you trust "
+            "where it is from, convert it once on a disposable machine that holds nothing else "
+            'and has no network, with python -c "'
+            "import dill, torch; from safetensors.torch import save_file; "
+            f"c = torch.load({path.name!r}, 'cpu', pickle_module=dill, weights_only=False); "
+            "c = c.get('model', c.get('state_dict', c)); "
+            f"save_file({{k: v.clone() for k, v in c.items()}}, {path.stem + SUFFIXES[0]!r})"
+            '", and load the .safetensors, which cannot hold code'
         )
     # The rest of torch's message advises to read the file unsafely.
-    reason = message.split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
-    raise ValueError(f"{path}: truncated, or not a checkpoint of torch ({reason})")
+    why = message.split("WeightsUnpickler error:")[-1].strip().splitlines()[:1]
+    why = reason(ValueError(*why))
+    raise ValueError(f"{path}: truncated, or not a checkpoint of torch ({why})")
 
 
 def _unwrap(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -296,7 +304,7 @@ def _unwrap(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
     odd = [k for k in state if not k.startswith(tuple(parts))]
     if odd:
-        raise ValueError(f"{path}: unexpected {module}{odd[0]} beside {module}model.*")
+        raise ValueError(f"{path}: unexpected {module}{_plain(odd[0])} beside {module}model.*")
     for own, copy in copies.items():
         if not parts[copy]:
             continue
@@ -304,7 +312,8 @@ def _unwrap(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
             a, b = parts[own].get(key), parts[copy].get(key)
             if a is None or b is None or a.dtype != b.dtype or not torch.equal(a, b):
                 raise ValueError(
-                    f"{path}: {module}{own}{key} and its copy {module}{copy}{key} differ"
+                    f"{path}: {module}{own}{_plain(key)} and its copy "
+                    f"{module}{copy}{_plain(key)} differ"
                 )
     renamed = {"new_mean": "mean", "new_std": "std"}
     return parts["model."] | {renamed.get(k, k): v for k, v in parts["normalizer."].items()}
@@ -319,6 +328,8 @@ def _fit(
         return next((shapes[k][0] for k in keys if shapes.get(k) and shapes[k][0] > 0), default)
 
     width, n_classes = size(64, "conv1.weight", "bn1.weight"), size(1000, "fc.weight", "fc.bias")
+    # Beyond this the sizes of the layers overflow, and no file holds such a network.
+    width, n_classes = min(width, 2**16), min(n_classes, 2**24)
     misfits = {}
     for arch in ARCHS:
         with torch.device("meta"):  # neither memory nor random numbers
@@ -328,7 +339,7 @@ def _fit(
             return arch, model
         misfits[arch] = {
             "missing": [k for k in expected if k not in shapes],
-            "unexpected": [k for k in shapes if k not in expected],
+            "unexpected": [_plain(k) for k in shapes if k not in expected],
             "of a wrong shape": [
                 f"{k} {list(shapes[k])} instead of {list(shape)}"
                 for k, shape in expected.items()
@@ -359,7 +370,12 @@ def _model(
     integer("stem_stride", stem_stride, 1, 4)
     arch, model = _fit(path, {k: v.shape for k, v in state.items()}, stem_stride)
     if arch.endswith("s") and recorded not in (None, str(stem_stride)):
-        raise ValueError(f"stem_stride={stem_stride}: {path} says stem_stride={recorded!r}")
+        raise ValueError(f"stem_stride={stem_stride}: {path} says stem_stride={shown(recorded)}")
+    for k, v in model.state_dict().items():
+        if state[k].is_floating_point() != v.is_floating_point():
+            raise ValueError(f"{path}: {k} is {state[k].dtype}, expected {v.dtype}")
+        if k.endswith("running_var") and (state[k] < 0).any():
+            raise ValueError(f"{path}: {k} is below 0, and a variance is not")
     if not (state["std"] > 0).all():
         raise ValueError(f"{path}: std is {state['std'].flatten().tolist()}, must be above 0")
     # Copied, for tensors of a file may share their memory; half precision widens without loss.

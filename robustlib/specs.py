@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
@@ -40,14 +41,31 @@ SCOPES: tuple[str, ...] = get_args(Scope)
 MODES: tuple[str, ...] = get_args(Mode)
 
 
+def shown(value: Any, limit: int | None = None) -> str:
+    """`value` as an error message shows it: its repr on one line, cut where it is very long."""
+    limit = limit or (200 if isinstance(value, str | bytes) else 450)
+    try:
+        text = re.sub(r"\s*\n\s*", " ", repr(value))
+    except Exception:  # such as an int of over 4,300 digits, or lists nested a thousand deep
+        text = f"<{type(value).__name__}, too large to show>"
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+def reason(error: BaseException, limit: int = 300) -> str:
+    """What a library says is wrong, on one line and no longer than a person would read."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> Any:
     """`value` if it is allowed; else a ValueError that names it, the near ones and all of them."""
     allowed = list(allowed)
     if isinstance(value, str) and value in allowed:
         return value
-    near = difflib.get_close_matches(str(value), allowed, n=2, cutoff=0.6)
+    misspelt = isinstance(value, str) and len(value) <= 100
+    near = difflib.get_close_matches(value, allowed, n=2, cutoff=0.6) if misspelt else []
     hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
-    raise ValueError(f"{name}={value!r}{hint}: choose one of {', '.join(map(str, allowed))}")
+    raise ValueError(f"{name}={shown(value)}{hint}: choose one of {', '.join(map(str, allowed))}")
 
 
 def number(name: str, value: Any, low: float, high: float, *, open_high: bool = False) -> float:
@@ -59,7 +77,7 @@ def number(name: str, value: Any, low: float, high: float, *, open_high: bool = 
     fits = math.isfinite(x) and low <= x <= high and not (open_high and x == high)
     if _is_bool(value) or not fits:
         close = ")" if open_high else "]"
-        raise ValueError(f"{name}={value!r}: must be a number in [{low:g}, {high:g}{close}")
+        raise ValueError(f"{name}={shown(value)}: must be a number in [{low:g}, {high:g}{close}")
     return x + 0.0  # -0.0 is 0.0: one experiment, one key.
 
 
@@ -68,7 +86,7 @@ def integer(name: str, value: Any, low: int, high: int = 2**31) -> int:
     whole = isinstance(value, Real) and not _is_bool(value) and value % 1 == 0
     if not whole or not low <= value <= high:
         raise ValueError(
-            f"{name}={value!r}: must be a whole number, at least {low} and at most {high}"
+            f"{name}={shown(value)}: must be a whole number, at least {low} and at most {high}"
         )
     return int(value)
 
@@ -244,7 +262,7 @@ def from_dict(cls: type, data: dict[str, Any]) -> Any:
     """The inverse of `to_dict`. Raises ValueError for an unknown field or a bad value."""
     known = [f.name for f in fields(cls)]
     if not isinstance(data, dict):
-        raise ValueError(f"{cls.__name__}={data!r}: must be a table of {', '.join(known)}")
+        raise ValueError(f"{cls.__name__}={shown(data)}: must be a table of {', '.join(known)}")
     for name in data:
         one_of(f"{cls.__name__} field", name, known)
     nested = {"pretrain": Pretrain, "ticket": Ticket}
@@ -325,13 +343,13 @@ def _coerce(spec: Any) -> None:
             value = integer(f.name, value, *_LIMITS[f.name])
         elif declared == "bool":
             if not _is_bool(value):
-                raise ValueError(f"{f.name}={value!r}: choose one of True, False")
+                raise ValueError(f"{f.name}={shown(value)}: choose one of True, False")
             value = bool(value)
         elif declared == "str" and not isinstance(value, str):
-            raise ValueError(f"{f.name}={value!r}: must be text")
+            raise ValueError(f"{f.name}={shown(value)}: must be text")
         object.__setattr__(spec, f.name, value)
 
 
 def _nested(name: str, value: Any, cls: type) -> None:
     if not isinstance(value, cls):
-        raise ValueError(f"{name}={value!r}: must be a {cls.__name__}")
+        raise ValueError(f"{name}={shown(value, 1000)}: must be a {cls.__name__}")

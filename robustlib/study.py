@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import re
+import string
 import time
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -13,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustlib import specs
-from robustlib.specs import Pretrain, Ticket, Transfer, one_of
+from robustlib.specs import Pretrain, Ticket, Transfer, one_of, reason, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +24,12 @@ if TYPE_CHECKING:
 PROFILES = Path(__file__).parent / "profiles"
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 TABLES = {"about", "seeds", "pretrain", "objective", "ticket", "transfer"}
+MAX_BYTES = 2**20
+"""Of a profile; a larger file is something else."""
+MAX_GRID = 100_000
+"""Specs of a profile: seconds to write down, and years of computing. More is a slip in an axis."""
+_FORMAT = r"[.0-9]{0,3}[defg]?"
+"""How a field may be written into the name of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +59,16 @@ def profile(name: str) -> Profile:
     """
     if str(name).endswith(".toml"):
         path = Path(name)
-        if not path.is_file():
-            raise ValueError(f"profile={name!r}: there is no such file")
+        if not os.path.isfile(path):  # Path's own raises for a name that is too long
+            raise ValueError(f"profile={shown(name)}: there is no such file")
     else:
         path = PROFILES / f"{one_of('profile', name, profiles())}.toml"
     try:
-        raw = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path}: is not TOML: {e}") from None
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ValueError(f"{size} bytes, a profile has at most {MAX_BYTES}")
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as e:
+        raise ValueError(f"{path}: is not TOML: {reason(e)}") from None
     try:
         for key in raw:
             one_of("table", key, sorted(TABLES))
@@ -65,8 +76,16 @@ def profile(name: str) -> Profile:
             raise ValueError(f"table {missing[0]!r} is missing")
         own = {"pretrain": Pretrain, "objective": Pretrain, "ticket": Ticket, "transfer": Transfer}
         for table, cls in own.items():
-            for entry in raw[table] if isinstance(raw[table], list) else [raw[table]]:
+            several = table in ("objective", "transfer")
+            if not isinstance(raw[table], list if several else dict):
+                kind = f"a list of tables, [[{table}]]" if several else f"a table, [{table}]"
+                raise ValueError(f"{table}={shown(raw[table])}: must be {kind}")
+            for entry in raw[table] if several else [raw[table]]:
                 _known_fields(table, entry, cls)
+        if not isinstance(raw["seeds"], list):
+            raise ValueError(f"seeds={shown(raw['seeds'])}: must be a list of whole numbers")
+        if not isinstance(raw.get("about", ""), str):
+            raise ValueError(f"about={shown(raw['about'])}: must be text")
         out = Profile(
             path.stem,
             raw.get("about", ""),
@@ -78,6 +97,8 @@ def profile(name: str) -> Profile:
         )
         if not out.seeds:
             raise ValueError("seeds=[]: needs at least one")
+        if (size := _grid_size(out)) > MAX_GRID:
+            raise ValueError(f"its grid has {shown(size)} specs, at most {MAX_GRID} are allowed")
         if not grid(out):
             raise ValueError("its grid is empty")
     except (ValueError, TypeError, AttributeError) as e:
@@ -85,7 +106,20 @@ def profile(name: str) -> Profile:
     return out
 
 
+def _grid_size(profile: Profile) -> int:
+    """How many specs `grid` would make at most, without making them."""
+
+    def size(table: dict[str, Any]) -> int:
+        return math.prod(len(v) if isinstance(v, list) else 1 for v in table.values())
+
+    sources = sum(size({**profile.pretrain, **entry}) for entry in profile.objectives)
+    ways = sum(map(size, profile.transfers))
+    return len(profile.seeds) * sources * size(profile.ticket) * ways
+
+
 def _known_fields(table: str, values: dict[str, Any], cls: type) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{table}={shown(values)}: must be a table of fields")
     own = {f.name for f in fields(cls)} - set(specs.KINDS) - {"seed"}
     for name in values:
         one_of(f"field of [{table}]", name, sorted(own))
@@ -138,11 +172,18 @@ def family(
 
 
 def _filled(checkpoint: str, values: dict[str, Any]) -> str:
+    if not isinstance(checkpoint, str):
+        raise ValueError(f"checkpoint={shown(checkpoint)}: must be text")
     try:
+        for _, name, spec, _ in string.Formatter().parse(checkpoint):
+            # Fields alone: a dot would reach into Python, and {eps:999999999} is a gigabyte.
+            if name is not None and (name not in values or not re.fullmatch(_FORMAT, spec)):
+                raise ValueError(f"{{{name}{':' * bool(spec)}{spec}}} is not a field")
         return checkpoint.format(**values)
-    except (LookupError, AttributeError, ValueError) as e:
+    except (LookupError, AttributeError, TypeError, ValueError) as e:
         raise ValueError(
-            f"checkpoint={checkpoint!r}: {e}; in braces, choose among {', '.join(values)}"
+            f"checkpoint={shown(checkpoint)}: {reason(e)}; "
+            f"in braces, choose among {', '.join(values)}"
         ) from None
 
 
@@ -209,7 +250,7 @@ def items(name: str, value: Any, to: type) -> list[Any]:
         return [read(p) for p in parts if p != ""]
     except (TypeError, ValueError):
         raise ValueError(
-            f"{name}={value!r}: must be {to.__name__} values, separated by commas"
+            f"{name}={shown(value)}: must be {to.__name__} values, separated by commas"
         ) from None
 
 
@@ -217,6 +258,7 @@ def _choose(name: str, value: Any, among: Sequence[Any], to: type) -> list[Any]:
     chosen = items(name, value, to) or list(among)
     for v in chosen:
         if v not in among:
+            v = shown(v) if isinstance(v, str) and not re.fullmatch(r"[ -~]{1,80}", v) else v
             raise ValueError(f"{name}={v}: choose among {', '.join(map(str, among))}")
     return chosen
 

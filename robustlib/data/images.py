@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
 
     ValueError: no such folder, fewer than two class folders, or one without an image.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path's own raises for a name that is too long
         raise ValueError(f"{folder}: no such folder")
     found = {}
     for child in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."):

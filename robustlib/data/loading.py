@@ -40,7 +40,7 @@ def load(
     path = sources.find(name, size, root)
     if path is None:
         data = _embedded(name, size)
-    elif path.is_dir():
+    elif path.suffix != ".npz":
         data = _folder(path, size)
     else:
         stat = path.stat()

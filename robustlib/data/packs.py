@@ -9,23 +9,22 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from robustlib.specs import reason, shown
+
 MAX_BYTES = 16 * 2**30  # of all arrays of a pack together; larger sets belong in a folder
 MAX_OVERLAP = 0.02  # of the test images: a handful of exact copies is found in published sets
+MAX_CLASSES = 1_000_000  # names of no length take no bytes, and could be any number
+MAX_RATIO = 1_032  # to which deflate can compress; a header that claims more is a lie
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those that numpy writes
 SPLITS = ("train", "val", "test")
-
-# What zipfile raises, depending on which byte is wrong.
-DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, EOFError, OSError),
-    *(NotImplementedError, RuntimeError),
-)
 
 Header = tuple[tuple[int, ...], np.dtype]
 
@@ -45,12 +44,25 @@ def headers(path: Path) -> dict[str, Header]:
     ValueError, naming file, key and reason, if the file is not a zip of plain arrays, an array
     would be pickled objects, or the sizes announced do not fit the file or the memory allowed.
     """
+    path = Path(path)
     found: dict[str, Header] = {}
     total = 0
     try:
+        with open(path, "rb") as file:
+            # zipfile finds an archive behind anything, numpy then reads that which is before it.
+            if file.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
+                raise ValueError("it does not begin as a zip file does")
+        size = path.stat().st_size
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 key = info.filename.removesuffix(".npy")
+                if key in found:
+                    raise _error(path, key, "is there twice")
+                if info.compress_type not in METHODS:
+                    raise _error(path, key, "packed as numpy does not; stored or deflated is read")
+                # Before numpy allocates what the directory of the archive claims.
+                if info.file_size > MAX_RATIO * min(info.compress_size, size) + 1024:
+                    raise _error(path, key, f"says {info.file_size} bytes, the file holds less")
                 with archive.open(info) as member:
                     shape, dtype = _array_header(path, key, member)
                     start = member.tell()
@@ -61,8 +73,10 @@ def headers(path: Path) -> dict[str, Header]:
                     raise _error(path, key, f"header says {shape} {dtype}, the data do not fit it")
                 total += info.file_size
                 found[key] = (shape, dtype)
-    except DAMAGED as e:
-        raise ValueError(f"{path}: not a readable .npz, or truncated ({e})") from e
+    except Refused:
+        raise
+    except Exception as e:  # bytes from outside can raise anything
+        raise ValueError(f"{path}: not a readable .npz, or truncated ({reason(e)})") from e
     if total > MAX_BYTES:
         raise ValueError(f"{path}: {total / 2**30:.1f} GiB of arrays, at most 16 GiB are read")
     return found
@@ -78,21 +92,27 @@ def read(path: Path) -> Pack:
     wanted = [f"{k}_{s}" for s in SPLITS for k in "xy" if s != "val" or f"{k}_{s}" in known]
     for key in [*wanted, "class_names"]:
         if key not in known:
-            raise _error(
-                path, key, f"missing; the file has {', '.join(sorted(known)) or 'nothing'}"
-            )
-    arrays = _arrays(path, [*wanted, "class_names", *known.keys() & {"origin"}])
-    names, by = arrays.pop("class_names"), str(arrays.pop("origin", ""))
-    if names.dtype.kind != "U" or names.ndim != 1:
-        raise _error(path, "class_names", f"{names.dtype} {names.shape}, must be text [K]")
-    pack = Pack(arrays, tuple(map(str, names)), by)
+            has = ", ".join(map(_plain, sorted(known))) or "nothing"
+            raise _error(path, key, f"missing; the file has {has}")
+    shape, dtype = known["class_names"]
+    if dtype.kind != "U" or len(shape) != 1 or shape[0] > MAX_CLASSES:
+        raise _error(path, "class_names", f"{dtype} {shape}, must be text [K]")
+    arrays = _arrays(path, [*wanted, "class_names"])
+    names = tuple(_text(path, "class_names", name) for name in arrays.pop("class_names"))
+    pack = Pack(arrays, names, origin(path))
     validate(pack, path)
     return pack
 
 
 def origin(path: Path) -> str:
     """By whom the pack was built: torchvision, archive, folder; empty for one from outside."""
-    return str(_arrays(path, headers(path).keys() & {"origin"}).get("origin", ""))
+    path, known = Path(path), headers(path)
+    if "origin" not in known:
+        return ""
+    shape, dtype = known["origin"]
+    if dtype.kind != "U" or shape != ():
+        raise _error(path, "origin", f"{dtype} {shape}, must be one text")
+    return _text(path, "origin", _arrays(path, ["origin"])["origin"])
 
 
 def write(path: Path, pack: Pack) -> None:
@@ -155,15 +175,15 @@ def _check_split(path: Path, split: str, arrays: dict[str, np.ndarray], n_classe
     if x.ndim != 4 or x.shape[1] != x.shape[2] or x.shape[3] not in (1, 3) or x.shape[1] < 1:
         raise _error(path, f"x_{split}", f"shape {x.shape}, must be [N, S, S, C] with C 1 or 3")
     if x.shape[1:] != arrays["x_train"].shape[1:]:
-        reason = f"images {x.shape[1:]}, those of x_train are {arrays['x_train'].shape[1:]}"
-        raise _error(path, f"x_{split}", reason)
+        why = f"images {x.shape[1:]}, those of x_train are {arrays['x_train'].shape[1:]}"
+        raise _error(path, f"x_{split}", why)
     if y.shape != x.shape[:1]:
         raise _error(path, f"y_{split}", f"shape {y.shape}, x_{split} has {len(x)} images")
     if len(x) == 0:
         raise _error(path, f"x_{split}", "empty")
     if y.min() < 0 or y.max() >= n_classes:
-        reason = f"labels {y.min()} to {y.max()}, must be 0 to {n_classes - 1} (class_names)"
-        raise _error(path, f"y_{split}", reason)
+        why = f"labels {y.min()} to {y.max()}, must be 0 to {n_classes - 1} (class_names)"
+        raise _error(path, f"y_{split}", why)
 
 
 def _arrays(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
@@ -172,9 +192,16 @@ def _arrays(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
         for key in keys:
             try:
                 arrays[key] = archive[key]
-            except (*DAMAGED, ValueError) as e:
-                raise _error(path, key, f"cannot be read, the file is damaged ({e})") from e
+            except Exception as e:  # bytes from outside can raise anything
+                raise _error(path, key, f"cannot be read, the file is damaged ({reason(e)})") from e
     return arrays
+
+
+def _text(path: Path, key: str, value: np.ndarray | np.str_) -> str:
+    try:
+        return str(value)
+    except ValueError as e:  # four bytes that are no character
+        raise _error(path, key, f"is not text ({reason(e)})") from e
 
 
 def _rows(pack: Pack, split: str) -> np.ndarray:
@@ -189,10 +216,19 @@ def _array_header(path: Path, key: str, member: zipfile.ZipExtFile) -> Header:
             shape, _, dtype = np.lib.format.read_array_header_1_0(member)
         else:
             shape, _, dtype = np.lib.format.read_array_header_2_0(member)
-    except ValueError as e:
-        raise _error(path, key, f"not a numpy array ({e})") from e
+    except Exception as e:  # bytes from outside can raise anything
+        raise _error(path, key, f"not a numpy array ({reason(e)})") from e
     return shape, dtype
 
 
-def _error(path: Path, key: str, reason: str) -> ValueError:
-    return ValueError(f"{path}: {key}: {reason}")
+class Refused(ValueError):
+    """A ValueError that names the file already."""
+
+
+def _error(path: Path, key: str, why: str) -> ValueError:
+    return Refused(f"{path}: {_plain(key)}: {why[:400]}")
+
+
+def _plain(key: str) -> str:
+    # Names inside a file are anybody's: they may hold line breaks, or go on for pages.
+    return key if re.fullmatch(r"[ -~]{1,80}", key) else shown(key, 80)

@@ -15,7 +15,7 @@ from robustlib.data.embedded import EMBEDDED, GLYPHS, N_DIGITS, N_GLYPHS
 from robustlib.data.images import class_folders, divide, opened, stack
 from robustlib.data.packs import Pack
 from robustlib.data.torchsets import PUBLISHED, TINY
-from robustlib.specs import integer, number, one_of
+from robustlib.specs import integer, number, one_of, shown
 
 IMAGENET = "imagenet"
 BUILT_IN = (*EMBEDDED, *PUBLISHED, IMAGENET)
@@ -41,7 +41,15 @@ class Row:
 
 def data_root(root: str | Path | None = None) -> Path:
     """The folder of the packs: `root`, else $ROBUSTLIB_DATA, else ~/.cache/robustlib."""
-    return Path(root or os.environ.get("ROBUSTLIB_DATA") or "~/.cache/robustlib").expanduser()
+    return home(root or os.environ.get("ROBUSTLIB_DATA") or "~/.cache/robustlib")
+
+
+def home(path: str | Path) -> Path:
+    """The path with ~ as a home. ValueError if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"path={shown(str(path))}: ~ names a user who has no home") from None
 
 
 def find(name: str, size: int, root: str | Path | None = None) -> Path | None:
@@ -51,6 +59,8 @@ def find(name: str, size: int, root: str | Path | None = None) -> Path | None:
     `size` (no larger than its images are). ValueError for an unknown name, FileNotFoundError if a
     set cannot be fetched; both say what to do.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"dataset={shown(name)}: must be text")
     folder = data_root(root)
     path = _pack_here(folder, name, size)
     if path or name in EMBEDDED:
@@ -85,13 +95,14 @@ def build_folder(
     ValueError: a name that is no plain file name or is taken, a folder that is not of that form,
     an image that cannot be read (it is named), or copies of training images in test.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
-        raise ValueError(f"name={name!r}: use letters, digits, _ and -, 64 at most")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+        raise ValueError(f"name={shown(name)}: use letters, digits, _ and -, 64 at most")
     if name in BUILT_IN:
         raise ValueError(f"name={name!r}: is a set of robustlib's own; choose another name")
     size = integer("size", size, 8, 4096)
     fraction = number("test_fraction", test_fraction, 0.01, 0.99)
-    folder, path = Path(folder).expanduser(), data_root(root) / _file(name, size)
+    seed = integer("seed", seed, 0, 2**63 - 1)
+    folder, path = home(folder), data_root(root) / _file(name, size)
     if path.exists():
         raise ValueError(f"{path}: is there already; delete it to build it anew")
     if (folder / "train").is_dir() and (folder / "test").is_dir():
@@ -150,7 +161,13 @@ def _pack_here(folder: Path, name: str, size: int) -> Path | None:
     if published:
         # One that was built here for another size is no reason to scale: the originals are better.
         return plain if plain.exists() and not packs.origin(plain) else None
-    return plain if plain.exists() else max(folder.glob(f"{name}@*.npz"), key=_size_of)
+    return plain if plain.exists() else _largest(folder, name)
+
+
+def _largest(folder: Path, name: str) -> Path:
+    # By comparison: a name found in the folder may hold what glob takes for a pattern.
+    sized = [p for p in folder.glob("*@*.npz") if p.stem.split("@")[0] == name]
+    return max(sized, key=_size_of)
 
 
 def _size_of(path: Path) -> int:
@@ -202,7 +219,7 @@ def _from_folders(
 
 
 def _pack_row(folder: Path, name: str) -> Row:
-    path = _pack_here(folder, name, 32) or max(folder.glob(f"{name}@*.npz"), key=_size_of)
+    path = _pack_here(folder, name, 32) or _largest(folder, name)
     licence = PUBLISHED[name].licence if name in PUBLISHED else "that of its source"
     try:
         heads = packs.headers(path)
