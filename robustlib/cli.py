@@ -14,15 +14,18 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from robustlib.specs import KINDS, Pretrain, Ticket, Transfer, integer
+from robustlib.specs import KINDS, Pretrain, Ticket, Transfer
 
 _Flat = tyro.conf.arg(name="")
+_Repeated = tyro.conf.UseAppendAction
 
 
 def study(
     profile: str = "quick",
     out: Path | None = None,
     workers: int | None = None,
+    scheduler: str = "",
+    retries: int = 0,
     dry_run: bool = False,
 ) -> None:
     """Run a study: its grid of specs, then every notebook on the results.
@@ -30,22 +33,97 @@ def study(
     Args:
         profile: quick, cpu, paper, or the path of a TOML file of yours.
         out: Folder for executed notebooks, figures and results (default: runs/PROFILE).
-        workers: Processes, one thread each (default: one a core).
+        workers: Processes, one thread each (default: one a GPU, or else one a core).
+        scheduler: tcp://HOST:PORT of a running Dask scheduler, or the TOML file of a Slurm cluster.
+        retries: How many times more a spec is tried that failed.
         dry_run: Print the grid with counts and an estimate of cost, and run nothing.
     """
+    from robustlib import cluster
     from robustlib import study as studies
 
-    if workers is not None:
-        integer("workers", workers, 1, 1024)
+    cluster.check(workers, scheduler, retries)
     if dry_run:
         print(studies.plan(profile))
         return
     out = out or Path("runs") / Path(profile).stem
-    frame = studies.run_study(profile, out, workers)
+    frame = studies.run_study(profile, out, workers, scheduler=scheduler, retries=retries)
     print(f"\n{studies.table(frame).to_string(index=False)}")
     print("\nMeans over tasks and seeds; [95 % interval over seeds]; differences paired by seed.")
     for what in ("notebooks", "figures", "results.csv"):
         print(f"{what}: {out / what}")
+
+
+def sweep(
+    what: Annotated[str, tyro.conf.Positional],
+    workers: int | None = None,
+    scheduler: str = "",
+    retries: int = 0,
+    csv: Path | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Compute many specs, those that are not stored, here or on a cluster; print their rows.
+
+    Args:
+        what: A profile (quick, cpu, paper, or your TOML file), or a JSON file: a list of specs,
+            [{"transfer": {"ticket": {...}, "task": "digits"}}, ...].
+        workers: Processes, one thread each (default: one a GPU, or else one a core).
+        scheduler: tcp://HOST:PORT of a running Dask scheduler, or the TOML file of a Slurm cluster.
+        retries: How many times more a spec is tried that failed.
+        csv: Write the rows here, all columns, instead of printing.
+        dry_run: Print how many specs there are, how many are stored, and the script of a Slurm
+            job, and run nothing.
+    """
+    from robustlib import cluster, store, sweeps
+    from robustlib import study as studies
+
+    cluster.check(workers, scheduler, retries)
+    wanted = studies.wanted(what)
+    if dry_run:
+        stored = sum(map(store.has, wanted))
+        missing = [s for s in sweeps.closure(wanted) if not store.has(s)]
+        print(f"{len(wanted)} specs, {stored} stored; {len(missing)} to compute, parents included")
+        if scheduler.endswith(".toml"):
+            print(cluster.slurm_script(scheduler), end="")
+        return
+    _show(sweeps.sweep(wanted, workers, scheduler=scheduler, retries=retries), csv)
+
+
+def batch(
+    notebook: Annotated[Path, tyro.conf.Positional],
+    grid: Annotated[tuple[str, ...], _Repeated, tyro.conf.arg(aliases=["-g"])] = (),
+    parameter: Annotated[tuple[str, ...], _Repeated, tyro.conf.arg(aliases=["-p"])] = (),
+    out: Path | None = None,
+    workers: int | None = None,
+    scheduler: str = "",
+    retries: int = 0,
+) -> None:
+    """Run a notebook once for every point of a grid of its parameters, and gather the rows.
+
+    Args:
+        notebook: The notebook; one of its cells is tagged `parameters`.
+        grid: NAME=VALUE,VALUE,... of a parameter that varies; may be repeated.
+        parameter: NAME=VALUE of one that does not; may be repeated.
+        out: Folder for executed notebooks, figures and rows (default: runs/batch/NOTEBOOK).
+        workers: Processes, one thread each (default: one a GPU, or else one a core).
+        scheduler: tcp://HOST:PORT of a running Dask scheduler, or the TOML file of a Slurm cluster.
+        retries: How many times more a point is tried that failed.
+    """
+    from robustlib import batch as batches
+
+    out = out or Path("runs") / "batch" / notebook.stem
+    fixed = {name: value for name, (value,) in batches.parse(parameter, split=False).items()}
+    tables = batches.batch(
+        notebook,
+        batches.parse(grid),
+        out,
+        fixed,
+        workers,
+        scheduler=scheduler,
+        retries=retries,
+    )
+    print(f"executed notebooks: {out / 'points'}")
+    for name, rows in tables.items():
+        print(f"{len(rows)} rows: {out / name}.csv")
 
 
 def pretrain(spec: Annotated[Pretrain, _Flat], recompute: bool = False) -> None:
@@ -132,12 +210,18 @@ def results(
     frame = store.frame(KINDS[kind])
     if frame.empty:
         print(f"no {kind} is stored in {store.root()}")
-    elif csv:
+    else:
+        _show(frame, csv, all_columns)
+
+
+def _show(frame: Any, csv: Path | None, all_columns: bool = False) -> None:
+    if csv:
         frame.to_csv(csv, index=False)
         print(f"{len(frame)} rows: {csv}")
     else:
-        varied = [c for c in frame if all_columns or frame[c].nunique(dropna=False) > 1]
-        print(frame[[*varied]].to_string(index=False))
+        several = len(frame) > 1 and not all_columns
+        varied = [c for c in frame if not several or frame[c].nunique(dropna=False) > 1]
+        print(frame[varied].to_string(index=False))
 
 
 def bench() -> None:
@@ -173,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Bad input is a line on stderr and exit code 2; work that failed says why and exits with 1.
     """
-    commands = (study, pretrain, ticket, transfer, data, results, bench)
+    commands = (study, sweep, batch, pretrain, ticket, transfer, data, results, bench)
     parsing = io.StringIO()
     try:
         with contextlib.redirect_stderr(parsing):

@@ -304,6 +304,7 @@ def _jobqueue(table: dict[str, Any]) -> dict[str, Any]:
     processes = table.get("processes", 1)
     exports = ["OMP_NUM_THREADS=1", "TQDM_DISABLE=1", "ROBUSTLIB_DEVICES=1"]
     return {
+        "job_name": "robustlib",
         "cores": processes,  # Dask's word for threads
         "processes": processes,
         "job_cpu": table.get("cpus", processes),

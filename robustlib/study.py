@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustlib import specs
-from robustlib.specs import Pretrain, Ticket, Transfer, one_of, reason, shown
+from robustlib.specs import Pretrain, Spec, Ticket, Transfer, one_of, reason, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -231,6 +232,32 @@ def grid(
     return list(out.values())
 
 
+def wanted(what: str) -> list[Spec]:
+    """The specs that a name stands for: the grid of a profile, by name or TOML file, or a JSON
+    file, a list of one table for each spec: [{"transfer": {"ticket": {...}, "task": ...}}, ...].
+
+    Raises ValueError that names the file and what is wrong.
+    """
+    if not what.endswith(".json"):
+        return list(grid(what))
+    try:
+        rows = json.loads(Path(what).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise ValueError(f"{what}: cannot be read as JSON: {e}") from None
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{what}: must be a list of specs, not empty")
+    out = []
+    for i, row in enumerate(rows):
+        try:
+            if not isinstance(row, dict) or len(row) != 1:
+                raise ValueError(f"must be a table of one of {', '.join(specs.KINDS)}")
+            ((kind, fields_),) = row.items()
+            out.append(specs.from_dict(specs.KINDS[one_of("kind", kind, specs.KINDS)], fields_))
+        except ValueError as e:
+            raise ValueError(f"{what}: spec {i}: {e}") from None
+    return out
+
+
 def _product(table: dict[str, Any]) -> list[dict[str, Any]]:
     axes = [v if isinstance(v, list) else [v] for v in table.values()]
     # TOML has no null: "all" images is None in a spec.
@@ -362,10 +389,13 @@ def _percent(cell: Any, sign: str = "") -> str:
     return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
-def run_study(name: str, out: Path, workers: int | None = None) -> pd.DataFrame:
+def run_study(
+    name: str, out: Path, workers: int | None = None, *, scheduler: str = "", retries: int = 0
+) -> pd.DataFrame:
     """Computes a study's grid, then runs every notebook on it; returns the transfers' rows.
 
-    Executed notebooks go to out/notebooks, figures to out/figures, the rows to out/results.csv.
+    `workers`, `scheduler` and `retries` are those of `sweep`; the notebooks run here. Executed ones
+    go to out/notebooks, figures to out/figures, the rows to out/results.csv.
     """
     import papermill
     from tqdm.auto import tqdm
@@ -375,7 +405,7 @@ def run_study(name: str, out: Path, workers: int | None = None) -> pd.DataFrame:
     study = profile(name)
     if not NOTEBOOKS.is_dir():
         raise ValueError(f"{NOTEBOOKS}: not there; a study runs from a clone of the project")
-    frame = sweep(grid(study), workers)
+    frame = sweep(grid(study), workers, scheduler=scheduler, retries=retries)
     (out / "notebooks").mkdir(parents=True, exist_ok=True)
     frame.to_csv(out / "results.csv", index=False)
     given = {"profile": name, "figures": str((out / "figures").resolve()), "workers": workers or 0}

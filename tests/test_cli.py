@@ -7,6 +7,7 @@ import pytest
 
 from robustlib.cli import main
 
+COMMANDS = ["study", "sweep", "batch", "pretrain", "ticket", "transfer", "data", "results", "bench"]
 TINY = ["--source", "digits", "--width", "4", "--n-train", "100", "--epochs", "1"]
 
 
@@ -25,11 +26,23 @@ def test_help_lists_the_commands_without_importing_torch():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert out.endswith("False\n")
-    for name in ("study", "pretrain", "ticket", "transfer", "data", "results", "bench"):
+    for name in (
+        "study",
+        "sweep",
+        "batch",
+        "pretrain",
+        "ticket",
+        "transfer",
+        "data",
+        "results",
+        "bench",
+    ):
         assert f"• {name} " in out
 
 
-@pytest.mark.parametrize("name", ["study", "pretrain", "ticket", "transfer", "results", "data"])
+@pytest.mark.parametrize(
+    "name", ["study", "sweep", "batch", "pretrain", "ticket", "transfer", "results", "data"]
+)
 def test_each_command_has_help(name, capsys):
     assert main([name, "--help"]) == 0
     assert "--" in capsys.readouterr().out

@@ -1,9 +1,16 @@
 """Sweeps compute each thing once, go on past a failure, and find what is stored."""
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 
 from robustlib import Pretrain, Ticket, Transfer, specs, store, sweep
+from robustlib.cli import main
 from robustlib.sweeps import SweepFailed, closure, cost
+
+HERE = Path(__file__).parent
 
 TINY = Pretrain(source="digits", width=4, n_train=100, epochs=1, batch_size=50)
 
@@ -70,3 +77,77 @@ def test_cost_orders_by_work():
     assert (robust - fixed) / (one - fixed) == pytest.approx(5 / 3)
     assert cost(Ticket(TINY, sparsity=0.5)) == 0
     assert cost(transfers()[0]) < cost(Transfer(Ticket(TINY), "digits", "finetune", n_train=50))
+
+
+def test_a_data_set_is_loaded_once_in_a_process(monkeypatch):
+    from robustlib import run
+    from robustlib.data import embedded, loading
+
+    calls = []
+    made = embedded.EMBEDDED["digits"]
+    counted = {"digits": lambda size: calls.append(size) or made(size)}
+    monkeypatch.setattr(loading, "EMBEDDED", embedded.EMBEDDED | counted)
+    loading._embedded.cache_clear()
+    for spec in transfers():
+        run(spec)
+    assert len(calls) == 1
+
+
+def test_two_sweeps_at_once_on_one_store_train_each_network_once(tmp_path):
+    """Two transfers that share a ticket never both draw it, whoever asks for them."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, test_sweeps\n"
+        "from robustlib import sweep\n"
+        "if __name__ == '__main__':\n"
+        "    sweep(test_sweeps.transfers(seed=int(sys.argv[1])), workers=2)\n"
+    )
+    script = tmp_path / "two.py"
+    script.write_text(code)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+    both = [subprocess.Popen([sys.executable, str(script), s], env=env) for s in "12"]
+    assert [p.wait(120) for p in both] == [0, 0]
+    rows = {kind: len(store.frame(cls)) for kind, cls in specs.KINDS.items()}
+    assert rows == {"pretrain": 1, "ticket": 2, "transfer": 4}
+    # One wrote each: what a second writer would have left is a folder of its own.
+    assert not list((tmp_path / "store").glob("*/*/.staged-*"))
+
+
+def test_the_command_computes_a_list_of_specs_here_and_exits_by_what_failed(tmp_path, capsys):
+    wanted = transfers()
+    bad = Transfer(Ticket(TINY), "digits", "linear", n_train=10**6)
+    file = tmp_path / "specs.json"
+    file.write_text(json.dumps([{"transfer": specs.to_dict(s)} for s in [*wanted, bad]]))
+    assert main(["sweep", str(file), "--dry-run"]) == 0
+    assert "3 specs, 0 stored; 6 to compute" in capsys.readouterr().out
+    assert not (tmp_path / "store").exists()
+    assert main(["sweep", str(file), "--workers", "1"]) == 1
+    error = capsys.readouterr().err
+    assert f"1 of 6 failed, the rest is stored:\ntransfer {specs.key(bad)} task=digits" in error
+    assert "in _check_data" in error  # its traceback, and not that of this process
+    assert all(map(store.has, wanted))
+    file.write_text(json.dumps([{"transfer": specs.to_dict(s)} for s in wanted]))
+    assert main(["sweep", str(file), "--csv", str(tmp_path / "rows.csv")]) == 0
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[", "cannot be read as JSON"),
+        ("{}", "must be a list of specs"),
+        ("[]", "must be a list of specs"),
+        ("[1]", "spec 0: must be a table of one of"),
+        ('[{"transfr": {}}]', "did you mean 'transfer'"),
+        ('[{"ticket": {}}, {"transfer": {"epochs": -1}}]', "spec 1: epochs=-1"),
+    ],
+)
+def test_a_bad_list_of_specs_is_refused_by_place_and_value(text, says, tmp_path, capsys):
+    file = tmp_path / "specs.json"
+    file.write_text(text)
+    assert main(["sweep", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert says in error and "specs.json: " in error and error.count("\n") == 1
+    assert not (tmp_path / "store").exists()

@@ -1,0 +1,158 @@
+"""Batches: a notebook run once for each point of a grid of its parameters, and the rows of all."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustlib import cluster
+from robustlib.specs import integer, number, one_of
+from robustlib.sweeps import SweepFailed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DONE, UNFINISHED = "notebook.ipynb", "unfinished.ipynb"
+POINTS_MAX = 100_000
+
+
+def batch(
+    notebook: str | Path,
+    grid: Mapping[str, Sequence[Any]],
+    out: str | Path,
+    fixed: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    *,
+    scheduler: str = "",
+    retries: int = 0,
+) -> dict[str, pd.DataFrame]:
+    """Runs a notebook with papermill for every point of a grid; returns the rows of all points.
+
+    grid: the values of each parameter that varies; fixed: those of others. A point has a folder
+    under OUT/points with the executed notebook, and, where the notebook has a parameter `figures`,
+    the figures and tables that it writes. Tables of one name are gathered, with the point's
+    parameters as columns, and are written to OUT/NAME.csv. A notebook that has a parameter
+    `workers` gets 1, since points run side by side: `workers`, `scheduler` and `retries` are those
+    of `sweep`. A point that was run before, with the notebook as it is now, is not run again.
+
+    Raises ValueError for what the notebook does not take, before anything is run, and SweepFailed
+    when points failed: the executed notebook of each is then its folder's unfinished.ipynb.
+    """
+    notebook, out = Path(notebook), Path(out)
+    cluster.check(workers, scheduler, retries)
+    known, source = _inspected(notebook)
+    grid = {name: [_value(known, name, v) for v in values] for name, values in grid.items()}
+    fixed = {name: _value(known, name, v) for name, v in (fixed or {}).items()}
+    for name, values in grid.items():
+        if not values:
+            raise ValueError(f"{name}: has no value")
+        if name in fixed:
+            raise ValueError(f"{name}={fixed[name]!r}: is in the grid too")
+    n = 1
+    for values in grid.values():
+        n *= len(values)
+    integer("points of the grid", n, 1, POINTS_MAX)
+    points, jobs = {}, []
+    for values in itertools.product(*grid.values()):
+        own = dict(zip(grid, values, strict=True))
+        given = ({"workers": 1} if "workers" in known else {}) | fixed | own
+        folder = out.resolve() / "points" / _name(own, given, source)
+        points[folder] = own
+        if not (folder / DONE).exists():
+            if "figures" in known and "figures" not in given:
+                given["figures"] = str(folder)
+            name = f"{notebook.name} {' '.join(f'{k}={v}' for k, v in own.items())}".strip()
+            jobs.append(cluster.Job(str(folder), name, _execute, (str(notebook.resolve()), given)))
+    if jobs:
+        jobs = [cluster.Job(j.key, j.name, j.call, (*j.args, j.key)) for j in jobs]
+        cached = len(points) - len(jobs)
+        if failures := cluster.compute(jobs, workers, scheduler, retries, cached, unit="point"):
+            raise SweepFailed(failures, len(jobs))
+    return _gathered(points, out)
+
+
+def parse(texts: Sequence[str], split: bool = True) -> dict[str, list[str]]:
+    """["sparsity=0.5,0.9", ...] as names and their values; one value each if not `split`."""
+    out: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"{text!r}: must be NAME=VALUE" + ",VALUE..." * split)
+        if name in out:
+            raise ValueError(f"{text!r}: {name} is given twice")
+        out[name] = [v.strip() for v in values.split(",")] if split else [values]
+    return out
+
+
+def _inspected(notebook: Path) -> tuple[dict[str, str], str]:
+    """The parameters of a notebook with their types, and the text of its cells."""
+    import papermill
+
+    if notebook.suffix != ".ipynb" or not notebook.is_file():
+        raise ValueError(f"notebook={str(notebook)!r}: there is no such notebook")
+    try:
+        cells = [c["source"] for c in json.loads(notebook.read_text("utf-8"))["cells"]]
+        found = papermill.inspect_notebook(str(notebook))
+    except (ValueError, LookupError, TypeError) as e:
+        raise ValueError(f"notebook={str(notebook)!r}: is not a notebook ({e})") from None
+    if not found:
+        raise ValueError(f"notebook={str(notebook)!r}: no cell is tagged `parameters`")
+    return {name: p["inferred_type_name"] for name, p in found.items()}, json.dumps(cells)
+
+
+def _value(known: dict[str, str], name: str, value: Any) -> Any:
+    kind = known[one_of("parameter", name, sorted(known))]
+    if not isinstance(value, str) or kind not in ("int", "float", "bool"):
+        return value
+    if kind == "bool":
+        return one_of(name, value.lower(), ["true", "false"]) == "true"
+    x = number(name, value, -1e308, 1e308)
+    return integer(name, x, -(2**63), 2**63) if kind == "int" else x
+
+
+def _name(own: dict[str, Any], given: dict[str, Any], source: str) -> str:
+    """A folder's name: readable, and another one once the notebook or a parameter changes."""
+    text = ",".join(f"{k}={v}" for k, v in own.items()) or "point"
+    digest = hashlib.sha256((source + json.dumps(given, sort_keys=True)).encode()).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9_.,=-]', '-', text)[:100]}-{digest[:10]}"
+
+
+def _execute(notebook: str, parameters: dict[str, Any], folder: str) -> None:
+    import papermill
+
+    done, running = Path(folder) / DONE, Path(folder) / UNFINISHED
+    if done.exists():
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            notebook, str(running), parameters=parameters, progress_bar=False
+        )
+    except papermill.PapermillExecutionError as e:
+        # Its own kind does not survive the way between processes.
+        trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(e.traceback))
+        raise RuntimeError(f"{e.ename}: {e.evalue} (see {running})\n{trace}") from None
+    os.replace(running, done)
+
+
+def _gathered(points: dict[Path, dict[str, Any]], out: Path) -> dict[str, pd.DataFrame]:
+    import pandas as pd
+
+    tables: dict[str, list[pd.DataFrame]] = {}
+    for folder, own in points.items():
+        for file in sorted(folder.glob("*.csv")):
+            rows = pd.read_csv(file)
+            for name, value in reversed(own.items()):
+                if name not in rows:
+                    rows.insert(0, name, value)
+            tables.setdefault(file.stem, []).append(rows)
+    gathered = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    for name, rows in gathered.items():
+        rows.to_csv(out / f"{name}.csv", index=False)
+    return gathered

@@ -1,0 +1,136 @@
+"""A notebook runs once for each point of a grid, side by side, and the rows of all are gathered."""
+
+import json
+
+import nbformat
+import pandas as pd
+import pytest
+from test_cluster import _workers_import_this_file  # noqa: F401
+
+from robustlib import batch as batches
+from robustlib.batch import batch
+from robustlib.cli import main
+from robustlib.sweeps import SweepFailed
+
+PARAMETERS = """task: str = "digits"  # the data set
+sparsity: float = 0.5  # what is removed
+n_train: int = 50  # images
+workers: int = 0  # processes
+figures: str = ""  # folder
+strict: bool = False  # whether to fail"""
+BODY = """from pathlib import Path
+from robustlib import Pretrain, Ticket, Transfer, sweep
+if strict and sparsity > 0.8:
+    raise KeyError("too much\\nto lose")
+source = Pretrain(source="digits", width=4, n_train=100, epochs=1, batch_size=50)
+wanted = [Transfer(Ticket(source, sparsity=sparsity), task, "linear", n_train=n_train)]
+frame = sweep(wanted, workers or None)
+frame.to_csv(Path(figures) / "rows.csv", index=False)
+frame.assign(used=workers)[["accuracy", "used"]].to_csv(Path(figures) / "other.csv", index=False)"""
+
+
+def notebook(path, parameters=PARAMETERS, body=BODY, tags=("parameters",)):
+    cells = [nbformat.v4.new_code_cell(text) for text in (parameters, body)]
+    cells[0].metadata["tags"] = list(tags)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    made = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(made, path)
+    return path
+
+
+def test_every_point_is_run_once_and_its_rows_are_those_of_run(tmp_path, capsys, monkeypatch):
+    from robustlib import Pretrain, Ticket, Transfer, run
+
+    monkeypatch.chdir(tmp_path)
+    book = notebook(tmp_path / "mine.ipynb")
+    arguments = ["-g", "sparsity=0.5,0.9", "-g", "task=digits", "-p", "n_train=40"]
+    assert main(["batch", str(book), *arguments, "--workers", "2"]) == 0
+    assert "2 rows: runs/batch/mine/rows.csv" in capsys.readouterr().out
+    rows = pd.read_csv("runs/batch/mine/rows.csv")
+    points = list(zip(rows.sparsity, rows.task, strict=True))
+    assert points == [(0.5, "digits"), (0.9, "digits")]
+    source = Pretrain(source="digits", width=4, n_train=100, epochs=1, batch_size=50)
+    for sparsity, task, accuracy in zip(rows.sparsity, rows.task, rows.accuracy, strict=True):
+        spec = Transfer(Ticket(source, sparsity=sparsity), task, "linear", n_train=40)
+        assert run(spec).row["accuracy"] == accuracy
+    # What the point was is in every row, where the notebook's own rows do not say it.
+    other = pd.read_csv("runs/batch/mine/other.csv")
+    assert list(other) == ["sparsity", "task", "accuracy", "used"]
+    assert set(other.used) == {1}
+    # A second call runs nothing, another value only that point; a changed notebook runs anew.
+    executed = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/batch/mine/points/*/n*.ipynb")}
+    assert len(executed) == 2
+    out = tmp_path / "runs/batch/mine"
+    axes = {"sparsity": [0.5], "task": ["glyphs", "digits"]}
+    rows = batch(book, axes, out, {"n_train": 40}, workers=2)["rows"]
+    assert list(rows.task) == ["glyphs", "digits"]
+    assert all(p.stat().st_mtime_ns == t for p, t in executed.items())
+    notebook(book, body=BODY.replace("workers or None", "1"))
+    batch(book, {"sparsity": [0.5], "task": ["digits"]}, out, {"n_train": 40})
+    assert len(list(out.glob("points/*/notebook.ipynb"))) == 4
+
+
+def test_a_failed_point_is_told_with_its_traceback_and_only_it_is_run_again(tmp_path, capsys):
+    book, out = notebook(tmp_path / "mine.ipynb"), tmp_path / "out"
+    axes = {"sparsity": [0.5, 0.9]}
+    with pytest.raises(SweepFailed, match="1 of 2 failed") as failure:
+        batch(book, axes, out, {"strict": True}, workers=2)
+    text = str(failure.value)
+    assert "mine.ipynb sparsity=0.9: RuntimeError: KeyError: 'too much" in text
+    assert "Cell In[" in text and "\x1b" not in text
+    (folder,) = out.glob("points/sparsity=0.9-*")
+    assert not (folder / "notebook.ipynb").exists()
+    executed = json.loads((folder / "unfinished.ipynb").read_text())
+    assert "KeyError" in json.dumps(executed)
+    arguments = ["batch", str(book), "-g", "sparsity=0.5,0.9", "-p", "strict=true"]
+    assert main([*arguments, "--out", str(out), "--workers", "1"]) == 1
+    assert "1 of 1 failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["-g", "sparsitty=0.5"], "did you mean 'sparsity'"),
+        (["-g", "sparsity"], "'sparsity': must be NAME=VALUE,VALUE..."),
+        (["-g", "sparsity=0.5,a"], "sparsity='a': must be a number"),
+        (["-g", "n_train=1.5"], "n_train=1.5: must be a whole number"),
+        (["-g", "strict=perhaps"], "strict='perhaps'"),
+        (["-g", "task=a", "-g", "task=b"], "task is given twice"),
+        (["-g", "task=a", "-p", "task=b"], "task='b': is in the grid too"),
+        (["-p", "nothing=1"], "parameter='nothing'"),
+        (["--workers", "0"], "workers=0"),
+        (["--retries", "-1"], "retries=-1"),
+        (["--scheduler", "here"], "scheduler='here'"),
+    ],
+)
+def test_what_a_notebook_does_not_take_is_refused_and_leaves_nothing(
+    arguments, says, tmp_path, monkeypatch, capsys
+):
+    book = notebook(tmp_path / "mine.ipynb")
+    monkeypatch.chdir(tmp_path)
+    assert main(["batch", str(book), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.startswith("robustlib: ") and error.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.ipynb"]
+
+
+def test_what_is_no_notebook_with_parameters_is_refused(tmp_path):
+    for text, says in (("", "is not a notebook"), ("{}", "is not a notebook")):
+        (tmp_path / "bad.ipynb").write_text(text)
+        with pytest.raises(ValueError, match=f"bad.ipynb.*{says}"):
+            batch(tmp_path / "bad.ipynb", {}, tmp_path / "out")
+    with pytest.raises(ValueError, match="no cell is tagged `parameters`"):
+        batch(notebook(tmp_path / "untagged.ipynb", tags=()), {}, tmp_path / "out")
+    with pytest.raises(ValueError, match="there is no such notebook"):
+        batch(tmp_path / "gone.ipynb", {}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_values_are_read_as_the_parameters_type():
+    known = {"a": "float", "b": "int", "c": "str", "d": "bool"}
+    read = [
+        batches._value(known, k, v)
+        for k, v in zip("abcd", ["8/255", "3", "3", "True"], strict=True)
+    ]
+    assert read == [8 / 255, 3, "3", True]
+    assert [type(v) for v in read] == [float, int, str, bool]
