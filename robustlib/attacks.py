@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustlib.parallel import drawn
 from robustlib.specs import NORMS, Norm, integer, number, one_of
 
 
@@ -76,6 +77,10 @@ def random_start(x: Tensor, threat: Threat) -> Tensor:
     linf: uniform in the cube. l2: uniform direction and uniform radius; a draw uniform in volume
     would sit on the sphere in so many dimensions, and leave a single step little room.
     """
+    return drawn(lambda like: _start(like, threat), x)
+
+
+def _start(x: Tensor, threat: Threat) -> Tensor:
     if threat.norm == "linf":
         return torch.empty_like(x).uniform_(-threat.eps, threat.eps)
     direction = torch.randn_like(x)

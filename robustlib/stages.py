@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from robustlib import checkpoints, models, objectives, specs, store, tickets, training
+from robustlib import checkpoints, models, objectives, parallel, specs, store, tickets, training
 from robustlib.attacks import Threat
 from robustlib.data import batches, load
 from robustlib.data.splits import Split, take
+from robustlib.devices import device, devices
 from robustlib.specs import Pretrain, Spec, Ticket, Transfer
 from robustlib.store import Artifact
 from robustlib.transfer import finetune, linear
@@ -44,9 +46,8 @@ def run(spec: Spec, recompute: bool = False) -> Artifact:
         started = time.monotonic()
         row, tensors, extra = stage(spec)
         row["seconds"] = round(time.monotonic() - started, 3)
-        if recompute:
-            store.remove(spec)  # Only now: a recomputation that fails loses nothing.
-        artifact = store.put(spec, row, tensors, extra)
+        # A recomputation that fails, or finds the disk full, loses nothing.
+        artifact = store.put(spec, row, tensors, extra, replace=recompute)
         store.checkpoint(spec).unlink(missing_ok=True)
         return artifact
 
@@ -56,7 +57,8 @@ def _check_data(spec: Spec) -> None:
     if isinstance(spec, Transfer):
         _task(spec)
     elif isinstance(spec, Pretrain) and not spec.checkpoint:
-        _source(spec)
+        data = _source(spec)
+        parallel.check_shares(len(data.train), spec.batch_size, devices())
     below = specs.parent(spec)
     if below is not None and not store.has(below):
         _check_data(below)
@@ -91,6 +93,16 @@ def network(spec: Spec) -> nn.Module:
 def _pretrain(spec: Pretrain) -> tuple[dict, dict, dict]:
     if spec.checkpoint:
         return _pretrained(spec)
+    call = spec, store.checkpoint(spec)
+    model, curve = parallel.launch(_trained, call, devices(), device())
+    data = _source(spec)
+    row = _source_accuracy(model, data) | _size(model, spec.size)
+    row["catastrophic_overfitting"] = any("catastrophic_overfitting" in c for c in curve)
+    return row, model.state_dict(), {"curve": curve, "n_classes": data.n_classes}
+
+
+def _trained(spec: Pretrain, checkpoint: Path) -> tuple[nn.Module, list[dict[str, float]]]:
+    """The trained network and its curve; `parallel.launch` calls it in each process, by name."""
     data = _source(spec)
     objective = objectives.from_spec(spec)
     mean, std = _statistics(data.train)
@@ -103,12 +115,10 @@ def _pretrain(spec: Pretrain) -> tuple[dict, dict, dict]:
         objective,
         training.Recipe.of(spec),
         monitor=lambda m: _monitor(m, data.val, objective.threat),
-        checkpoint=store.checkpoint(spec),
+        checkpoint=checkpoint,
         label=f"pretrain {spec.objective} {spec.eps or spec.sigma or ''}".strip(),
     )
-    row = _source_accuracy(model, data) | _size(model, spec.size)
-    row["catastrophic_overfitting"] = any("catastrophic_overfitting" in c for c in curve)
-    return row, model.state_dict(), {"curve": curve, "n_classes": data.n_classes}
+    return model, curve
 
 
 def _pretrained(spec: Pretrain) -> tuple[dict, dict, dict]:

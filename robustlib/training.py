@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import io
 import math
 import os
 import pickle
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from robustlib import parallel, store
 from robustlib.attacks import Threat, evaluating, pgd
 from robustlib.data import batches
+from robustlib.devices import device, fabric
 from robustlib.objectives import Objective
 from robustlib.specs import Augment, Precision, Schedule
 
 CHECKPOINT_SECONDS = 60.0
-_FABRIC = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,6 @@ class CatastrophicOverfitting(UserWarning):
     """Robustness against a multi-step attack collapsed while the single-step loss kept falling."""
 
 
-def device() -> torch.device:
-    """Where to run: $ROBUSTLIB_DEVICE if set, else a GPU if there is one, else the CPU."""
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(os.environ.get("ROBUSTLIB_DEVICE", default))
-
-
 def learning_rate(recipe: Recipe, step: int, total: int) -> float:
     """The rate of step `step` of `total`.
 
@@ -89,18 +84,6 @@ def optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     )
 
 
-def fabric(precision: Precision, where: torch.device) -> Any:
-    """A lightning-fabric for one process on one device."""
-    from lightning_fabric import Fabric
-
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    accelerator = "cpu" if where.type == "cpu" else "gpu"
-    if precision == "fp16" and accelerator == "cpu":
-        raise ValueError("precision='fp16': needs a GPU; on a CPU choose one of fp32, bf16")
-    devices = 1 if where.index is None else [where.index]
-    return Fabric(accelerator=accelerator, devices=devices, precision=_FABRIC[precision])
-
-
 def fit(
     model: nn.Module,
     split: Any,
@@ -119,11 +102,30 @@ def fit(
     caller removes it once the result is stored. `monitor` is called after each epoch and its
     numbers join the row.
 
+    In a group of processes (`parallel.launch`) every one calls it with the same arguments, takes
+    its share of each batch, and ends with the same weights and curve, which are those of one
+    process but for the order of sums. The monitor runs in all of them; rank 0 writes the
+    checkpoint, which any number of processes can go on from.
+
     Raises NotFinite, naming epoch, step, rate and eps; ValueError for the checkpoint of another
     run. Warns when a checkpoint cannot be read, and starts afresh. Warns CatastrophicOverfitting
     when `overfitted` says so of the monitor's `val_robust`.
     """
+    with parallel.synchronised(model):
+        return _fit(model, split, objective, recipe, monitor, checkpoint, label)
+
+
+def _fit(
+    model: nn.Module,
+    split: Any,
+    objective: Objective,
+    recipe: Recipe,
+    monitor: Callable[[nn.Module], dict[str, float]] | None,
+    checkpoint: Path | None,
+    label: str,
+) -> list[dict[str, float]]:
     where = device()
+    parallel.check_shares(len(split), recipe.batch_size, parallel.processes())
     engine = fabric(recipe.precision, where)
     model.to(where, memory_format=torch.channels_last)
     optim = optimiser(model, recipe)
@@ -140,23 +142,26 @@ def fit(
         model.load_state_dict(saved["model"])
         optim.load_state_dict(saved["optimiser"])
         scaler.load_state_dict(saved.get("scaler", {}))
-        objective.state.update(saved["objective"])
+        # Rows of its own memory: the whole would be kept alive otherwise.
+        objective.state.update({k: parallel.own(v).clone() for k, v in saved["objective"].items()})
         step, curve = saved["step"], saved["curve"]
         loss_sum, spent = saved["loss_sum"], saved["seconds"]
 
     def save() -> None:
+        whole = {k: parallel.gathered(v) for k, v in objective.state.items()}
+        if parallel.rank():
+            return
         state = {"model": model.state_dict(), "optimiser": optim.state_dict()}
         state |= {"scaler": scaler.state_dict(), "identity": identity}
-        state |= {"objective": objective.state, "step": step, "curve": curve}
+        state |= {"objective": whole, "step": step, "curve": curve}
         state |= {"loss_sum": loss_sum, "seconds": spent + time.monotonic() - started}
-        partial = checkpoint.with_suffix(".tmp")
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, partial)
-        os.replace(partial, checkpoint)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        store.write_checked(checkpoint, buffer.getvalue())
 
     started = last_save = time.monotonic()
     # Read at each call: tqdm itself reads it when it is imported, which a worker does too early.
-    silent = bool(os.environ.get("TQDM_DISABLE"))
+    silent = bool(os.environ.get("TQDM_DISABLE")) or parallel.rank() > 0
     options = {"unit": "step", "dynamic_ncols": True, "disable": silent}
     bar = tqdm(total=total, initial=step, desc=label, **options)
     # `enabled` is off unless asked for.
@@ -180,9 +185,11 @@ def fit(
                 for group in optim.param_groups:
                     group["lr"] = rate
                 torch.manual_seed(batches.seed_for(recipe.seed, "step", step))
-                with engine.autocast():
+                x, y = parallel.own(x), parallel.own(y)
+                with engine.autocast(), parallel.sharing():
                     loss = objective.loss(wrapped, x, y)
-                value = loss.item()
+                due = checkpoint is not None and time.monotonic() - last_save > CHECKPOINT_SECONDS
+                value, due = parallel.agree(loss, due)
                 at = (
                     f"at epoch {epoch}, step {step} of {total}, learning rate {rate:.4g}, "
                     f"eps {eps:g}; nothing was stored. A lower lr is the usual cure"
@@ -206,7 +213,7 @@ def fit(
                         # Not numpy's floats: a checkpoint that holds those is refused when read.
                         curve[-1] |= {k: float(v) for k, v in monitor(model).items()}
                     _warn_if_overfitting(curve, label)
-                if checkpoint and time.monotonic() - last_save > CHECKPOINT_SECONDS:
+                if due:
                     save()
                     last_save = time.monotonic()
     if curve:
@@ -227,9 +234,11 @@ def _unfinished(checkpoint: Path | None, identity: dict, where: torch.device) ->
     if checkpoint is None or not checkpoint.exists():
         return None
     try:
-        saved = torch.load(checkpoint, map_location=where, weights_only=True)
+        # torch.load does not notice a flipped bit of a tensor.
+        data = io.BytesIO(store.read_checked(checkpoint))
+        saved = torch.load(data, map_location=where, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError):
-        warnings.warn(f"{checkpoint} cannot be read: training starts afresh", stacklevel=3)
+        warnings.warn(f"{checkpoint} cannot be read: training starts afresh", stacklevel=4)
         return None
     found = saved.get("identity", identity)
     wrong = [f"{k} {found.get(k)}, not {v}" for k, v in identity.items() if found.get(k) != v]
@@ -263,7 +272,7 @@ def _warn_if_overfitting(curve: list[dict[str, float]], label: str) -> None:
             f"multi-step attack fell from {best:.1%} to {curve[-1]['val_robust']:.1%} while the "
             "loss fell. More attack steps or a smaller eps cure it",
             CatastrophicOverfitting,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -1,0 +1,70 @@
+"""Where training runs: which device, in how many processes, in which precision."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from robustlib import parallel
+from robustlib.specs import Precision
+
+_FABRIC = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def device() -> torch.device:
+    """Where to run: $ROBUSTLIB_DEVICE if set, else a GPU if there is one, else the CPU."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(os.environ.get("ROBUSTLIB_DEVICE", default))
+
+
+def devices() -> int:
+    """How many processes share a pretraining: $ROBUSTLIB_DEVICES if set, else one.
+
+    On GPUs each has one of its own. Raises ValueError for what is no such number, or more than
+    there are GPUs.
+    """
+    given, where = os.environ.get("ROBUSTLIB_DEVICES") or "1", device()
+    try:
+        n = int(given)
+    except ValueError:
+        n = 0
+    if n < 1:
+        raise ValueError(f"ROBUSTLIB_DEVICES={given!r}: must be a whole number, at least 1")
+    if n == 1 or where.type == "cpu":
+        return n
+    if where.index is not None:
+        raise ValueError(
+            f"ROBUSTLIB_DEVICES={n}: ROBUSTLIB_DEVICE={where} names one GPU; leave its number out"
+        )
+    if n > (there := torch.cuda.device_count() if where.type == "cuda" else 1):
+        raise ValueError(f"ROBUSTLIB_DEVICES={n}: must be at most {there}, the number of GPUs here")
+    return n
+
+
+def fabric(precision: Precision, where: torch.device) -> Any:
+    """A lightning-fabric for one device, or for this process's in a group of `parallel.launch`."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment
+    from lightning_fabric.strategies import DDPStrategy
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    accelerator = "cpu" if where.type == "cpu" else "gpu"
+    if precision == "fp16" and accelerator == "cpu":
+        raise ValueError("precision='fp16': needs a GPU; on a CPU choose one of fp32, bf16")
+    options = {"accelerator": accelerator, "precision": _FABRIC[precision]}
+    if (n := parallel.processes()) == 1:
+        return Fabric(devices=1 if where.index is None else [where.index], **options)
+    # No buffers are broadcast: BatchNorm's agree (`parallel.synchronised`), and a broadcast before
+    # the second pass of TRADES would change what the first needs for its gradient. The environment
+    # is named, for Fabric would take that of a Slurm job, whose tasks are something else.
+    known = inspect.signature(DistributedDataParallel).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    strategy = DDPStrategy(**{sync: False})
+    engine = Fabric(devices=n, strategy=strategy, plugins=[LightningEnvironment()], **options)
+    engine.launch()
+    return engine
