@@ -225,7 +225,7 @@ def _show(frame: Any, csv: Path | None, all_columns: bool = False) -> None:
 
 
 def bench() -> None:
-    """Measure the training loop against a bare loop, as ratios."""
+    """Measure the machinery: imports, sweeps, two workers, the training loop (2 minutes)."""
     from robustlib import bench
 
     bench.main()

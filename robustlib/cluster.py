@@ -85,12 +85,13 @@ def compute(
     were, done before: the bar counts them. `workers` and `scheduler` are those of `connect`.
     """
     with connect(workers, scheduler, len(jobs)) as client:
-        return _compute(client, jobs, retries, cached, unit)
+        return compute_on(client, jobs, retries, cached, unit)
 
 
-def _compute(
-    client: Client, jobs: list[Job], retries: int, cached: int, unit: str
+def compute_on(
+    client: Client, jobs: list[Job], retries: int = 0, cached: int = 0, unit: str = "spec"
 ) -> list[Failure]:
+    """`compute` on workers that are there."""
     from distributed import as_completed
 
     own = uuid.uuid4().hex  # Two sweeps on one scheduler must not take each other's jobs.

@@ -58,7 +58,7 @@ def sweep(
     # A stored result needs nothing below it.
     missing = [s for s in closure(lacking) if not store.has(s)]
     if missing:
-        jobs = [_job(s) for s in missing]
+        jobs = [job(s) for s in missing]
         cached = len(unique) - len(lacking)
         if failures := cluster.compute(jobs, workers, scheduler, retries, cached):
             raise SweepFailed(failures, len(missing))
@@ -70,7 +70,8 @@ def sweep(
     return pd.DataFrame([store.get(s).row for s in wanted])
 
 
-def _job(spec: Spec) -> cluster.Job:
+def job(spec: Spec) -> cluster.Job:
+    """What a worker is handed to get a spec stored, after what it is built on."""
     below = specs.parent(spec)
     differs = {k: v for k, v in specs.to_dict(spec, defaults=False).items() if k not in specs.KINDS}
     name = " ".join([specs.kind(spec), specs.key(spec), *(f"{k}={v}" for k, v in differs.items())])
