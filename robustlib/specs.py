@@ -352,4 +352,5 @@ def _coerce(spec: Any) -> None:
 
 def _nested(name: str, value: Any, cls: type) -> None:
     if not isinstance(value, cls):
-        raise ValueError(f"{name}={shown(value, 1000)}: must be a {cls.__name__}")
+        limit = 1000 if hasattr(value, "__dataclass_fields__") else None  # a spec is shown whole
+        raise ValueError(f"{name}={shown(value, limit)}: must be a {cls.__name__}")

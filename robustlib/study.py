@@ -58,7 +58,7 @@ def profile(name: str) -> Profile:
     fields of Pretrain), [ticket], [[transfer]] (one for each way to transfer). Raises ValueError
     that names the file, the key and what is allowed, for any value that no spec takes.
     """
-    if str(name).endswith(".toml"):
+    if isinstance(name, str | Path) and str(name).endswith(".toml"):
         path = Path(name)
         if not os.path.isfile(path):  # Path's own raises for a name that is too long
             raise ValueError(f"profile={shown(name)}: there is no such file")
