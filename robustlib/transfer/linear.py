@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from robustlib import training
@@ -38,6 +36,10 @@ def linear(model: nn.Module, data: Dataset) -> tuple[dict[str, Tensor], dict[str
 
     Raises ValueError when the training images are all of one class.
     """
+    # Here, since scikit-learn takes half a second to import.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     (x, y), (x_val, y_val), (x_test, y_test) = (
         features(model, split) for split in (data.train, data.val, data.test)
     )
@@ -64,7 +66,7 @@ def linear(model: nn.Module, data: Dataset) -> tuple[dict[str, Tensor], dict[str
     return head, measures
 
 
-def _head(fitted: LogisticRegression, scaler: StandardScaler, n_classes: int) -> dict[str, Tensor]:
+def _head(fitted: Any, scaler: Any, n_classes: int) -> dict[str, Tensor]:
     coef, intercept = fitted.coef_, fitted.intercept_
     if len(fitted.classes_) == 2:
         coef, intercept = np.vstack([-coef / 2, coef / 2]), np.r_[-intercept / 2, intercept / 2]
