@@ -9,6 +9,7 @@ growth leaves the order of sums far below what any error of sharing does (both a
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import time
@@ -44,8 +45,9 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "free": lambda: objectives.free(Threat("l2", 0.5), 2),
     "smoothing": lambda: objectives.smoothing(0.25),
 }
-BOUND = 1e-9
-"""Of weights and losses in double precision, both of the order of 1."""
+BOUND = 2e-11
+"""Of weights and losses in double precision, both of the order of 1. Measured: 1e-15 to 4e-14, for
+trades 1e-12. Sharing done wrong is at 0.1 to 1."""
 
 Run = tuple[dict[str, Tensor], list[dict[str, float]]]
 
@@ -125,7 +127,7 @@ def reductions(name: str) -> tuple[int, bool]:
     return len(counted), any(touched)
 
 
-def normalised(momentum: float | None, eval_after: bool = False) -> dict[str, Tensor]:
+def normalised(momentum: float | None) -> dict[str, Tensor]:
     """What BatchNorm gives, learns and remembers of two batches; sums over the processes."""
     g = torch.Generator().manual_seed(0)
     norm = nn.BatchNorm2d(3, momentum=momentum)
@@ -229,7 +231,7 @@ def test_two_processes_train_the_network_of_one(measured, name):
 )
 def test_sharing_done_wrong_is_beyond_the_bound_by_orders(measured, wrong, name):
     one, two, _ = measured
-    assert apart(one[name], two[wrong]) > 1e5 * BOUND
+    assert apart(one[name], two[wrong]) > 0.01 > 1e8 * BOUND
 
 
 def test_the_processes_end_with_the_same_bits(measured):
@@ -277,7 +279,8 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(measured):
 def test_a_checkpoint_of_one_process_is_resumed_by_two_and_the_other_way_round(measured):
     one, two, folder = measured
     assert apart(two["resumed"], one["free"]) < BOUND
-    saved = [torch.load(folder / f"of-{n}.pt", weights_only=True) for n in (1, 2)]
+    files = [io.BytesIO(store.read_checked(folder / f"of-{n}.pt")) for n in (1, 2)]
+    saved = [torch.load(f, weights_only=True) for f in files]
     assert [s["step"] for s in saved] == [5, 5]
     deltas = [s["objective"]["delta"] for s in saved]
     assert deltas[0].shape == deltas[1].shape == (48, 3, 8, 8)
