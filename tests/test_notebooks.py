@@ -113,6 +113,7 @@ BAD = {
         ("n_train", 5000, "digits has 1294 training images"),
         ("n_train", -1, "n_train=-1"),
         ("workers", -1, "workers=-1"),
+        ("scheduler", "here", "scheduler='here'"),
     ],
 }
 
