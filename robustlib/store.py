@@ -4,20 +4,25 @@
     ROOT/pretrain/3f/3f0c.../tensors.safetensors  weights, a mask, ...
     ROOT/pretrain/3f/3f0c.../SHA256SUMS           of the two, as sha256sum writes them
 
-An artifact is written beside its place and renamed there, so it is whole or absent. ROOT is
+    ROOT/unfinished/3f0c...pt                     checkpoint of a training that goes on
+    ROOT/locks/3f0c...lock                        held by the process that computes it
+
+An artifact is written in unfinished/ and renamed to its place, so it is whole or absent. ROOT is
 $ROBUSTLIB_STORE, else runs/store in the clone of the project, else ./runs/store.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 META, TENSORS, SUMS = "meta.json", "tensors.safetensors", "SHA256SUMS"
+ABANDONED_SECONDS = 86400.0
+"""What a writer left unfinished and nobody touched for so long is taken for a dead one's."""
 
 
 class Damaged(RuntimeError):
@@ -97,10 +104,13 @@ def put(
     row: dict[str, Any],
     tensors: dict[str, Tensor] | None = None,
     extra: dict[str, Any] | None = None,
+    replace: bool = False,
 ) -> Artifact:
-    """Stores a result and returns its artifact; a result that is there already stays.
+    """Stores a result and returns its artifact; one that is there already stays, or is replaced
+    once the new one is on the disk.
 
-    Raises PermissionError when the store cannot be written.
+    Hold `lock` meanwhile if other processes may want the same. Raises PermissionError when the
+    store cannot be written or is full; nothing of the result is stored then.
     """
     from safetensors.torch import save
 
@@ -122,22 +132,24 @@ def put(
     where = path(spec)
     with _writing():
         where.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=".staged-", dir=where.parent))
-    try:
-        for name, data in files.items():
-            with open(staged / name, "wb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-        os.chmod(staged, 0o755)
+        staged = Path(tempfile.mkdtemp(prefix=f"{specs.key(spec)}.staged-", dir=_unfinished()))
         try:
-            os.rename(staged, where)
-        except OSError:
-            # Renaming onto a folder that is not empty fails: somebody stored it first.
-            if not where.exists():
-                raise
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+            for name, data in files.items():
+                with open(staged / name, "wb") as f:
+                    f.write(data)
+                    f.flush()
+                    os.fsync(f.fileno())
+            os.chmod(staged, 0o755)
+            if replace and where.exists():
+                _delete(where)
+            try:
+                os.rename(staged, where)
+            except OSError:
+                # Renaming onto a folder that is not empty fails: somebody stored it first.
+                if not where.exists():
+                    raise
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
     return _load(where)
 
 
@@ -145,21 +157,23 @@ def remove(spec: Spec) -> None:
     """Deletes a spec's artifact, such as a damaged one, so that it is computed again."""
     where = path(spec)
     if where.exists():
-        # Renamed first, so that no reader meets a half-deleted artifact.
-        doomed = Path(tempfile.mkdtemp(prefix=".doomed-", dir=where.parent))
-        os.rename(where, doomed / "artifact")
-        shutil.rmtree(doomed)
+        with _writing():
+            _delete(where)
 
 
 @contextmanager
 def lock(spec: Spec) -> Iterator[None]:
-    """Held while an artifact is computed; the kernel frees it when its holder dies."""
+    """Held while an artifact is computed; the kernel frees it when its holder dies.
+
+    Whoever takes it clears away what killed writers of that artifact left.
+    """
     file = root() / "locks" / f"{specs.key(spec)}.lock"
     with _writing():
         file.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(file)
         held.acquire()
     try:
+        _clear(specs.key(spec))
         yield
     finally:
         held.release()
@@ -168,6 +182,35 @@ def lock(spec: Spec) -> Iterator[None]:
 def checkpoint(spec: Spec) -> Path:
     """Where the unfinished training of a spec is kept."""
     return root() / "unfinished" / f"{specs.key(spec)}.pt"
+
+
+def write_checked(file: Path, data: bytes | memoryview) -> None:
+    """Writes a file of the store whole or not at all: what was there stays until then.
+
+    Its checksum goes before it. Raises PermissionError when the store cannot be written or is full.
+    """
+    partial = file.with_suffix(".tmp")
+    with _writing():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as f:
+                f.write(hashlib.sha256(data).digest())
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(partial, file)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def read_checked(file: Path) -> bytes:
+    """What `write_checked` wrote. Raises Damaged when it is not that."""
+    raw = file.read_bytes()
+    digest, data = raw[:32], raw[32:]
+    if hashlib.sha256(data).digest() != digest:
+        raise Damaged(f"{file} is damaged: its checksum is another")
+    return data
 
 
 def artifacts(cls: type) -> Iterator[Artifact]:
@@ -227,7 +270,8 @@ def _read(where: Path, name: str) -> bytes:
 
 def _load(where: Path) -> Artifact:
     meta = json.loads(_read(where, META))
-    by = f"{where / META}: written by robustlib {meta['versions'].get('robustlib_version')}"
+    written = meta.get("versions", {}).get("robustlib_version", "of another kind")
+    by = f"{where / META}: written by robustlib {written}"
     if meta["format"] > FORMAT:
         raise Damaged(f"{by} in format {meta['format']}; this version reads up to {FORMAT}")
     try:
@@ -241,14 +285,45 @@ def _load(where: Path) -> Artifact:
     return Artifact(spec, row, meta["extra"], where)
 
 
+def _unfinished() -> Path:
+    folder = root() / "unfinished"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _delete(where: Path) -> None:
+    # Renamed first, so that no reader meets a half-deleted artifact. A full disk allows it.
+    doomed = _unfinished() / f"{where.name}.doomed-{os.urandom(4).hex()}"
+    os.rename(where, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _clear(own: str) -> None:
+    """Deletes what killed writers left of the artifact whose lock is held, and of any other what
+    is long abandoned. A checkpoint stays until its result is stored."""
+    now = time.time()
+    # Where others' leftovers cannot be deleted, they are in nobody's way.
+    with suppress(OSError):
+        for left in (root() / "unfinished").iterdir():
+            key = left.name.split(".")[0]
+            with suppress(OSError):
+                if key != own and now - left.stat().st_mtime < ABANDONED_SECONDS:
+                    continue
+                if left.suffix != ".pt":
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                elif any((root() / kind / key[:2] / key).exists() for kind in specs.KINDS):
+                    left.unlink()
+
+
 @contextmanager
 def _writing() -> Iterator[None]:
     try:
         yield
     except OSError as e:
+        room = "make room, or " if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
         raise PermissionError(
             f"the store {root()} cannot be written ({e}); "
-            "set ROBUSTLIB_STORE to a folder where it can be"
+            f"{room}set ROBUSTLIB_STORE to a folder where it can be"
         ) from e
 
 

@@ -157,7 +157,7 @@ def _fit(
         state |= {"loss_sum": loss_sum, "seconds": spent + time.monotonic() - started}
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        store.write_checked(checkpoint, buffer.getvalue())
+        store.write_checked(checkpoint, buffer.getbuffer())
 
     started = last_save = time.monotonic()
     # Read at each call: tqdm itself reads it when it is imported, which a worker does too early.

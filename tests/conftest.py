@@ -1,6 +1,7 @@
 """What every test stands on: a store of its own, one thread, and data packs if there are any."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,20 @@ def data_root() -> Path:
     if not Path(root).is_dir():
         pytest.fail(f"ROBUSTLIB_DATA={root!r} is not a folder")
     return Path(root)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """How many faults were made (tests/test_faults.py), of each kind, and survived."""
+    tried, survived = Counter(), Counter()
+    for report in (r for reports in terminalreporter.stats.values() for r in reports):
+        if getattr(report, "when", "") == "call":
+            for name, value in report.user_properties:
+                if name == "faults":
+                    kind, points, passed = value
+                    tried[kind] += points
+                    survived[kind] += passed
+    if tried:
+        each = ", ".join(f"{kind} {n}" for kind, n in tried.items())
+        terminalreporter.write_line(
+            f"faults: {tried.total()} points tried, {survived.total()} survived ({each})"
+        )
