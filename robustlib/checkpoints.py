@@ -94,6 +94,8 @@ def load(
     that is not exactly one of `specs.ARCHS`; FileNotFoundError; ConnectionError when a name cannot
     be downloaded.
     """
+    if not isinstance(source, str | Path):
+        raise ValueError(f"checkpoint={shown(source)}: must be a path or a name")
     text = str(source)
     if n_classes is not None:
         n_classes = integer("n_classes", n_classes, 1, 10**6)

@@ -269,11 +269,12 @@ def main(argv: list[str] | None = None) -> int:
             )
         call()
     except SystemExit as e:
-        return _say(_one_line(parsing.getvalue()), 2) if e.code else 0
+        return _refuse(_one_line(parsing.getvalue())) if e.code else 0
     except (ValueError, OSError) as e:
-        return _say(str(e), 2)
+        return _refuse(str(e))
     except RuntimeError as e:
-        return _say(str(e), 1)
+        print(f"robustlib: {e}", file=sys.stderr)  # whole: what failed, and where, may take lines
+        return 1
     except KeyboardInterrupt:
         print(
             "robustlib: interrupted; what is stored stays, the same call goes on", file=sys.stderr
@@ -282,21 +283,25 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _say(message: str, code: int) -> int:
-    print(f"robustlib: {message}", file=sys.stderr)
-    return code
+def _refuse(message: str) -> int:
+    """Says why on one line, whatever a path or another library put into it."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    # The beginning names what is bad, the end says what is allowed.
+    text = text if len(text) <= 2_500 else f"{text[:1_500]} [...] {text[-800:]}"
+    print(f"robustlib: {text}", file=sys.stderr)
+    return 2
 
 
 def _one_line(box: str) -> str:
     """What the parser says in a box, without box and title, and the names of its insides."""
     lines = re.sub(r"[\u2500-\u257f]|^ ?-+ ?$", " ", box, flags=re.M).splitlines()[1:]
-    return re.sub(
-        r"^Error parsing __tyro-dummy-inner__\S*: ", "", " ".join(" ".join(lines).split())
-    )
+    text = re.sub(r" -{9,} ", " ", " ".join(" ".join(lines).split()))  # a rule between two parts
+    return re.sub(r"^Error parsing __tyro-dummy-inner__\S*: ", "", text)
 
 
 def _fraction(argument: str) -> str:
     """ "8/255" as the decimal number it is, so that a flag of type float takes it."""
     if re.fullmatch(r"\d+/[1-9]\d*", argument):
-        return repr(float(Fraction(argument)))
+        with contextlib.suppress(ValueError, OverflowError):  # the parser will name it
+            return repr(float(Fraction(argument)))
     return argument

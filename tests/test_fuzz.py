@@ -32,7 +32,8 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from robustlib import checkpoints, models, specs, study
+import robustlib
+from robustlib import batch, bench, checkpoints, cli, models, specs, store, study, sweeps
 from robustlib.data import load, packs, sources
 from robustlib.specs import Pretrain, Ticket, Transfer, columns, from_dict, key, to_dict
 
@@ -497,7 +498,6 @@ CHANGES: dict[str, Callable[[torch.Tensor], Any]] = {
     "sparse": lambda t: t.to_sparse(),
     "meta": lambda t: t.to("meta"),
     "parameter": lambda t: torch.nn.Parameter(t, requires_grad=False),
-    "quantized": lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8),
     **{str(o): lambda t, o=o: o for o in (None, 3, "text", [1], {}, {"a": torch.ones(1)})},
 }
 odd_keys = st.sampled_from(["", "a\nb", LONG, "module.fc.weight", "model.fc.weight", "attacker.x"])
@@ -704,3 +704,143 @@ def test_a_bad_profile_says_what_is_bad(old, new, says):
 def test_a_profile_of_no_such_name(name):
     with room() as here:
         assert attempt(lambda: study.profile(name), here, "profile=") is None
+
+
+# --- the command line
+
+
+def said(argv: list[str]) -> tuple[int, str]:
+    """What a command line exits with and says; it does no work, and leaves no trace."""
+
+    def no_run(spec: Any, recompute: bool) -> Any:
+        specs.kind(spec)
+        return store.Artifact(spec, columns(spec), {}, store.path(spec))
+
+    def no_work(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("this would be work")
+
+    out, err = io.StringIO(), io.StringIO()
+    with room() as here, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(robustlib, "run", no_run, raising=False)
+        patch.setattr(study, "_speed", lambda: 1.0)
+        patch.setattr(study, "run_study", no_work)
+        patch.setattr(sweeps, "sweep", no_work)
+        patch.setattr(batch.cluster, "compute", no_work)
+        patch.setattr(bench, "main", no_work)
+        before = listing(here)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli.main(argv)
+        assert listing(here) == before
+    message = err.getvalue()
+    assert code in (0, 1, 2), code
+    assert "Traceback" not in message + out.getvalue()
+    if code:
+        assert message.startswith("robustlib: ") and message.endswith("\n"), message
+        one_line(message[:-1], 3000)
+        assert code == 2 or message.endswith("this would be work\n"), message
+    return code, message
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+PREFIXES = {
+    "pretrain": {"": Pretrain},
+    "ticket": {"": Ticket, "pretrain.": Pretrain},
+    "transfer": {"": Transfer, "ticket.": Ticket, "ticket.pretrain.": Pretrain},
+}
+FLAGS = {
+    command: [
+        *(flag(p + f.name) for p, cls in levels.items() for f in fields(cls)),
+        *("--recompute", "--no-recompute"),
+    ]
+    for command, levels in PREFIXES.items()
+}
+RUNS = ["--workers", "--scheduler", "--retries", "--out", "--csv", "--dry-run", "--no-dry-run"]
+FLAGS |= {
+    "study": ["--profile", *RUNS],
+    "sweep": ["quick", *RUNS],
+    "batch": ["--grid", "-g", "-p", "--parameter", *RUNS],
+    "data list": ["--size"],
+    "data build": ["mine", ".", "--size", "--test-fraction", "--seed", "--folder"],
+    "data": [],
+    "results": ["--kind", "--csv", "--all-columns"],
+}
+words = st.one_of(
+    # No command line holds a nul.
+    odd_text.filter(lambda t: "\0" not in t),
+    odd_numbers.map(specs.shown),
+    st.sampled_from(
+        ["--", "-", "--=", "-1", "--help", "8/255", "9" * 400 + "/1", "9" * 5000 + "/1"]
+    ),
+    st.sampled_from([LONG + ".toml", LONG + ".json", "a\nb.toml", "x.ipynb", "~nobody/x.json"]),
+    st.sampled_from(["tcp://", "tcp://x", "a=1", "a=", "=", "a=1,2", "quick", "fp32", "natural"]),
+    st.sampled_from([flag for flags in FLAGS.values() for flag in flags]),
+)
+
+
+def line(command: str) -> st.SearchStrategy:
+    known = st.sampled_from(FLAGS[command] or ["--x"])
+    pair = st.tuples(known, words) | st.tuples(known, words).map(lambda t: ("=".join(t),))
+    return st.lists(pair | st.tuples(words), max_size=4).map(
+        lambda parts: [*command.split(), *(word for part in parts for word in part)]
+    )
+
+
+@fuzzed(100)
+@given(st.sampled_from(sorted(FLAGS)).flatmap(line))
+@example(["pretrain", "--lr", "9" * 400 + "/1"])  # an OverflowError, with its traceback
+@example(["pretrain", "--lr", "9" * 5000 + "/1"])  # a message about digits, that named nothing
+@example(["data", "build", "mine", "a\nb"])  # two lines
+@example(["data", "build", "mine", "~nobody/x"])  # pathlib could not tell whose home that is
+@example(["data", "build", "mine", LONG])
+@example(["sweep", LONG + ".json"])
+@example(["sweep", "a\nb.json"])
+@example(["batch", LONG + ".ipynb"])
+@example(["study", "--scheduler", LONG + ".toml"])
+@example(["pretrain", "--checkpoint", LONG, "--lr", "\x1b[31m"])
+def test_a_command_line_is_run_or_refused(argv):
+    said(argv)
+
+
+@fuzzed(30)
+@given(st.lists(words, max_size=3))
+def test_a_command_line_of_anything(argv):
+    said(argv)
+
+
+places = st.sampled_from(
+    [(c, p, f.name) for c, levels in PREFIXES.items() for p, k in levels.items() for f in fields(k)]
+)
+
+
+# A field that is a flag takes no value.
+@fuzzed(70)
+@given(places.filter(lambda p: p[2] not in (*specs.KINDS, "decay_norms", "recalibrate")), words)
+@example(("pretrain", "", "lr"), "9" * 400 + "/1")
+@example(("pretrain", "", "lr"), "9" * 5000 + "/1")
+@example(("transfer", "ticket.pretrain.", "eps"), "nan")
+def test_a_refused_flag_is_named_with_its_value(place, word):
+    command, prefix, name = place
+    if word.startswith("-") or not word.strip():  # may pass for a flag, or for nothing
+        return
+    code, message = said([command, f"{flag(prefix + name)}={word}"])
+    if code:
+        assert name in message or flag(prefix + name) in message, message
+        shown = [word[:30], repr(word)[:30], " ".join(word.split())[:30]]
+        with contextlib.suppress(ValueError):
+            shown += [f"{float(word):g}", repr(float(word))]
+        assert any(s in message for s in shown), message
+
+
+def test_a_folder_that_is_refused_leaves_no_data_root():
+    with room() as here:
+        for name in ("ant", "bee"):
+            (here / "files" / name).mkdir()
+            for i in range(3):
+                (here / "files" / name / f"{i}.png").write_bytes(b"no picture")
+        build = ["data", "build", "mine", str(here / "files")]
+        before = listing(here)
+        assert cli.main(build) == 2
+        assert listing(here) == before

@@ -109,7 +109,9 @@ def build_folder(
         splits = {s: class_folders(folder / s) for s in packs.SPLITS if (folder / s).is_dir()}
     else:
         splits = {"all": class_folders(folder)}
-    _build_once(path, lambda: _from_folders(name, splits, size, fraction, seed))
+    pack = _from_folders(name, splits, size, fraction, seed)
+    packs.validate(pack, path)  # before the data root is made: a refusal leaves nothing there
+    _build_once(path, lambda: pack)
     return path
 
 
