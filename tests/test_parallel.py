@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import pickle
 import signal
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -339,6 +341,19 @@ def test_the_first_error_of_any_process_is_raised_here(how, error, message):
     assert time.monotonic() - started < 120
     if how == "raises":
         assert "in failing" in raised.value.__notes__[0]
+
+
+def test_of_several_errors_the_first_counts_and_one_that_cannot_be_sent_keeps_its_message(tmp_path):
+    """The others are of processes that lost a peer: they raise, or are aborted."""
+    lost = pickle.dumps(RuntimeError("connection closed by peer"))
+    errors = [(2, 0, "RuntimeError: connection closed by peer", "", lost)]
+    errors += [(1, 1, "Odd: no copy of this", "where it was", b"")]
+    for error in errors:
+        (tmp_path / f"error-{error[1]}").write_bytes(pickle.dumps(error))
+    ended = [SimpleNamespace(poll=lambda code=c: code) for c in (1, 1, -signal.SIGABRT)]
+    error = parallel._failure(str(tmp_path), ended)
+    assert type(error) is RuntimeError and str(error) == "Odd: no copy of this"
+    assert error.__notes__ == ["In process 1 of 3:\nwhere it was"]
 
 
 def test_with_one_process_a_launch_is_a_call():
