@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from robustlib.specs import KINDS, Pretrain, Ticket, Transfer
+from robustlib.specs import KINDS, Pretrain, Ticket, Transfer, printable
 
 _Flat = tyro.conf.arg(name="")
 _Repeated = tyro.conf.UseAppendAction
@@ -285,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _refuse(message: str) -> int:
     """Says why on one line, whatever a path or another library put into it."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    text = printable(message)
     # The beginning names what is bad, the end says what is allowed.
     text = text if len(text) <= 2_500 else f"{text[:1_500]} [...] {text[-800:]}"
     print(f"robustlib: {text}", file=sys.stderr)

@@ -51,9 +51,14 @@ def shown(value: Any, limit: int | None = None) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
 
+def printable(text: str) -> str:
+    """`text` on one line, what a terminal would act on escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+
+
 def reason(error: BaseException, limit: int = 300) -> str:
     """What a library says is wrong, on one line and no longer than a person would read."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = printable(str(error)) or type(error).__name__
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 

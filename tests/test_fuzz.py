@@ -164,8 +164,9 @@ def names_one(message: str, cls: type, given_: dict) -> None:
     if name in given_ and isinstance(given_[name], str | bytes | int | float):
         value = given_[name]
         short = specs.shown(value)
-        with contextlib.suppress(TypeError, ValueError, OverflowError):
-            short = f"{float(value):g}" if short not in message else short
+        if f"{name}={short}" not in message:  # a number that fits is shown as the number it is
+            x = Fraction(value) if isinstance(value, str) and "/" in value else value
+            short = f"{float(x):g}"
         assert f"{name}={short}" in message, message
 
 
@@ -525,7 +526,7 @@ def test_a_checkpoint_of_odd_tensors(changed, under, prefix, form):
     for name, change in changed.items():
         try:
             state[name] = CHANGES[change](state.get(name, torch.ones(2)))
-        except (RuntimeError, NotImplementedError):  # torch makes no such thing
+        except (RuntimeError, IndexError):  # torch makes no such thing
             return
         if state[name] is ...:
             del state[name]
@@ -544,6 +545,8 @@ def test_a_checkpoint_of_odd_tensors(changed, under, prefix, form):
     st.integers(0, 5),
     edits | st.just([]),
 )
+# A name in the file that a terminal would act on was printed as it is.
+@example("a key", "zip", 0, [("set", 0.91796875, b"\x01")])
 def test_the_code_in_a_checkpoint_is_not_run(place, form, protocol, changes):
     with room() as here:
         payload, state = Payload(here / "proof"), dict(weights())
@@ -828,10 +831,12 @@ def test_a_refused_flag_is_named_with_its_value(place, word):
     code, message = said([command, f"{flag(prefix + name)}={word}"])
     if code:
         assert name in message or flag(prefix + name) in message, message
-        shown = [word[:30], repr(word)[:30], " ".join(word.split())[:30]]
+        shown = [word, repr(word), "value has 5000 digits"]  # which Python does not print
         with contextlib.suppress(ValueError):
             shown += [f"{float(word):g}", repr(float(word))]
-        assert any(s in message for s in shown), message
+        # The parser breaks what is long into lines.
+        short, found = ["".join(s.split())[:30] for s in shown], "".join(message.split())
+        assert any(s in found for s in short), message
 
 
 def test_a_folder_that_is_refused_leaves_no_data_root():
