@@ -826,7 +826,8 @@ places = st.sampled_from(
 @example(("transfer", "ticket.pretrain.", "eps"), "nan")
 def test_a_refused_flag_is_named_with_its_value(place, word):
     command, prefix, name = place
-    if word.startswith("-") or not word.strip():  # may pass for a flag, or for nothing
+    # It may pass for a flag, or for nothing, or is shown as escapes.
+    if word.startswith("-") or not word.strip() or not word.isprintable():
         return
     code, message = said([command, f"{flag(prefix + name)}={word}"])
     if code:
