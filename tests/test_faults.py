@@ -245,6 +245,7 @@ def nursery() -> None:
     warm = Ticket(replace(NATURAL, epochs=0))
     for mode in ("linear", "finetune"):
         run(Transfer(warm, "digits", mode, n_train=50, epochs=0))
+    print(flush=True)  # ready
     for line in sys.stdin:
         ask = json.loads(line)
         if "pid" in ask:
@@ -290,6 +291,7 @@ def forks(tmp_path_factory) -> Iterator[SimpleNamespace]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     environment["ROBUSTLIB_STORE"] = str(tmp_path_factory.mktemp("nursery") / "store")
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes)
+    process.stdout.readline()
 
     def ask(**what) -> int:
         process.stdin.write(json.dumps(what) + "\n")
@@ -490,30 +492,35 @@ def test_killed_at_any_step_of_a_training(name, forks, without, recovers, point)
 
 
 def test_killed_at_any_time_of_a_study(forks, reference, tmp_path, recovers, point):
-    n = 6
+    n, killed = 12, 0
     for i in range(n):
         folder = tmp_path / f"store{i}"
-        with point("a study, at any time"):
-            pid = forks.start(study, into=folder)
-            time.sleep(reference.seconds * (i + 0.5) / n)
-            os.kill(pid, signal.SIGKILL)
-            assert forks.end(pid) in (KILLED, 0)
-            recovers(folder)
+        pid = forks.start(study, into=folder)
+        time.sleep(reference.seconds * (i + 0.5) / n)
+        os.kill(pid, signal.SIGKILL)
+        if forks.end(pid) == KILLED:
+            killed += 1
+            with point("a study, at any time"):
+                recovers(folder)
+    assert killed >= n / 2, "the others had ended before"
 
 
 def test_two_race_for_one_artifact_and_one_is_killed(forks, without, reference, recovers, point):
-    drawn = random.Random(0)
-    for _ in range(6):
+    drawn, n, killed = random.Random(0), 12, 0
+    for _ in range(n):
         folder = without("robust")
-        with point("two processes racing for an artifact"):
-            pair = [forks.start(compute, "robust", into=folder) for _ in range(2)]
-            time.sleep(drawn.uniform(0, 0.6 * reference.seconds))
-            victim = drawn.randrange(2)
-            os.kill(pair[victim], signal.SIGKILL)
-            assert forks.end(pair[1 - victim]) == 0, said(folder)
-            assert forks.end(pair[victim]) in (KILLED, 0)
-            assert outcome(folder) == reference.outcome
-            recovers(folder)
+        pair = [forks.start(compute, "robust", into=folder) for _ in range(2)]
+        time.sleep(drawn.uniform(0, 0.5 * reference.seconds))
+        victim = drawn.randrange(2)
+        os.kill(pair[victim], signal.SIGKILL)
+        survivor = forks.end(pair[1 - victim])
+        assert survivor == 0, said(folder)
+        if forks.end(pair[victim]) == KILLED:
+            killed += 1
+            with point("two processes racing for an artifact"):
+                assert outcome(folder) == reference.outcome
+                recovers(folder)
+    assert killed >= n / 2, "the others had ended before"
 
 
 @pytest.mark.parametrize("left", ["", "garbage", "1234\n"], ids=["killed holder", "text", "id"])
@@ -695,22 +702,23 @@ def end_without_parent(processes: list[psutil.Process]) -> bool:
 
 def test_a_sweep_outlives_its_workers_and_they_do_not_outlive_it(forks, tmp_path, recovers, point):
     folder = tmp_path / "store"
-    with held(folder, "robust"):
-        pid = forks.start(swept, 2, into=folder)
-        until(lambda: stored(folder), "begun")
+    with held(folder, "finetune"):
+        pid = forks.start(swept, 1, into=folder)
+        until(lambda: stored(folder) >= 2, "begun")
         with point("the process that sweeps, with its scheduler"):
             left = family(pid)
-            assert len(workers_of(pid)) == 2
+            assert len(workers_of(pid)) == 1
             os.kill(pid, signal.SIGKILL)
             assert forks.end(pid) == KILLED
             assert end_without_parent(left)
-            assert lines(outcome(folder))
-        pid = forks.start(swept, 2, into=folder)
-        # What is natural does not wait: both workers have been at work by then.
-        until(lambda: stored(folder) == ARTIFACTS // 2, "half done")
-        for worker in workers_of(pid):
-            worker.kill()
-    with point("a worker, mid-sweep"), point("a worker, mid-sweep"):
+            assert 2 <= stored(folder) < ARTIFACTS and lines(outcome(folder))
+    with point("a worker, mid-sweep"):
+        with held(folder, "finetune"):
+            pid = forks.start(swept, 2, into=folder)
+            until(lambda: stored(folder) == ARTIFACTS - 1, "all but one")
+            # One of them is at the last; which one does not show.
+            for worker in workers_of(pid):
+                worker.kill()
         assert forks.end(pid) == 0, said(folder)
         recovers(folder)
 
