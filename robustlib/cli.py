@@ -77,6 +77,7 @@ def sweep(
     from robustlib import study as studies
 
     cluster.check(workers, scheduler, retries)
+    _check_csv(csv)
     wanted = studies.wanted(what)
     if dry_run:
         stored = sum(map(store.has, wanted))
@@ -207,11 +208,18 @@ def results(
     """
     from robustlib import store
 
+    _check_csv(csv)
     frame = store.frame(KINDS[kind])
     if frame.empty:
         print(f"no {kind} is stored in {store.root()}")
     else:
         _show(frame, csv, all_columns)
+
+
+def _check_csv(csv: Path | None) -> None:
+    """Before hours of work, and not after them."""
+    if csv and not csv.parent.is_dir():
+        raise ValueError(f"csv={str(csv)!r}: its folder is not there")
 
 
 def _show(frame: Any, csv: Path | None, all_columns: bool = False) -> None:

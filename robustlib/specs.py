@@ -308,7 +308,8 @@ def columns(spec: Spec) -> dict[str, Any]:
 
 # What the numbers of the specs may be: at least, at most. No number may be infinite or nan.
 _LIMITS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("width", "steps", "replays", "n_train"), (1, 2**31)),
+    **dict.fromkeys(("steps", "replays", "n_train"), (1, 2**31)),
+    "width": (1, 4096),
     **dict.fromkeys(("epochs", "seed"), (0, 2**31)),
     "stem_stride": (1, 4),
     "size": (8, 1024),

@@ -56,7 +56,9 @@ def _check_data(spec: Spec) -> None:
     """Raises what loading would: before hours of pretraining, and before anything is written."""
     if isinstance(spec, Transfer):
         _task(spec)
-    elif isinstance(spec, Pretrain) and not spec.checkpoint:
+    elif isinstance(spec, Pretrain) and spec.checkpoint:
+        _published(spec)
+    elif isinstance(spec, Pretrain):
         data = _source(spec)
         parallel.check_shares(len(data.train), spec.batch_size, devices())
     below = specs.parent(spec)
@@ -121,9 +123,9 @@ def _trained(spec: Pretrain, checkpoint: Path) -> tuple[nn.Module, list[dict[str
     return model, curve
 
 
-def _pretrained(spec: Pretrain) -> tuple[dict, dict, dict]:
-    """A published network. Its accuracy is None where the source's images are not here: whoever
-    transfers from ImageNet weights need not have ImageNet."""
+def _published(spec: Pretrain) -> tuple[nn.Module, dict[str, Any], Any]:
+    """The network of a checkpoint, what it is, and its source's images, None where they are not
+    here. Raises ValueError where they are not those that the spec says."""
     small = spec.arch.endswith("s")
     model = checkpoints.load(spec.checkpoint, stem_stride=spec.stem_stride if small else None)
     found = checkpoints.describe(model)
@@ -136,13 +138,21 @@ def _pretrained(spec: Pretrain) -> tuple[dict, dict, dict]:
     try:
         data = _source(spec)
     except FileNotFoundError:
-        row: dict[str, Any] = {"accuracy": None, "n": 0, "val_accuracy": None}
-    else:
-        if data.n_classes != found["n_classes"]:
-            raise ValueError(
-                f"source={spec.source!r}: has {data.n_classes} classes, checkpoint "
-                f"{spec.checkpoint!r} {found['n_classes']}"
-            )
+        return model, found, None
+    if data.n_classes != found["n_classes"]:
+        raise ValueError(
+            f"source={spec.source!r}: has {data.n_classes} classes, checkpoint "
+            f"{spec.checkpoint!r} {found['n_classes']}"
+        )
+    return model, found, data
+
+
+def _pretrained(spec: Pretrain) -> tuple[dict, dict, dict]:
+    """A published network. Its accuracy is None where the source's images are not here: whoever
+    transfers from ImageNet weights need not have ImageNet."""
+    model, found, data = _published(spec)
+    row: dict[str, Any] = {"accuracy": None, "n": 0, "val_accuracy": None}
+    if data is not None:
         row = _source_accuracy(model, data)
     return row | _size(model, spec.size), model.state_dict(), {"n_classes": found["n_classes"]}
 

@@ -86,7 +86,7 @@ pretrains = st.builds(
     small(
         source=text,
         arch=st.sampled_from(LITERALS["arch"]),
-        width=counts,
+        width=st.integers(1, 4096),
         size=st.integers(8, 1024),
         steps=counts,
         step_size=st.none() | number(1000),
