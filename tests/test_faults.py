@@ -439,7 +439,7 @@ def recovers(forks, reference) -> Callable[[Path], None]:
 
 @pytest.mark.parametrize("name", ["ticket"])
 def test_killed_at_any_line_of_the_writing_of_an_artifact(name, forks, without, recovers, point):
-    for n in itertools.count(1):
+    for n in range(1, 200):
         folder = without(name)
         status = forks.do(dies_at_line, name, "put", n, into=folder)
         if status == 0:
@@ -464,7 +464,7 @@ def test_killed_with_a_part_of_a_file_written(forks, without, recovers, point):
 
 
 def test_killed_at_any_line_of_the_writing_of_a_checkpoint(forks, without, recovers, point):
-    for n in itertools.count(1):
+    for n in range(1, 200):
         folder = without("robust")
         status = forks.do(dies_at_line, "robust", "write_checked", n, 3, into=folder)
         if status == 0:
@@ -484,7 +484,7 @@ def test_killed_at_any_line_of_the_writing_of_a_checkpoint(forks, without, recov
 def test_killed_at_any_step_of_a_training(name, forks, without, recovers, point):
     for step in range(STEPS[name]):
         folder = without(name)
-        with point("a training, mid-epoch"):
+        with point("a training mid-epoch"):
             assert forks.do(dies_at_step, name, step, into=folder) == KILLED, said(folder)
             kept = folder / "unfinished" / store.checkpoint(NAMED[name]).name
             assert kept.exists() == (step > 0)
@@ -500,7 +500,7 @@ def test_killed_at_any_time_of_a_study(forks, reference, tmp_path, recovers, poi
         os.kill(pid, signal.SIGKILL)
         if forks.end(pid) == KILLED:
             killed += 1
-            with point("a study, at any time"):
+            with point("a study at any time"):
                 recovers(folder)
     assert killed >= n / 2, "the others had ended before"
 
@@ -705,14 +705,14 @@ def test_a_sweep_outlives_its_workers_and_they_do_not_outlive_it(forks, tmp_path
     with held(folder, "finetune"):
         pid = forks.start(swept, 1, into=folder)
         until(lambda: stored(folder) >= 2, "begun")
-        with point("the process that sweeps, with its scheduler"):
+        with point("a sweep with its scheduler"):
             left = family(pid)
             assert len(workers_of(pid)) == 1
             os.kill(pid, signal.SIGKILL)
             assert forks.end(pid) == KILLED
             assert end_without_parent(left)
             assert 2 <= stored(folder) < ARTIFACTS and lines(outcome(folder))
-    with point("a worker, mid-sweep"):
+    with point("a worker mid-sweep"):
         with held(folder, "finetune"):
             pid = forks.start(swept, 2, into=folder)
             until(lambda: stored(folder) == ARTIFACTS - 1, "all but one")
@@ -749,7 +749,7 @@ def test_a_scheduler_that_dies_ends_the_sweep_and_the_next_one_goes_on(
     forks, tmp_path, recovers, reference, point
 ):
     folder = tmp_path / "store"
-    with point("the scheduler"):
+    with point("a scheduler apart"):
         with dask(tmp_path) as running, held(folder, "finetune"):
             pid = forks.start(swept, None, running.address, into=folder)
             until(lambda: stored(folder) >= 2, "begun")
@@ -785,7 +785,7 @@ def test_a_notebook_whose_kernel_is_killed_is_run_again(
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
     nbformat.write(notebook, path)
-    with point("a notebook's kernel, mid-study"):
+    with point("a kernel mid-study"):
         with held(folder, "finetune"):
             pid = forks.start(executes, path, path, into=folder)
             until(lambda: stored(folder) >= 2, "begun")
