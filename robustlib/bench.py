@@ -62,8 +62,9 @@ def throughput() -> dict[str, list[float]]:
         def bare(model=model, fixed=fixed, attack=attack) -> None:
             _bare(model, *fixed, attack)
 
-        ours()
-        out[name] = sorted(_seconds(bare) / _seconds(ours) for _ in range(ROUNDS))
+        with _own_store():
+            ours()
+            out[name] = sorted(_seconds(bare) / _seconds(ours) for _ in range(ROUNDS))
     return out
 
 
@@ -135,7 +136,7 @@ def stored_sweep(n: int = 1000) -> tuple[float, float]:
 
 def two_workers(trainings: int = 8) -> tuple[float, float]:
     """Seconds of a sweep over equal trainings on one worker, and on two, their start included."""
-    spec = Pretrain(source="glyphs", width=16, size=24, n_train=3400, epochs=6, batch_size=50)
+    spec = Pretrain(source="glyphs", width=16, size=24, n_train=3400, epochs=9, batch_size=50)
     specs = [replace(spec, seed=i) for i in range(trainings)]
     took = []
     for workers in (1, 2):
