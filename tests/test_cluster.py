@@ -269,7 +269,8 @@ def test_a_slurm_cluster_computes_and_its_jobs_are_cancelled(tmp_path, monkeypat
     programs.mkdir()
     log = tmp_path / "log"
     (programs / "sbatch").write_text(
-        f'#!/bin/bash\ncp "$1" "{log}.$$"\nsetsid bash "$1" >/dev/null 2>&1 &\n'
+        # A copy, as Slurm takes one: the script is deleted once sbatch has returned.
+        f'#!/bin/bash\ncp "$1" "{log}.$$"\nsetsid bash "{log}.$$" >/dev/null 2>&1 &\n'
         f'echo "submitted $!" >> {log}\necho "Submitted batch job $!"\n'
     )
     (programs / "scancel").write_text(f'#!/bin/bash\necho "cancelled $1" >> {log}\nkill -- -"$1"\n')
