@@ -136,7 +136,7 @@ def stored_sweep(n: int = 1000) -> tuple[float, float]:
 
 def two_workers(trainings: int = 8) -> tuple[float, float]:
     """Seconds of a sweep over equal trainings on one worker, and on two, their start included."""
-    spec = Pretrain(source="glyphs", width=16, size=24, n_train=3400, epochs=9, batch_size=50)
+    spec = Pretrain(source="digits", width=16, size=24, epochs=24, batch_size=50)
     specs = [replace(spec, seed=i) for i in range(trainings)]
     took = []
     for workers in (1, 2):
