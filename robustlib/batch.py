@@ -68,9 +68,9 @@ def batch(
             if "figures" in known and "figures" not in given:
                 given["figures"] = str(folder)
             name = f"{notebook.name} {' '.join(f'{k}={v}' for k, v in own.items())}".strip()
-            jobs.append(cluster.Job(str(folder), name, _execute, (str(notebook.resolve()), given)))
+            args = str(notebook.resolve()), given, str(folder)
+            jobs.append(cluster.Job(str(folder), name, _execute, args))
     if jobs:
-        jobs = [cluster.Job(j.key, j.name, j.call, (*j.args, j.key)) for j in jobs]
         cached = len(points) - len(jobs)
         if failures := cluster.compute(jobs, workers, scheduler, retries, cached, unit="point"):
             raise SweepFailed(failures, len(jobs))

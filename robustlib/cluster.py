@@ -97,7 +97,6 @@ def compute_on(
     own = uuid.uuid4().hex  # Two sweeps on one scheduler must not take each other's jobs.
     environment = {"ROBUSTLIB_STORE": str(store.root().resolve())}
     environment |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    by_key = {job.key: job for job in jobs}
     futures: dict[str, Any] = {}
     failed: dict[str, Failure] = {}
     with _bar(jobs, cached, unit, client.dashboard_link) as (started, ended):
@@ -119,9 +118,9 @@ def compute_on(
                     priority=job.cost,
                     retries=retries,
                 )
-            of = {future.key: key for key, future in futures.items()}
+            of = {futures[job.key].key: job for job in jobs}
             for future in as_completed(futures.values()):
-                job = by_key[of[future.key]]
+                job = of[future.key]
                 if future.status != "finished":
                     failed[job.key] = _failure(job, future, failed)
                 ended(job, failed.get(job.key))
