@@ -136,8 +136,12 @@ def pretrain(spec: Annotated[Pretrain, _Flat], recompute: bool = False) -> None:
     _run(spec, recompute)
 
 
-def ticket(spec: Annotated[Ticket, _Flat], recompute: bool = False) -> None:
+def ticket(
+    spec: Annotated[Ticket, _Flat, tyro.conf.AvoidSubcommands], recompute: bool = False
+) -> None:
     """Draw a ticket from a source network and store its mask.
+
+    The field mask_from, a network of its own, has no flag: `robustlib sweep FILE.json` takes it.
 
     Args:
         recompute: Replace a stored result.
@@ -145,7 +149,9 @@ def ticket(spec: Annotated[Ticket, _Flat], recompute: bool = False) -> None:
     _run(spec, recompute)
 
 
-def transfer(spec: Annotated[Transfer, _Flat], recompute: bool = False) -> None:
+def transfer(
+    spec: Annotated[Transfer, _Flat, tyro.conf.AvoidSubcommands], recompute: bool = False
+) -> None:
     """Transfer a ticket to a task and store the result.
 
     Args:

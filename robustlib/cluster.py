@@ -53,8 +53,8 @@ class Job:
     """What it is, in a line."""
     call: Callable[..., None]
     args: tuple[Any, ...]
-    after: str = ""
-    """Key of the job that must be done before."""
+    after: tuple[str, ...] = ()
+    """Keys of the jobs that must be done before."""
     cost: float = 1.0
     """An estimate, in any unit: the longest goes first."""
 
@@ -113,7 +113,7 @@ def compute_on(
                     job.key,
                     job.call,
                     job.args,
-                    futures.get(job.after),
+                    [futures[name] for name in job.after if name in futures],
                     key=f"{kind}-{own}-{i}",
                     priority=job.cost,
                     retries=retries,
@@ -141,8 +141,9 @@ def _call(topic: str, environment: dict[str, str], key: str, call: Any, args: An
 def _failure(job: Job, future: Any, failed: dict[str, Failure]) -> Failure:
     if future.status != "error":
         return Failure(job, "not done: the connection to the scheduler was lost")
-    if job.after in failed:
-        return Failure(job, f"not done: needs {failed[job.after].job.name}")
+    for name in job.after:
+        if name in failed:
+            return Failure(job, f"not done: needs {failed[name].job.name}")
     error, trace = future.exception(), future.traceback()
     text = "".join(traceback.format_exception_only(error)).strip()
     return Failure(job, text, "".join(traceback.format_tb(trace)).rstrip() if trace else "")

@@ -109,10 +109,12 @@ def build(
     return ResNet(block, blocks, n_classes, 64, None, mean, std)
 
 
-def swap_head(model: nn.Module, n_classes: int) -> nn.Module:
+def swap_head(model: nn.Module, n_classes: int, seed: int = 0) -> nn.Module:
     """Replaces the classifier `fc` by a fresh one for `n_classes`, in place; returns the model."""
     old = model.fc
-    model.fc = nn.Linear(old.in_features, n_classes).to(old.weight.device)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model.fc = nn.Linear(old.in_features, n_classes).to(old.weight.device)
     return model
 
 
@@ -121,11 +123,13 @@ def parameters(model: nn.Module) -> int:
     return sum(int(torch.count_nonzero(p)) for p in model.parameters())
 
 
-def multiply_adds(model: nn.Module, size: int) -> int:
-    """Multiply-adds of one [3, size, size] image in convolutions and linear layers.
+def multiply_adds(model: nn.Module, size: int | tuple[int, int]) -> int:
+    """Multiply-adds of one image in convolutions and linear layers; size: its side, or height and
+    width.
 
     Weights that are zero do not count: on a ticket this is what an ideal sparse engine would do.
     """
+    height, width = (size, size) if isinstance(size, int) else size
     total = 0
 
     def count(module: nn.Module, _inputs: tuple[Tensor, ...], out: Tensor) -> None:
@@ -139,7 +143,7 @@ def multiply_adds(model: nn.Module, size: int) -> int:
     try:
         model.eval()
         with torch.no_grad():
-            model(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
+            model(torch.zeros(1, 3, height, width, device=next(model.parameters()).device))
     finally:
         for m, training in modes.items():
             m.training = training

@@ -39,6 +39,17 @@ def natural(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x), y)
 
 
+def pixelwise(ignore: int) -> Objective:
+    """Cross entropy of logits [N, K, H, W], the mean over all pixels of a batch whose label in the
+    masks [N, H, W] is not `ignore`; 0 if there is none."""
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        total = F.cross_entropy(model(x), y.long(), ignore_index=ignore, reduction="sum")
+        return total / (y != ignore).sum().clamp_min(1)
+
+    return Objective(loss)
+
+
 def adversarial(threat: Threat) -> Objective:
     """Cross entropy on adversarial images (Madry et al., 2018); with one step, fast adversarial
     training (Wong et al., 2020)."""
@@ -101,12 +112,13 @@ def smoothing(sigma: float) -> Objective:
 
 
 def from_spec(spec: Any) -> Objective:
-    """The objective that a spec's fields objective, norm, eps, steps, ... name."""
+    """The objective that the fields objective, norm, eps, steps, ... of a Pretrain or a Ticket
+    name."""
     if spec.objective == "natural":
         return Objective(natural)
     if spec.objective == "smoothing":
         return smoothing(spec.sigma)
-    threat = Threat(spec.norm, spec.eps, spec.steps, spec.step_size)
+    threat = Threat(spec.norm, spec.eps, spec.steps, getattr(spec, "step_size", None))
     if spec.objective == "pgd":
         return adversarial(threat)
     if spec.objective == "trades":

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -24,9 +24,12 @@ Norm = Literal["l2", "linf"]
 Schedule = Literal["onecycle", "step"]
 Augment = Literal["none", "crop", "crop-flip"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Scheme = Literal["dense", "omp", "random"]
-Pattern = Literal["unstructured"]
+Scheme = Literal["dense", "omp", "random", "imp", "lmp"]
+Pattern = Literal["unstructured", "row", "kernel", "channel", "2:4", "1:4", "1:8"]
 Scope = Literal["global", "layer"]
+Score = Literal["l1", "l2"]
+Control = Literal["none", "shuffle", "reinit"]
+Drawing = Literal["natural", "pgd"]
 Mode = Literal["finetune", "linear"]
 
 ARCHS: tuple[str, ...] = get_args(Arch)
@@ -38,6 +41,9 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 SCHEMES: tuple[str, ...] = get_args(Scheme)
 PATTERNS: tuple[str, ...] = get_args(Pattern)
 SCOPES: tuple[str, ...] = get_args(Scope)
+SCORES: tuple[str, ...] = get_args(Score)
+CONTROLS: tuple[str, ...] = get_args(Control)
+DRAWINGS: tuple[str, ...] = get_args(Drawing)
 MODES: tuple[str, ...] = get_args(Mode)
 
 
@@ -175,27 +181,123 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class Ticket:
-    """A subnetwork of a pretrained network."""
+    """A subnetwork of a pretrained network: a mask, and the weights that it is put on."""
 
     pretrain: Pretrain = field(default_factory=Pretrain)
+    """Whose weights, and whose mask unless mask_from says otherwise."""
     scheme: Scheme = "omp"
-    """omp: one-shot magnitude pruning; random: a control; dense: no pruning."""
+    """omp: one-shot magnitude; imp: iterative magnitude, in rounds of training and pruning; lmp: a
+    mask learned with the weights frozen; random: a control; dense: no pruning."""
     pattern: Pattern = "unstructured"
-    """What is removed as one."""
+    """What is removed as one: a weight, a kernel row, a kernel, an output channel; n:m keeps n of
+    every m weights along the input."""
     sparsity: float = 0.0
-    """The fraction of convolution weights removed, in [0, 1)."""
+    """The fraction of convolution weights removed, in [0, 1); 1 - n/m for a pattern n:m."""
     scope: Scope = "global"
     """Whether weights are ranked across all layers or within each."""
+    score: Score = "l1"
+    """What ranks a group of weights: the mean of their magnitudes, or their root mean square."""
+    min_channels: int = 1
+    """Output channels that a layer keeps at least (channel)."""
+    mask_from: Pretrain | None = None
+    """Draw the mask from this network, and put it on the weights of `pretrain`."""
+    control: Control = "none"
+    """shuffle: the mask, its groups shuffled within each layer; reinit: the mask, on fresh weights
+    instead of pretrained ones."""
+    dataset: str = ""
+    """What imp and lmp train on: empty for the source (upstream), or a task (downstream)."""
+    n_train: int | None = None
+    """Number of images that imp and lmp train on, class-balanced; None: those of the source, or all
+    of a task."""
+    objective: Drawing = "natural"
+    """natural, or pgd: adversarial training (A-IMP)."""
+    norm: Norm = "l2"
+    """Norm of that attack."""
+    eps: float = 0.0
+    """Radius of that attack, in pixel units of [0, 1] images."""
+    steps: int = 1
+    """Steps of that attack."""
+    rate: float = 0.2
+    """The fraction of what remains that a round of imp removes."""
+    rounds: tuple[float, ...] = ()
+    """The sparsities of the rounds of imp before the last, in place of `rate`."""
+    rewind: int = 0
+    """Epochs of training the dense network after which imp takes the weights that each round starts
+    from and that the ticket has; 0: the pretrained ones."""
+    epochs: int = 2
+    """Passes over the images: of a round of imp, or of lmp."""
+    lr: float = 0.05
+    """Peak learning rate of imp and lmp."""
+    batch_size: int = 128
+    """Images per step of imp and lmp."""
+    weight_decay: float = 5e-4
+    """L2 penalty of imp and lmp."""
+    augment: Augment = "crop"
+    """Augmentation of the images of imp and lmp."""
+    precision: Precision = "fp32"
+    """Of imp and lmp: fp32, or mixed precision in bf16 or fp16."""
     seed: int = 0
-    """Seeds the random scheme; 0 for the others, which draw nothing."""
+    """Seeds random masks, shuffles, fresh weights and the training of imp and lmp."""
 
     def __post_init__(self) -> None:
         _coerce(self)
         _nested("pretrain", self.pretrain, Pretrain)
+        if self.mask_from is not None:
+            _nested("mask_from", self.mask_from, Pretrain)
+        self._check_mask()
+        self._check_training()
+        # What says nothing must not make a second key of one experiment.
+        if self.mask_from == self.pretrain:
+            object.__setattr__(self, "mask_from", None)
+
+    def _check_mask(self) -> None:
         if self.scheme == "dense" and self.sparsity != 0:
             raise ValueError(f"sparsity={self.sparsity:g}: scheme='dense' removes nothing")
-        if self.scheme != "random" and self.seed != 0:
+        if self.scheme == "dense" and self.control == "shuffle":
+            raise ValueError("control='shuffle': scheme='dense' has nothing to shuffle")
+        if self.scheme in ("dense", "omp") and self.control == "none" and self.seed != 0:
             raise ValueError(f"seed={self.seed}: scheme={self.scheme!r} draws nothing, seed is 0")
+        if self.pattern != "channel" and self.min_channels != 1:
+            raise ValueError(
+                f"min_channels={self.min_channels}: pattern={self.pattern!r} removes no channel"
+            )
+        if blocks := n_of_m(self.pattern):
+            n, m = blocks
+            if self.scheme != "dense" and self.sparsity != 1 - n / m:
+                raise ValueError(
+                    f"sparsity={self.sparsity:g}: pattern={self.pattern!r} has sparsity {1 - n / m}"
+                )
+
+    def _check_training(self) -> None:
+        own = {
+            "imp": ("rate", "rounds", "rewind"),
+            "both": ("dataset", "n_train", "objective", "norm", "eps", "steps", "epochs", "lr")
+            + ("batch_size", "weight_decay", "augment", "precision"),
+        }
+        default = {f.name: f.default for f in fields(self)}
+        for owner, names in own.items():
+            if self.scheme == "imp" or (owner == "both" and self.scheme == "lmp"):
+                continue
+            for name in names:
+                if getattr(self, name) != default[name]:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r}: scheme={self.scheme!r} does not use it, "
+                        f"{'imp does' if owner == 'imp' else 'imp and lmp do'}"
+                    )
+        if (self.objective == "pgd") != (self.eps > 0):
+            raise ValueError(
+                f"eps={self.eps:g} with objective={self.objective!r}: pgd needs an eps above 0, "
+                "natural has no attack"
+            )
+        if list(self.rounds) != sorted(set(self.rounds)) or 0 in self.rounds:
+            raise ValueError(f"rounds={self.rounds}: must be growing sparsities in (0, 1)")
+        if self.rounds and self.rate != Ticket.rate:
+            raise ValueError(f"rate={self.rate:g}: rounds={self.rounds} are given in its place")
+        if self.scheme == "imp" and self.rate == 0:
+            raise ValueError("rate=0.0: a round of imp must remove something")
+        # Rounds beyond this one are another ticket's: one experiment, one key.
+        before = tuple(s for s in self.rounds if s < self.sparsity)
+        object.__setattr__(self, "rounds", before)
 
 
 @dataclass(frozen=True)
@@ -244,9 +346,54 @@ def kind(spec: Spec | type) -> str:
     raise ValueError(f"{cls.__name__}: not a spec; the specs are Pretrain, Ticket, Transfer")
 
 
-def parent(spec: Spec) -> Spec | None:
-    """The spec that this one is built on, if any."""
-    return getattr(spec, "ticket", None) or getattr(spec, "pretrain", None)
+def n_of_m(pattern: str) -> tuple[int, int] | None:
+    """(n, m) of a pattern n:m; None for the others."""
+    n, colon, m = pattern.partition(":")
+    return (int(n), int(m)) if colon else None
+
+
+def previous(ticket: Ticket) -> Ticket | None:
+    """The round of imp before this ticket; None before the first, which starts from the dense
+    network. A pattern n:m has one round."""
+    if ticket.scheme != "imp" or ticket.sparsity == 0:
+        return None
+    before = 0.0
+    if ticket.rounds:
+        before = ticket.rounds[-1]
+    elif not n_of_m(ticket.pattern):
+        # Rounded, so that 1 - 0.8 ** 2 is the 0.36 that someone may ask for.
+        kept = math.log(1 - ticket.sparsity) / math.log(1 - ticket.rate)
+        before = round(1 - (1 - ticket.rate) ** (math.ceil(kept - 1e-6) - 1), 9)
+    if before == 0 and ticket.rewind == 0:
+        return None
+    return replace(ticket, sparsity=before, mask_from=None, control="none")
+
+
+def drawn_as(ticket: Ticket) -> Ticket | None:
+    """The ticket whose mask this one takes over, by mask_from or as a control; None: its own."""
+    if ticket.mask_from is None and ticket.control == "none":
+        return None
+    seed = ticket.seed if ticket.scheme in ("random", "imp", "lmp") else 0
+    source = ticket.mask_from or ticket.pretrain
+    return replace(ticket, pretrain=source, mask_from=None, control="none", seed=seed)
+
+
+def rewound(ticket: Ticket) -> Ticket | None:
+    """The ticket, of sparsity 0, that holds the weights which `rewind` names; None: the pretrained
+    ones."""
+    if ticket.rewind == 0 or ticket.control == "reinit":
+        return None
+    return replace(ticket, sparsity=0.0, mask_from=None, control="none")
+
+
+def parents(spec: Spec) -> tuple[Spec, ...]:
+    """The specs that this one is built on."""
+    if isinstance(spec, Transfer):
+        return (spec.ticket,)
+    if isinstance(spec, Ticket):
+        above = (spec.pretrain, rewound(spec), drawn_as(spec) or previous(spec))
+        return tuple(dict.fromkeys(s for s in above if s is not None and s != spec))
+    return ()
 
 
 def to_dict(spec: Spec, *, defaults: bool = True) -> dict[str, Any]:
@@ -256,7 +403,7 @@ def to_dict(spec: Spec, *, defaults: bool = True) -> dict[str, Any]:
         value = getattr(spec, f.name)
         if hasattr(value, "__dataclass_fields__"):
             nested = to_dict(value, defaults=defaults)
-            if defaults or nested:
+            if defaults or nested or f.default is None:
                 out[f.name] = nested
         elif defaults or value != f.default:
             out[f.name] = value
@@ -270,7 +417,9 @@ def from_dict(cls: type, data: dict[str, Any]) -> Any:
         raise ValueError(f"{cls.__name__}={shown(data)}: must be a table of {', '.join(known)}")
     for name in data:
         one_of(f"{cls.__name__} field", name, known)
-    nested = {"pretrain": Pretrain, "ticket": Ticket}
+    nested = {"pretrain": Pretrain, "ticket": Ticket, "mask_from": Pretrain}
+    if data.get("mask_from", {}) is None:
+        data = {k: v for k, v in data.items() if k != "mask_from"}
     return cls(**{k: from_dict(nested[k], v) if k in nested else v for k, v in data.items()})
 
 
@@ -291,18 +440,26 @@ def columns(spec: Spec) -> dict[str, Any]:
 
     Where two levels share a name, the transfer's keeps it, then the pretraining's; the other gets
     its level in front: `seed` is the transfer's, `pretrain_seed` and `ticket_seed` the others'.
+    mask_objective, mask_norm, mask_eps, mask_sigma and mask_seed say of which network a ticket's
+    mask is; `rounds` is text.
     """
-    chain: list[Spec] = [spec]
-    while (below := parent(chain[-1])) is not None:
-        chain.append(below)
-    own = {kind(s): s for s in chain}
+    own = {kind(spec): spec}
+    if isinstance(spec, Transfer):
+        own["ticket"] = spec.ticket
+    if "ticket" in own:
+        own["pretrain"] = own["ticket"].pretrain
     row: dict[str, Any] = {}
     for level in ("transfer", "pretrain", "ticket"):
         if level in own:
             for f in fields(own[level]):
-                if f.name not in KINDS:
+                if f.name not in (*KINDS, "mask_from"):
                     name = f"{level}_{f.name}" if f.name in row else f.name
                     row[name] = getattr(own[level], f.name)
+    if "ticket" in own:
+        row["rounds"] = ", ".join(map(str, row["rounds"]))
+        mask = own["ticket"].mask_from or own["ticket"].pretrain
+        for name in ("objective", "norm", "eps", "sigma", "seed"):
+            row[f"mask_{name}"] = getattr(mask, name)
     return row
 
 
@@ -322,15 +479,19 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "momentum": (0, 1),
     "weight_decay": (0, 1),
     "sparsity": (0, 1),
+    "rounds": (0, 1),
+    "rate": (0, 1),
+    "min_channels": (1, 2**31),
+    "rewind": (0, 2**31),
 }
-_BELOW = ("momentum", "sparsity")
+_BELOW = ("momentum", "sparsity", "rounds", "rate")
 """Those that must stay below their limit."""
 
 # By the name of the type that a field declares.
 _CHOICES = {
     **{"Arch": ARCHS, "Objective": OBJECTIVES, "Norm": NORMS, "Schedule": SCHEDULES},
     **{"Augment": AUGMENTS, "Precision": PRECISIONS, "Scheme": SCHEMES, "Pattern": PATTERNS},
-    **{"Scope": SCOPES, "Mode": MODES},
+    **{"Scope": SCOPES, "Mode": MODES, "Score": SCORES, "Control": CONTROLS, "Drawing": DRAWINGS},
 }
 
 
@@ -345,6 +506,10 @@ def _coerce(spec: Any) -> None:
             one_of(f.name, value, _CHOICES[declared])
         elif declared.startswith("float"):
             value = number(f.name, value, *_LIMITS[f.name], open_high=f.name in _BELOW)
+        elif declared == "tuple[float, ...]":
+            if not isinstance(value, list | tuple):
+                raise ValueError(f"{f.name}={shown(value)}: must be a list of numbers")
+            value = tuple(number(f.name, v, *_LIMITS[f.name], open_high=True) for v in value)
         elif declared.startswith("int"):
             value = integer(f.name, value, *_LIMITS[f.name])
         elif declared == "bool":

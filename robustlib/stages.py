@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from robustlib.transfer import finetune, linear
 
 MONITORED = 256
 """Validation images that a multi-step attack is tried on after each epoch."""
+EARLY = "early/"
+"""What the names of weights begin with in the artifact of a ticket that imp rewinds to."""
 
 
 def run(spec: Spec, recompute: bool = False) -> Artifact:
@@ -38,7 +42,7 @@ def run(spec: Spec, recompute: bool = False) -> Artifact:
     with store.lock(spec), torch.random.fork_rng():
         if not recompute and store.has(spec):
             return store.get(spec)
-        if (below := specs.parent(spec)) is not None:
+        for below in specs.parents(spec):
             run(below)  # Here, so that its seconds do not count as this one's.
         if recompute:
             store.checkpoint(spec).unlink(missing_ok=True)
@@ -56,14 +60,17 @@ def _check_data(spec: Spec) -> None:
     """Raises what loading would: before hours of pretraining, and before anything is written."""
     if isinstance(spec, Transfer):
         _task(spec)
-    elif isinstance(spec, Pretrain) and spec.checkpoint:
+    elif isinstance(spec, Ticket):
+        if spec.scheme in ("imp", "lmp"):
+            _images(spec)
+    elif spec.checkpoint:
         _published(spec)
-    elif isinstance(spec, Pretrain):
+    else:
         data = _source(spec)
         parallel.check_shares(len(data.train), spec.batch_size, devices())
-    below = specs.parent(spec)
-    if below is not None and not store.has(below):
-        _check_data(below)
+    for below in specs.parents(spec):
+        if not store.has(below):
+            _check_data(below)
 
 
 def mask(ticket: Ticket) -> tickets.Mask:
@@ -76,8 +83,8 @@ def mask(ticket: Ticket) -> tickets.Mask:
 def network(spec: Spec) -> nn.Module:
     """The network that a spec ends with, in eval mode, computed and stored if need be.
 
-    Pretrain: the source network. Ticket: the same with the mask applied. Transfer: with the
-    task's head, finetuned or with the logistic regression as its head.
+    Pretrain: the source network. Ticket: the network whose weights it takes, with the mask applied.
+    Transfer: with the task's head, finetuned or with the logistic regression as its head.
     """
     if isinstance(spec, Pretrain):
         artifact = run(spec)
@@ -85,7 +92,7 @@ def network(spec: Spec) -> nn.Module:
         model.load_state_dict(artifact.tensors())
         return model.eval()
     if isinstance(spec, Ticket):
-        return mask(spec).apply(network(spec.pretrain))
+        return tickets.masked(_start(spec), mask(spec), spec.pattern)
     model, artifact = _prepared(spec), run(spec)
     model = models.swap_head(model, artifact.extra["n_classes"])
     model.load_state_dict(artifact.tensors(), strict=spec.mode == "finetune")
@@ -176,13 +183,94 @@ def _monitor(model: nn.Module, val: Any, threat: Threat | None) -> dict[str, flo
 
 
 def _ticket(spec: Ticket) -> tuple[dict, dict, dict]:
-    model = network(spec.pretrain)
-    drawn = tickets.draw(model, spec)
+    early = specs.rewound(spec) == spec
+    model, extra, weights = network(spec.pretrain) if early else _start(spec), {}, {}
+    if (source := specs.drawn_as(spec)) is not None:
+        drawn = mask(source)
+        if spec.control == "shuffle":
+            drawn = tickets.shuffled(drawn, spec.pattern, spec.seed)
+    elif early:
+        drawn = tickets.dense(model)
+        weights, extra["curve"] = _early(spec, model)
+    elif spec.scheme in ("imp", "lmp") and spec.sparsity > 0:
+        drawn, extra["curve"] = _trained_mask(spec, model)
+    elif spec.sparsity == 0:
+        drawn = tickets.dense(model)
+    elif spec.scheme == "random":
+        how = spec.sparsity, spec.pattern, spec.scope, spec.seed, spec.min_channels
+        drawn = tickets.random(model, *how)
+    else:
+        how = spec.sparsity, spec.pattern, spec.scope, spec.score, spec.min_channels
+        drawn = tickets.omp(model, *how)
     bits, shapes = tickets.pack(drawn)
     density = drawn.density()
-    row = {"sparsity_measured": drawn.sparsity} | _size(drawn.apply(model), spec.pretrain.size)
+    size = _size(tickets.masked(model, drawn, spec.pattern), spec.pretrain.size)
+    row = {"sparsity_measured": drawn.sparsity} | size
     row["empty_layers"] = sum(d == 0 for d in density.values())
-    return row, bits, {"shapes": shapes, "density": density}
+    left = tickets.left_dense(model, spec.pattern)
+    row["left_dense"] = len(left)
+    extra |= {"shapes": shapes, "density": density, "left_dense": left}
+    return row, bits | {f"{EARLY}{n}": w for n, w in weights.items()}, extra
+
+
+def _start(spec: Ticket) -> nn.Module:
+    """The network whose weights a ticket takes: the pretrained one, or that network early in the
+    training of imp, or a fresh one."""
+    model = network(spec.pretrain)
+    if spec.control == "reinit":
+        with torch.random.fork_rng():
+            torch.manual_seed(batches.seed_for(spec.seed, "reinit"))
+            own, n_classes = spec.pretrain, model.fc.out_features
+            fresh = models.build(own.arch, n_classes, own.width, own.stem_stride)
+        fresh.mean, fresh.std = model.mean, model.std
+        return fresh.eval()
+    if (base := specs.rewound(spec)) is not None:
+        saved = run(base).tensors()
+        model.load_state_dict(
+            {n.removeprefix(EARLY): w for n, w in saved.items() if n.startswith(EARLY)}
+        )
+    return model
+
+
+def _images(spec: Ticket) -> Any:
+    """What imp and lmp train on."""
+    own = spec.pretrain
+    if not spec.dataset and spec.n_train is None:
+        return _source(own)
+    name = spec.dataset or own.source
+    return load(name, size=own.size, n_train=spec.n_train, seed=spec.seed)
+
+
+def _with_head(spec: Ticket, model: nn.Module, data: Any) -> nn.Module:
+    """The source's own head, or for a task a fresh one."""
+    if not spec.dataset:
+        return model
+    return models.swap_head(model, data.n_classes, batches.seed_for(spec.seed, "head"))
+
+
+def _trained_mask(spec: Ticket, model: nn.Module) -> tuple[tickets.Mask, list[dict[str, float]]]:
+    data, checkpoint = _images(spec), store.checkpoint(spec)
+    headed = _with_head(spec, copy.deepcopy(model), data)
+    if spec.scheme == "lmp":
+        return tickets.lmp(headed, data.train, spec, checkpoint)
+    before = specs.previous(spec)
+    earlier = None if before is None else mask(before)
+    return tickets.imp_round(headed, data.train, spec, earlier, checkpoint)
+
+
+def _early(spec: Ticket, model: nn.Module) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """The weights that imp rewinds to: those after `rewind` epochs on the dense network. The head
+    stays that of the source."""
+    data = _images(spec)
+    headed = _with_head(spec, copy.deepcopy(model), data)
+    recipe = replace(training.Recipe.of(spec), epochs=spec.rewind)
+    objective = objectives.from_spec(spec)
+    where = store.checkpoint(spec)
+    curve = training.fit(
+        headed, data.train, objective, recipe, checkpoint=where, label="imp, early"
+    )
+    headed.fc = model.fc
+    return headed.state_dict(), curve
 
 
 def _prepared(spec: Transfer) -> nn.Module:

@@ -42,7 +42,7 @@ class Profile:
     seeds: tuple[int, ...]
     pretrain: dict[str, Any]
     objectives: tuple[dict[str, Any], ...]
-    ticket: dict[str, Any]
+    tickets: tuple[dict[str, Any], ...]
     transfers: tuple[dict[str, Any], ...]
 
 
@@ -55,8 +55,10 @@ def profile(name: str) -> Profile:
     """A profile by name, or from a TOML file by its path.
 
     Tables: about (text), seeds (list), [pretrain], [[objective]] (one for each way to pretrain:
-    fields of Pretrain), [ticket], [[transfer]] (one for each way to transfer). Raises ValueError
-    that names the file, the key and what is allowed, for any value that no spec takes.
+    fields of Pretrain), [[ticket]] (one for each way to draw; [ticket] for a single one),
+    [[transfer]] (one for each way to transfer). A ticket's dataset "task" is the task of the
+    transfer, whose n_train and seed it then takes over. Raises ValueError that names the file, the
+    key and what is allowed, for any value that no spec takes.
     """
     if isinstance(name, str | Path) and str(name).endswith(".toml"):
         path = Path(name)
@@ -77,7 +79,9 @@ def profile(name: str) -> Profile:
             raise ValueError(f"table {missing[0]!r} is missing")
         own = {"pretrain": Pretrain, "objective": Pretrain, "ticket": Ticket, "transfer": Transfer}
         for table, cls in own.items():
-            several = table in ("objective", "transfer")
+            several = table != "pretrain"
+            if table == "ticket" and isinstance(raw[table], dict):
+                raw[table] = [raw[table]]
             if not isinstance(raw[table], list if several else dict):
                 kind = f"a list of tables, [[{table}]]" if several else f"a table, [{table}]"
                 raise ValueError(f"{table}={shown(raw[table])}: must be {kind}")
@@ -93,7 +97,7 @@ def profile(name: str) -> Profile:
             tuple(specs.integer("seeds", s, 0) for s in raw["seeds"]),
             raw["pretrain"],
             tuple(raw["objective"]),
-            raw["ticket"],
+            tuple(raw["ticket"]),
             tuple(raw["transfer"]),
         )
         if not out.seeds:
@@ -114,14 +118,14 @@ def _grid_size(profile: Profile) -> int:
         return math.prod(len(v) if isinstance(v, list) else 1 for v in table.values())
 
     sources = sum(size({**profile.pretrain, **entry}) for entry in profile.objectives)
-    ways = sum(map(size, profile.transfers))
-    return len(profile.seeds) * sources * size(profile.ticket) * ways
+    drawn, ways = (sum(map(size, tables)) for tables in (profile.tickets, profile.transfers))
+    return len(profile.seeds) * sources * drawn * ways
 
 
 def _known_fields(table: str, values: dict[str, Any], cls: type) -> None:
     if not isinstance(values, dict):
         raise ValueError(f"{table}={shown(values)}: must be a table of fields")
-    own = {f.name for f in fields(cls)} - set(specs.KINDS) - {"seed"}
+    own = {f.name for f in fields(cls)} - set(specs.KINDS) - {"seed", "mask_from"}
     for name in values:
         one_of(f"field of [{table}]", name, sorted(own))
 
@@ -210,9 +214,11 @@ def grid(
         given["task"] = [one_of("tasks", t, _datasets()) for t in values]
     if specs.integer("n_train", n_train, 0):
         given["n_train"] = n_train
-    ticket = dict(study.ticket)
+    tickets = [dict(entry) for entry in study.tickets]
     if values := items("sparsities", sparsities, float):
-        ticket["sparsity"] = [specs.number("sparsities", s, 0, 1, open_high=True) for s in values]
+        values = [specs.number("sparsities", s, 0, 1, open_high=True) for s in values]
+        for entry in tickets:
+            entry["sparsity"] = values
     ways = [way for entry in study.transfers for way in _product({**entry, **given})]
     if n_train:
         for task in dict.fromkeys(way.get("task", Transfer.task) for way in ways):
@@ -221,15 +227,27 @@ def grid(
     kept = _choose("modes", modes, list(known), str)
     chosen = _choose("seeds", seeds, study.seeds, int)
     out: dict[str, Transfer] = {}
+    drawings = [drawn for entry in tickets for drawn in _product(entry)]
     for pretrain, drawn, way in itertools.product(
-        pretrains(study, seeds=seeds, eps=eps), _product(ticket), ways
+        pretrains(study, seeds=seeds, eps=eps), drawings, ways
     ):
         if way.get("mode", Transfer.mode) in kept:
             for seed in chosen if pretrain.checkpoint else [pretrain.seed]:
-                own = {"seed": seed} if drawn.get("scheme") == "random" else {}
-                spec = Transfer(Ticket(pretrain, **drawn, **own), **way, seed=seed)
+                ticket = _drawing(pretrain, drawn, way, seed)
+                spec = Transfer(ticket, **way, seed=seed)
                 out.setdefault(specs.key(spec), spec)
     return list(out.values())
+
+
+def _drawing(pretrain: Pretrain, drawn: dict[str, Any], way: dict[str, Any], seed: int) -> Ticket:
+    """The ticket that an entry of a profile's [[ticket]] stands for in one way to transfer."""
+    own = dict(drawn)
+    if own.get("dataset") == "task":
+        own["dataset"] = way.get("task", Transfer.task)
+        own["n_train"] = way.get("n_train", Transfer.n_train)
+    if own.get("scheme") in ("random", "imp", "lmp") or own.get("control", "none") != "none":
+        own["seed"] = seed
+    return Ticket(pretrain, **own)
 
 
 def wanted(what: str) -> list[Spec]:

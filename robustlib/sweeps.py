@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from robustlib import cluster, specs, store
-from robustlib.specs import Pretrain, Spec, Ticket, Transfer
+from robustlib.specs import Spec, Ticket, Transfer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,12 +28,15 @@ class SweepFailed(RuntimeError):
 def closure(wanted: Iterable[Spec]) -> list[Spec]:
     """The specs and all they are built on, each once, what others need first."""
     found: dict[str, Spec] = {}
+
+    def add(spec: Spec) -> None:
+        if (name := specs.key(spec)) not in found:
+            for below in specs.parents(spec):
+                add(below)
+            found[name] = spec
+
     for spec in wanted:
-        chain = [spec]
-        while (below := specs.parent(chain[-1])) is not None:
-            chain.append(below)
-        for s in reversed(chain):
-            found.setdefault(specs.key(s), s)
+        add(spec)
     return list(found.values())
 
 
@@ -72,10 +75,10 @@ def sweep(
 
 def job(spec: Spec) -> cluster.Job:
     """What a worker is handed to get a spec stored, after what it is built on."""
-    below = specs.parent(spec)
-    differs = {k: v for k, v in specs.to_dict(spec, defaults=False).items() if k not in specs.KINDS}
+    nested = (*specs.KINDS, "mask_from")
+    differs = {k: v for k, v in specs.to_dict(spec, defaults=False).items() if k not in nested}
     name = " ".join([specs.kind(spec), specs.key(spec), *(f"{k}={v}" for k, v in differs.items())])
-    after = "" if below is None else specs.key(below)
+    after = tuple(specs.key(below) for below in specs.parents(spec))
     # What takes no arithmetic still takes half a second.
     return cluster.Job(specs.key(spec), name, _work, (spec,), after, cost(spec) + 1e10)
 
@@ -92,17 +95,24 @@ def _work(spec: Spec) -> None:
 def cost(spec: Spec) -> float:
     """An estimate of the multiply-adds of a spec, without what it is built on.
 
-    A training step is 3 forward passes, a step of an attack 2; pruning is free, and masked
+    A training step is 3 forward passes, a step of an attack 2; pruning at once is free, and masked
     weights are multiplied like others.
     """
-    if isinstance(spec, Ticket):
+    if isinstance(spec, Ticket) and (spec.scheme not in ("imp", "lmp") or specs.drawn_as(spec)):
         return 0.0
-    pretrain = spec if isinstance(spec, Pretrain) else spec.ticket.pretrain
-    forward = _forward(pretrain.arch, pretrain.width, pretrain.stem_stride, pretrain.size)
-    sizes = _sizes(spec.source if isinstance(spec, Pretrain) else spec.task)
-    n = spec.n_train or sizes[0]
+    pretrain = specs.columns(spec)
+    forward = _forward(*(pretrain[name] for name in ("arch", "width", "stem_stride", "size")))
+    source = pretrain["source"]
+    n = spec.n_train or 0
+    if isinstance(spec, Ticket):
+        source = spec.dataset or source
+        n = n or (0 if spec.dataset else spec.pretrain.n_train or 0)
+    sizes = _sizes(spec.task if isinstance(spec, Transfer) else source)
+    n = n or sizes[0]
     if isinstance(spec, Transfer):
         passes = 3.0 * spec.epochs if spec.mode == "finetune" else 1.0
+    elif isinstance(spec, Ticket):
+        passes = spec.epochs * (3.0 + 2.0 * spec.steps * (spec.objective == "pgd"))
     elif spec.checkpoint:
         passes = 0.0
     else:

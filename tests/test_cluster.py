@@ -41,13 +41,16 @@ def fail_until(file, times):
 
 
 def jobs_of(file, *rows):
-    return [Job(name, name, note, (file, name), after, cost) for name, after, cost in rows]
+    return [
+        Job(name, name, note, (file, name), (after,) if after else (), cost)
+        for name, after, cost in rows
+    ]
 
 
 def test_longest_first_and_nothing_before_what_it_needs(tmp_path):
     file = tmp_path / "order"
     rows = [("s", "", 1), ("m", "", 5), ("l", "", 9), ("after-s", "s", 99), ("xl", "", 20)]
-    first = Job("block", "block", note, (file, "block", 1.0), "", 100)  # while the others queue up
+    first = Job("block", "block", note, (file, "block", 1.0), (), 100)  # while the others queue up
     assert cluster.compute([first, *jobs_of(file, *rows)], workers=1) == []
     assert file.read_text().split() == ["block", "xl", "l", "m", "s", "after-s"]
 

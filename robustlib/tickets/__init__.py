@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from torch import nn
-
-from robustlib.specs import Ticket
+from robustlib.tickets.iterative import imp_round
+from robustlib.tickets.learned import lmp
 from robustlib.tickets.magnitude import dense, omp, random
 from robustlib.tickets.mask import Mask, pack, prunable, unpack
+from robustlib.tickets.patterns import left_dense, masked, shuffled
 
-__all__ = ["Mask", "dense", "draw", "omp", "pack", "prunable", "random", "unpack"]
-
-
-def draw(model: nn.Module, ticket: Ticket) -> Mask:
-    """The mask that a Ticket spec names, on its pretrained model."""
-    if ticket.scheme == "dense":
-        return dense(model)
-    if ticket.scheme == "random":
-        return random(model, ticket.sparsity, ticket.pattern, ticket.scope, ticket.seed)
-    return omp(model, ticket.sparsity, ticket.pattern, ticket.scope)
+__all__ = [
+    "Mask",
+    "dense",
+    "imp_round",
+    "left_dense",
+    "lmp",
+    "masked",
+    "omp",
+    "pack",
+    "prunable",
+    "random",
+    "shuffled",
+    "unpack",
+]

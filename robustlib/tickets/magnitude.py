@@ -7,29 +7,41 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from robustlib.specs import PATTERNS, SCOPES, number, one_of
+from robustlib.specs import PATTERNS, SCOPES, SCORES, integer, n_of_m, number, one_of
+from robustlib.tickets import patterns
 from robustlib.tickets.mask import Mask, prunable
 
 
 def omp(
-    model: nn.Module, sparsity: float, pattern: str = "unstructured", scope: str = "global"
+    model: nn.Module,
+    sparsity: float,
+    pattern: str = "unstructured",
+    scope: str = "global",
+    score: str = "l1",
+    min_channels: int = 1,
+    within: Mask | None = None,
 ) -> Mask:
-    """One-shot magnitude pruning (Han et al., 2015): the smallest weights go.
+    """One-shot magnitude pruning (Han et al., 2015): the groups of the smallest weights go.
 
-    model: any torch module; its convolution weights are pruned. Exactly round(sparsity * n) of
-    the n weights are removed, ranked across layers (scope "global") or so in each layer (scope
-    "layer"), though never the last one. Among equal magnitudes the one that
-    comes first, by layer then by position, is removed first.
+    model: any torch module; its convolution weights are pruned. `patterns.score` ranks the groups
+    of a pattern and `patterns.select` says which are kept, and what each pattern does where it does
+    not fit. `within`: a mask of the same pattern, whose removed groups go first.
 
-    Raises ValueError for a sparsity outside [0, 1), an unknown pattern or scope, a model without
-    convolutions or with weights that are not finite.
+    Raises ValueError for a sparsity outside [0, 1) or other than that of n:m, an unknown pattern,
+    scope or score, a model without convolutions, with weights that are not finite, or to none of
+    whose layers n:m fits, and a min_channels that leaves too little to remove.
     """
-    sparsity = _checked(model, sparsity, pattern, scope)
-    scores = {name: p.detach().abs() for name, p in prunable(model).items()}
-    for name, s in scores.items():
-        if not torch.isfinite(s).all():
+    sparsity = _checked(model, sparsity, pattern, scope, min_channels)
+    one_of("score", score, SCORES)
+    scores = {}
+    for name, p in prunable(model).items():
+        scores[name] = patterns.score(p, pattern, score)
+        if not torch.isfinite(p).all():
             raise ValueError(f"{name}: has weights that are not finite, magnitude cannot rank them")
-    return keep_largest(scores, sparsity, scope)
+        if within is not None:
+            gone = ~patterns.grouped(within[name], pattern).to(p.device)
+            scores[name] = scores[name].masked_fill(gone, -1.0)
+    return _mask(model, scores, sparsity, pattern, scope, min_channels)
 
 
 def random(
@@ -38,12 +50,16 @@ def random(
     pattern: str = "unstructured",
     scope: str = "global",
     seed: int = 0,
+    min_channels: int = 1,
 ) -> Mask:
-    """A control: weights removed at random, in the counts `omp` would remove. Raises as `omp`."""
-    sparsity = _checked(model, sparsity, pattern, scope)
+    """A control: groups removed at random, in the counts `omp` would remove. Raises as `omp`."""
+    sparsity = _checked(model, sparsity, pattern, scope, min_channels)
     generator = torch.Generator().manual_seed(seed)
-    scores = {n: torch.rand(p.shape, generator=generator) for n, p in prunable(model).items()}
-    return keep_largest(scores, sparsity, scope)
+    scores = {
+        name: torch.rand(patterns.score(p, pattern).shape, generator=generator)
+        for name, p in prunable(model).items()
+    }
+    return _mask(model, scores, sparsity, pattern, scope, min_channels)
 
 
 def dense(model: nn.Module) -> Mask:
@@ -51,37 +67,27 @@ def dense(model: nn.Module) -> Mask:
     return Mask({n: torch.ones(p.shape, dtype=torch.bool) for n, p in prunable(model).items()})
 
 
-def keep_largest(scores: Mapping[str, Tensor], sparsity: float, scope: str = "global") -> Mask:
-    """The mask that removes the round(sparsity * n) lowest of n scores, across layers or in each;
-    at least one is kept."""
-    if scope == "layer":
-        kept = {}
-        for name, s in scores.items():
-            kept[name] = _kept(s.flatten(), sparsity).view(s.shape)
-        return Mask(kept)
-    flat = torch.cat([s.flatten() for s in scores.values()])
-    parts = _kept(flat, sparsity).split([s.numel() for s in scores.values()])
-    return Mask({n: p.view(s.shape) for (n, s), p in zip(scores.items(), parts, strict=True)})
+def _mask(model: nn.Module, scores: Mapping[str, Tensor], *how: object) -> Mask:
+    shapes = {name: p.shape for name, p in prunable(model).items()}
+    kept = patterns.select(scores, shapes, *how)
+    return Mask({name: patterns.expanded(k, shapes[name]).clone() for name, k in kept.items()})
 
 
-def _kept(scores: Tensor, sparsity: float) -> Tensor:
-    """True for all but the lowest; of equal ones, the first are removed first."""
-    n_removed = min(round(sparsity * len(scores)), len(scores) - 1)
-    if n_removed == 0:
-        return torch.ones(len(scores), dtype=torch.bool, device=scores.device)
-    # kthvalue is linear where a sort is not, and the ties are settled by position below.
-    threshold = torch.kthvalue(scores, n_removed).values
-    kept = scores > threshold
-    ties = (scores == threshold).nonzero().flatten()
-    n_below = len(scores) - int(kept.sum()) - len(ties)
-    kept[ties[n_removed - n_below :]] = True
-    return kept
-
-
-def _checked(model: nn.Module, sparsity: float, pattern: str, scope: str) -> float:
+def _checked(
+    model: nn.Module, sparsity: float, pattern: str, scope: str, min_channels: int
+) -> float:
     sparsity = number("sparsity", sparsity, 0, 1, open_high=True)
     one_of("pattern", pattern, PATTERNS)
     one_of("scope", scope, SCOPES)
-    if not prunable(model):
+    integer("min_channels", min_channels, 1)
+    if not (weights := prunable(model)):
         raise ValueError(f"{type(model).__name__}: has no convolution, there is nothing to prune")
+    if blocks := n_of_m(pattern):
+        n, m = blocks
+        if sparsity != 1 - n / m:
+            raise ValueError(f"sparsity={sparsity:g}: pattern={pattern!r} has {1 - n / m}")
+        if len(patterns.left_dense(model, pattern)) == len(weights):
+            raise ValueError(
+                f"pattern={pattern!r}: no layer has input channels that are a multiple of {m}"
+            )
     return sparsity

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 
@@ -76,24 +82,59 @@ class Mask(Mapping[str, Tensor]):
         """Zeroes the removed weights in place and keeps them at zero; returns the model.
 
         The gradient of a removed weight is zeroed as it arrives, so that momentum and weight decay
-        have nothing to act on and any optimizer leaves it at exactly zero. A copy of the model
-        (copy.deepcopy) does not carry this: apply the mask to the copy.
+        have nothing to act on and any optimizer leaves it at exactly zero; so does loading a state
+        dict that has other values there. The optimizer must be new: one that has moved the weight
+        before may go on by its momentum. A copy of the model (copy.deepcopy) does not carry this:
+        apply the mask to the copy.
         Raises ValueError when the model lacks a masked parameter or has it in another shape.
         """
         owned = dict(model.named_parameters())
         self._must_match({n: p.shape for n, p in owned.items()}, "the model", subset=True)
+        self._zero(model)
         for name, m in self.items():
             p = owned[name]
             kept = m.to(p.device)
-            # Selected, not multiplied: an infinite gradient times zero would be nan.
-            with torch.no_grad():
-                p.masked_fill_(~kept, 0)
             trained = p.requires_grad
             # Frozen weights take no hook, and may be trained later.
             p.requires_grad_(True)
             p.register_hook(lambda grad, kept=kept: torch.where(kept.to(grad.device), grad, 0))
             p.requires_grad_(trained)
+        model.register_load_state_dict_post_hook(self._zero)
         return model
+
+    @torch.no_grad()
+    def _zero(self, model: nn.Module, _loaded: object = None) -> None:
+        for name, m in self.items():
+            p = model.get_parameter(name)
+            # Selected, not multiplied: what is not finite times zero would be nan.
+            p.masked_fill_(~m.to(p.device), 0)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the mask as a safetensors file of 1 bit a weight, with its checksum."""
+        bits, shapes = pack(self)
+        notes = {"shapes": json.dumps(shapes), "sha256": _digest(bits)}
+        staged = Path(f"{path}.staged-{os.getpid()}")
+        try:
+            save_file(bits, staged, notes)
+            os.replace(staged, path)
+        finally:
+            staged.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Mask:
+        """The mask that `save` wrote. Raises ValueError for a file that is none, or is damaged."""
+        try:
+            with safe_open(path, "pt") as file:
+                notes = file.metadata() or {}
+                bits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            shapes = json.loads(notes["shapes"])
+            if notes["sha256"] != _digest(bits):
+                raise ValueError("its checksum is another")
+            return unpack(bits, shapes)
+        except FileNotFoundError:
+            raise
+        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, OSError) as e:
+            raise ValueError(f"{path}: is not the file of a mask, or is damaged: {e}") from None
 
     def _must_match(self, shapes: Mapping[str, tuple], what: str, subset: bool = False) -> None:
         for name, m in self.items():
@@ -121,3 +162,10 @@ def unpack(bits: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> Mask:
         flat = np.unpackbits(bits[name].numpy(), count=math.prod(shape)).astype(bool)
         kept[name] = torch.from_numpy(flat.reshape(shape))
     return Mask(kept)
+
+
+def _digest(bits: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(bits):
+        digest.update(name.encode() + b"\0" + bits[name].numpy().tobytes())
+    return digest.hexdigest()

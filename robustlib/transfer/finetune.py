@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from robustlib import models, training
@@ -26,9 +25,7 @@ def finetune(
     removed weights exactly zero, and the measures: val_correct and test_correct (counts) and the
     curve. Test images are seen once.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(batches.seed_for(spec.seed, "head"))
-        models.swap_head(model, data.n_classes)
+    models.swap_head(model, data.n_classes, batches.seed_for(spec.seed, "head"))
     recipe = training.Recipe.of(spec)
     curve = training.fit(
         model, data.train, Objective(natural), recipe, checkpoint=checkpoint, label="finetune"

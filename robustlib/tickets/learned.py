@@ -1,0 +1,96 @@
+"""Tickets whose mask is learned on a task while the weights stay as they are (lmp)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from robustlib import objectives, training
+from robustlib.specs import Ticket
+from robustlib.tickets import patterns
+from robustlib.tickets.mask import Mask, prunable
+
+UNIT = 0.1
+"""The mean of the scores at the start: small enough that steps of the head's rate reorder them."""
+
+
+class Scored(nn.Module):
+    """A parametrization of a convolution's weight: the weight times a mask that scores decide.
+
+    scores: one a group of the pattern, trained. `kept` says which groups the mask keeps; the
+    gradient passes through it to the scores as if it were them (straight through: Bengio et al.,
+    2013; Ramanujan et al., 2020): that of a score is the sum over its group of weight times the
+    gradient of the masked weight. The weight itself must be frozen.
+    """
+
+    def __init__(self, scores: Tensor, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape = shape
+        self.scores = nn.Parameter(scores)
+        self.register_buffer("kept", torch.ones_like(scores, dtype=torch.bool))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        straight = self.kept.to(weight) + (self.scores - self.scores.detach())
+        return weight * patterns.expanded(straight, weight.shape)
+
+
+def lmp(
+    model: nn.Module, split: Any, spec: Ticket, checkpoint: Path | None = None
+) -> tuple[Mask, list[dict[str, float]]]:
+    """Learned mask pruning: the mask is trained on a split's images, the weights are frozen.
+
+    model: the pretrained network, its head that of the split; left as it is. The scores start from
+    the magnitude that omp ranks by, divided by its mean (over all layers, or in each where each is
+    ranked for itself), so that the first step is taken with omp's mask. In every forward pass the
+    groups of the highest scores are kept; the head is trained along, norms use the statistics of
+    the batch. Returns the mask and the curve.
+    """
+    scored, scores = score(copy.deepcopy(model), spec)
+    curve = training.fit(
+        scored,
+        split,
+        objectives.from_spec(spec),
+        training.Recipe.of(spec),
+        checkpoint=checkpoint,
+        label=f"lmp {spec.sparsity:.3g}",
+    )
+    rank(scores, spec)
+    kept = {n: patterns.expanded(s.kept, s.shape).clone() for n, s in scores.items()}
+    return Mask(kept), curve
+
+
+def score(model: nn.Module, spec: Ticket) -> tuple[nn.Module, dict[str, Scored]]:
+    """Freezes all but the head `fc` and gives every convolution a `Scored`, in place; returns the
+    model and these, by name of the weight. Its masks are drawn anew before each forward pass."""
+    weights = prunable(model)
+    start = {n: patterns.score(p, spec.pattern, spec.score) for n, p in weights.items()}
+    means = {n: s.mean() for n, s in start.items()}
+    if spec.scope == "global":
+        total = sum(s.sum() for s in start.values()) / sum(s.numel() for s in start.values())
+        means = dict.fromkeys(start, total)
+    model.requires_grad_(False)
+    model.fc.requires_grad_(True)
+    scores = {}
+    for name, module in list(model.named_modules()):
+        if (own := f"{name}.weight") in weights:
+            scores[own] = Scored(UNIT * start[own] / means[own], weights[own].shape)
+            parametrize.register_parametrization(module, "weight", scores[own])
+    rank(scores, spec)
+    model.register_forward_pre_hook(lambda *_: rank(scores, spec))
+    return model, scores
+
+
+@torch.no_grad()
+def rank(scores: Mapping[str, Scored], spec: Ticket) -> None:
+    """Sets what each `Scored` keeps, from all their scores, as omp would."""
+    own = {name: s.scores for name, s in scores.items()}
+    shapes = {name: s.shape for name, s in scores.items()}
+    kept = patterns.select(own, shapes, spec.sparsity, spec.pattern, spec.scope, spec.min_channels)
+    for name, s in scores.items():
+        s.kept.copy_(kept[name])

@@ -1,0 +1,170 @@
+"""Patterns: what is removed as one, how it is ranked, and which masks that allows.
+
+A group is what a pattern removes as one: a weight (unstructured, n:m), a row of a kernel, a kernel,
+an output channel. Scores and choices have one entry a group: for a convolution's weight
+[O, I, KH, KW] they are shaped [O, I, KH, KW], [O, I, KH], [O, I] or [O].
+
+Where a pattern does not fit a layer: n:m leaves a layer dense whose input channels are no multiple
+of m (the stem of a network for colour images), and `left_dense` names it; in a convolution with
+kernels of one column a row is a single weight, in one with 1x1 kernels so is a kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.specs import n_of_m
+from robustlib.tickets.mask import Mask, prunable
+
+_GROUPED_BY = {"row": 3, "kernel": 2, "channel": 1}
+"""How many of a weight's dimensions tell its groups apart; all, where a pattern is not here."""
+
+
+def score(weight: Tensor, pattern: str, norm: str = "l1") -> Tensor:
+    """The score of each group of a weight: the mean of its magnitudes (its L1 norm over its size),
+    or with norm "l2" their root mean square; either is comparable between groups of any size."""
+    magnitude = weight.detach().abs()
+    if pattern not in _GROUPED_BY:
+        return magnitude.contiguous()
+    members = magnitude.flatten(_GROUPED_BY[pattern])
+    return members.mean(-1) if norm == "l1" else members.square().mean(-1).sqrt()
+
+
+def grouped(mask: Tensor, pattern: str) -> Tensor:
+    """The mask of a weight as one entry a group; the inverse of `expanded`."""
+    return mask.flatten(_GROUPED_BY[pattern])[..., 0] if pattern in _GROUPED_BY else mask
+
+
+def expanded(groups: Tensor, shape: torch.Size) -> Tensor:
+    """One entry a group as one entry a weight, for a weight of that shape."""
+    return groups.reshape(*groups.shape, *[1] * (len(shape) - groups.dim())).expand(shape)
+
+
+def select(
+    scores: Mapping[str, Tensor],
+    shapes: Mapping[str, torch.Size],
+    sparsity: float,
+    pattern: str = "unstructured",
+    scope: str = "global",
+    min_channels: int = 1,
+) -> dict[str, Tensor]:
+    """Which groups are kept: booleans shaped as the scores, by layer.
+
+    The groups with the lowest scores go, across all layers or within each: as many as remove at
+    most round(sparsity * n) of the n weights, and one more would remove more. Among equal scores
+    the one that comes first, by layer then by position, goes first; so masks of growing sparsity
+    are nested. A layer (of all, where scope is global and the pattern is not channel) never loses
+    its last group; with channel every layer keeps the `min_channels` channels of the highest
+    scores. n:m keeps the n highest of every m, whatever the sparsity and scope.
+
+    Raises ValueError when min_channels leaves too few channels to remove.
+    """
+    if blocks := n_of_m(pattern):
+        return {name: _of_blocks(s, *blocks) for name, s in scores.items()}
+    if pattern == "channel":
+        scores = {name: _spared(s, min_channels) for name, s in scores.items()}
+    sizes = {n: math.prod(shapes[n]) // s.numel() for n, s in scores.items()}
+    lots = [[name] for name in scores] if scope == "layer" else [list(scores)]
+    kept: dict[str, Tensor] = {}
+    for lot in lots:
+        flat = torch.cat([scores[name].flatten() for name in lot])
+        counts = [scores[name].numel() for name in lot]
+        if len({sizes[name] for name in lot}) == 1:
+            size = sizes[lot[0]]
+            lost = min(round(sparsity * size * len(flat)) // size, len(flat) - 1)
+            keeps = _without_lowest(flat, lost)
+        else:
+            size = torch.repeat_interleave(
+                torch.tensor([sizes[n] for n in lot], device=flat.device),
+                torch.tensor(counts, device=flat.device),
+            )
+            order = torch.argsort(flat, stable=True)
+            removed = size[order].cumsum(0) <= round(sparsity * int(size.sum()))
+            removed[-1] = False
+            keeps = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
+            keeps[order[removed]] = False
+        if bool((flat[~keeps] == math.inf).any()):
+            raise ValueError(
+                f"sparsity={sparsity:g}: min_channels={min_channels} keeps so many channels that "
+                f"pattern={pattern!r} cannot reach it"
+            )
+        parts = keeps.split(counts)
+        kept |= {n: part.view_as(scores[n]) for n, part in zip(lot, parts, strict=True)}
+    return kept
+
+
+def _without_lowest(scores: Tensor, n_removed: int) -> Tensor:
+    """True for all but the lowest; of equal ones, the first are removed first."""
+    if n_removed == 0:
+        return torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+    # kthvalue is linear where a sort is not, and the ties are settled by position below.
+    threshold = torch.kthvalue(scores, n_removed).values
+    kept = scores > threshold
+    ties = (scores == threshold).nonzero().flatten()
+    n_below = len(scores) - int(kept.sum()) - len(ties)
+    kept[ties[n_removed - n_below :]] = True
+    return kept
+
+
+def _of_blocks(scores: Tensor, n: int, m: int) -> Tensor:
+    if scores.shape[1] % m:
+        return torch.ones_like(scores, dtype=torch.bool)
+    blocks = scores.movedim(1, -1).unflatten(-1, (-1, m))
+    # Of equal ones the first go first, as everywhere.
+    place = blocks.argsort(dim=-1, stable=True).argsort(dim=-1)
+    return (place >= m - n).flatten(-2).movedim(-1, 1).contiguous()
+
+
+def _spared(scores: Tensor, n: int) -> Tensor:
+    """The scores with the n highest out of reach."""
+    best = scores.argsort(stable=True)[-n:]
+    return scores.index_fill(0, best, math.inf)
+
+
+def left_dense(model: nn.Module, pattern: str) -> list[str]:
+    """The weights that a pattern cannot prune, by name: those whose input channels are no multiple
+    of the m of n:m."""
+    blocks = n_of_m(pattern)
+    return [n for n, p in prunable(model).items() if blocks and p.shape[1] % blocks[1]]
+
+
+def shuffled(mask: Mask, pattern: str, seed: int) -> Mask:
+    """A control: as many groups kept in each layer, at random places; n of every m for n:m."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = n_of_m(pattern)
+    out = {}
+    for name, kept in mask.items():
+        if blocks:
+            out[name] = _of_blocks(torch.rand(kept.shape, generator=generator), *blocks)
+            continue
+        groups = grouped(kept, pattern)
+        order = torch.randperm(groups.numel(), generator=generator)
+        out[name] = expanded(groups.flatten()[order].view_as(groups), kept.shape).clone()
+    return Mask(out)
+
+
+def with_norms(mask: Mask, model: nn.Module) -> Mask:
+    """The mask with an entry more for the scale and the shift of the BatchNorm after each
+    convolution: what a channel that is removed whole would still add to the next layer.
+
+    That norm is the first one that the model holds after the convolution and before the next.
+    """
+    out = dict(mask)
+    layer = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            layer = f"{name}.weight"
+        elif isinstance(module, nn.BatchNorm2d) and layer in mask:
+            channels = mask[layer].flatten(1).any(1)
+            out |= {f"{name}.{part}": channels for part in ("weight", "bias")}
+            layer = None
+    return Mask(out)
+
+
+def masked(model: nn.Module, mask: Mask, pattern: str) -> nn.Module:
+    """The model with a mask of that pattern applied, in place: with channel, norms included."""
+    return (with_norms(mask, model) if pattern == "channel" else mask).apply(model)
