@@ -1,0 +1,199 @@
+"""Compaction: a channel ticket as a smaller dense network that computes the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.specs import integer
+from robustlib.tickets import Mask
+
+_NORMS = nn.modules.batchnorm._BatchNorm
+TOLERANCE = 1e-4
+"""How far outputs may be apart, in units of the largest of them (or of 1, if that is more)."""
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """A network without its dead channels; layers are named by their weight, as in a mask."""
+
+    model: nn.Module
+    """The small network, in eval mode; `held` is applied to it."""
+    removed: dict[str, int]
+    """How many output channels a convolution lost; those that lost none are not listed."""
+    left: dict[str, int]
+    """How many dead channels it had to keep; those that keep none are not listed."""
+    held: Mask
+    """What stays zero when the small network is trained. A copy of it needs this applied again."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Channels that can only go together: a row is one channel of every layer in it."""
+
+    root: nn.Module
+    rows: dict[int, list[tuple[nn.Module, int]]]
+    """From the channel of the root to the channels, of convolutions and norms, that it is tied to.
+    A sum ties them (a residual stream), and so does a norm; empty if the group may not be cut."""
+
+
+def compact(model: nn.Module, size: int) -> Compacted:
+    """Takes out of a copy of the model the channels through which nothing flows.
+
+    A channel of a convolution is dead when all its weights are zero, its bias too, and scale and
+    shift of the BatchNorm that follows are zero there: its output is zero in training as well. It
+    goes when every channel that it is added to is dead too, such as those of all blocks of a
+    stage, found by tracing an image of `size` px (Fang et al., *DepGraph*, CVPR 2023, through
+    torch-pruning). Every layer keeps one channel at least, and grouped convolutions, unless they
+    are depthwise, keep all. A channel whose norm has a shift is not dead: a constant flows there.
+
+    The dead channels that stay, and other channels without a weight, are held at zero by a mask.
+    Zeros of other patterns are not: they may be trained. Names of parameters stay, and the same
+    network gives the same compact one, so a state_dict of one fits the other.
+
+    Raises ValueError for a model without convolutions, and RuntimeError when outputs are not those
+    of the model (an activation that does not keep zero at zero, say).
+    """
+    size = integer("size", size, 1, 4096)
+    if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        raise ValueError(f"{type(model).__name__}: has no convolution to take channels from")
+    small = copy.deepcopy(model).eval()
+    generator = torch.Generator().manual_seed(0)
+    like = next(small.parameters())
+    images = torch.rand(2, 3, size, size, generator=generator).to(like)
+    with torch.no_grad():
+        expected = small(images)
+    trained = {name: p.requires_grad for name, p in small.named_parameters()}
+    small.requires_grad_(True)  # the trace follows gradients
+    graph = _graph(small, images[:1])
+    norms = {
+        m: [n.module for n in node.outputs if isinstance(n.module, _NORMS)]
+        for m, node in graph.module2node.items()
+        if isinstance(m, nn.Conv2d)
+    }
+    dead = {m: _dead(m, after) for m, after in norms.items()}
+    empty = {m: _empty(m) for m in norms}
+    gone: dict[nn.Module, list[int]] = {m: [] for m in norms}
+    # All before the first is cut, for a cut shifts the numbers of the channels after it.
+    groups = list(_groups(graph))
+    for group in groups:
+        rows = [r for r, tied in group.rows.items() if all(_is_dead(dead, *t) for t in tied)]
+        if len(rows) == len(group.rows):
+            rows = rows[1:]  # one has to stay
+        if not rows:
+            continue
+        for m, channel in (t for r in rows for t in group.rows[r]):
+            if m in gone:
+                gone[m].append(channel)
+        prune = graph.get_pruner_of_module(group.root).prune_out_channels
+        graph.get_pruning_group(group.root, prune, rows).prune(record_history=False)
+    for name, p in small.named_parameters():
+        p.requires_grad_(trained[name])
+    names = {m: name for name, m in small.named_modules()}
+    held: dict[str, Tensor] = {}
+    removed, left = {}, {}
+    for m in (m for m in small.modules() if m in norms):
+        stays = torch.ones_like(dead[m])
+        stays[gone[m]] = False
+        key = f"{names[m]}.weight"
+        if gone[m]:
+            removed[key] = len(gone[m])
+        if n := int(dead[m][stays].sum()):
+            left[key] = n
+        _hold(held, names, m, norms[m], empty[m][stays], dead[m][stays])
+    with torch.no_grad():
+        _must_agree(small(images), expected)
+    mask = Mask(held)
+    mask.apply(small)
+    return Compacted(small, removed, left, mask)
+
+
+def _graph(model: nn.Module, image: Tensor) -> Any:
+    import torch_pruning
+
+    with torch.enable_grad():
+        return torch_pruning.DependencyGraph().build_dependency(model, image)
+
+
+def _groups(graph: Any) -> Iterator[_Group]:
+    """The groups of all convolutions. What has weights of another kind in it, or feeds no layer
+    (an output of the network), has no rows."""
+    for group in graph.get_all_groups(root_module_types=[nn.Conv2d]):
+        root = group[0].dep.target.module
+        rows: dict[int, list[tuple[nn.Module, int]]] = {i: [] for i in range(root.out_channels)}
+        feeds, cut = False, True
+        for item in group:
+            m, handler = item.dep.target.module, item.dep.handler
+            if isinstance(m, nn.Conv2d) and m.groups > 1 and not _depthwise(m):
+                cut = False
+            if not graph.is_out_channel_pruning_fn(handler):
+                feeds = True
+            elif isinstance(m, nn.Conv2d | _NORMS):
+                for channel, row in zip(item.idxs, item.root_idxs, strict=True):
+                    rows[row].append((m, channel))
+            elif isinstance(m, nn.Parameter) or any(True for _ in m.parameters()):
+                cut = False
+        yield _Group(root, rows if feeds and cut else {})
+
+
+def _depthwise(conv: nn.Conv2d) -> bool:
+    return conv.groups == conv.in_channels == conv.out_channels
+
+
+def _empty(conv: nn.Conv2d) -> Tensor:
+    """Which output channels have no weight that is not zero: bool [O]."""
+    return (conv.weight.detach() == 0).flatten(1).all(1)
+
+
+def _silent(norm: nn.Module) -> Tensor:
+    """Which channels of a norm give zero whatever comes in: bool [C]."""
+    if norm.weight is None:
+        return torch.zeros(norm.num_features, dtype=torch.bool)
+    return (norm.weight.detach() == 0) & (norm.bias.detach() == 0)
+
+
+def _dead(conv: nn.Conv2d, norms: list[nn.Module]) -> Tensor:
+    dead = _empty(conv)
+    if conv.bias is not None:
+        dead = dead & (conv.bias.detach() == 0)
+    for norm in norms:
+        dead = dead & _silent(norm).to(dead.device)
+    return dead
+
+
+def _is_dead(dead: dict[nn.Module, Tensor], m: nn.Module, channel: int) -> bool:
+    return bool(dead[m][channel] if m in dead else _silent(m)[channel])
+
+
+def _hold(
+    held: dict[str, Tensor],
+    names: dict[nn.Module, str],
+    conv: nn.Conv2d,
+    norms: list[nn.Module],
+    empty: Tensor,
+    dead: Tensor,
+) -> None:
+    """Adds to `held` what must stay zero of a convolution (already cut) and the norms after it."""
+    if empty.any():
+        kept = (~empty).view(-1, 1, 1, 1).expand_as(conv.weight)
+        held[f"{names[conv]}.weight"] = kept.clone()
+    if dead.any():
+        owners = [(norm, part) for norm in norms for part in ("weight", "bias")]
+        owners += [(conv, "bias")] if conv.bias is not None else []
+        held.update({f"{names[m]}.{part}": ~dead for m, part in owners})
+
+
+def _must_agree(found: Tensor, expected: Tensor) -> None:
+    scale = max(1.0, float(expected.abs().max()))
+    if found.shape != expected.shape or not torch.allclose(
+        found, expected, rtol=0, atol=TOLERANCE * scale, equal_nan=True
+    ):
+        raise RuntimeError(
+            "the compact network does not compute what the model does: a channel that is zero "
+            "after its norm is not zero where it is used"
+        )
