@@ -218,7 +218,9 @@ def grid(
     if values := items("sparsities", sparsities, float):
         values = [specs.number("sparsities", s, 0, 1, open_high=True) for s in values]
         for entry in tickets:
-            entry["sparsity"] = values
+            # A pattern n:m has one sparsity.
+            if not any(specs.n_of_m(p) for p in _axis(entry.get("pattern", Ticket.pattern))):
+                entry["sparsity"] = values
     ways = [way for entry in study.transfers for way in _product({**entry, **given})]
     if n_train:
         for task in dict.fromkeys(way.get("task", Transfer.task) for way in ways):
@@ -276,8 +278,12 @@ def wanted(what: str) -> list[Spec]:
     return out
 
 
+def _axis(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _product(table: dict[str, Any]) -> list[dict[str, Any]]:
-    axes = [v if isinstance(v, list) else [v] for v in table.values()]
+    axes = [_axis(v) for v in table.values()]
     # TOML has no null: "all" images is None in a spec.
     return [
         {k: None if v == "all" else v for k, v in zip(table, values, strict=True)}

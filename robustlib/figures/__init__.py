@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from robustlib.figures.drawings import by_drawing, drawing
 from robustlib.figures.networks import adversarial_examples, curves, robust_accuracy
 from robustlib.figures.results import accuracy_vs_sparsity, advantage
 from robustlib.figures.style import folder, label, looks, save
@@ -16,7 +17,9 @@ __all__ = [
     "accuracy_vs_sparsity",
     "adversarial_examples",
     "advantage",
+    "by_drawing",
     "curves",
+    "drawing",
     "filters",
     "folder",
     "label",

@@ -1,0 +1,124 @@
+"""Figures that compare ways to draw a ticket: sparsity patterns and schemes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from robustlib import stats
+from robustlib.figures.style import COLUMN, NATURAL, PAGE, labelled, legend, looks, panels, style
+from robustlib.specs import PATTERNS, SCHEMES, n_of_m
+
+ACROSS = 6
+"""Panels side by side, at most: more would be too small on a page."""
+
+
+def drawing(row: Mapping[str, Any]) -> str:
+    """How a ticket was drawn: "OMP", "A-IMP upstream", "LMP, channel", "OMP, 2:4".
+
+    row: anything with the columns of a ticket. Unstructured goes without saying.
+    """
+    name = row["scheme"].upper() if row["scheme"] in ("omp", "imp", "lmp") else row["scheme"]
+    if row["scheme"] == "imp":
+        name = "A-" * (row["ticket_objective"] == "pgd") + name
+        name += " downstream" if row["dataset"] else " upstream"
+    control = {"shuffle": ", shuffled", "reinit": ", fresh weights"}.get(row["control"], "")
+    return name + control + f", {row['pattern']}" * (row["pattern"] != "unstructured")
+
+
+def by_drawing(frame: pd.DataFrame) -> Figure:
+    """Accuracy of natural and robust tickets for each way to draw them, and their difference.
+
+    frame: rows of `sweep` that differ in pattern or scheme, of one mode. A column of panels for
+    each task and sparsity: above accuracies, below robust minus natural, paired by seed. Small dots
+    are the seeds; bars the 95 % interval of the paired difference. Patterns n:m share one place on
+    the axis. Raises ValueError when a robust row has no natural partner.
+    """
+    frame = labelled(_placed(frame))
+    pairs = stats.differences(frame)
+    places = sorted(frame.place.unique(), key=_order(frame).get)
+    cells = frame[["task", "sparsity"]].drop_duplicates().sort_values(["task", "sparsity"])
+    across = min(ACROSS, len(cells))
+    down = -(-len(cells) // across)
+    width = PAGE if across > 2 else COLUMN
+    colours = looks(frame.sort_values(["objective", "eps"]).label)
+    robust = {name: look for name, look in colours.items() if name != "natural"}
+    with style():
+        fig, grid = panels(2 * down, across, width, 0.6 + 2.9 * down, sharey="row", sharex=True)
+        for ax in grid.flat[len(cells) :] if down == 1 else []:
+            ax.set_visible(ax.get_subplotspec().colspan.start < len(cells))
+        for i, (task, sparsity) in enumerate(cells.itertuples(index=False)):
+            above, below = (
+                grid[2 * (i // across)][i % across],
+                grid[2 * (i // across) + 1][i % across],
+            )
+            here = (frame.task == task) & (frame.sparsity == sparsity)
+            _dots(above, frame[here], "accuracy", colours, places)
+            below.axhline(0, color=NATURAL, lw=1, zorder=0)
+            own = pairs[(pairs.task == task) & (pairs.sparsity == sparsity)]
+            _dots(below, own, "difference", robust, places, bars=True)
+            above.set_title(f"{task}\nsparsity {sparsity:g}")
+            below.set_xticks(range(len(places)), places, rotation=90)
+            if i % across == 0:
+                above.set_ylabel("accuracy (%)")
+                below.set_ylabel("robust − natural\n(points)")
+        fig.align_ylabels()
+        legend(
+            fig, colours, "small dots: single seeds; bars: 95 % interval of the paired difference"
+        )
+    return fig
+
+
+def _placed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows with their place on the axis: by pattern, or by scheme, or both."""
+    patterns = ["n:m" if n_of_m(p) else p for p in frame.pattern]
+    if frame.pattern.nunique() == 1:
+        return frame.assign(place=[drawing(r) for r in frame.to_dict("records")])
+    if len({drawing(r | {"pattern": "unstructured"}) for r in frame.to_dict("records")}) == 1:
+        return frame.assign(place=patterns)
+    rows = [r | {"pattern": p} for r, p in zip(frame.to_dict("records"), patterns, strict=True)]
+    return frame.assign(place=[drawing(r) for r in rows])
+
+
+def _order(frame: pd.DataFrame) -> dict[str, tuple]:
+    """From simple to elaborate, upstream before downstream, natural before adversarial."""
+    return {
+        row["place"]: (
+            SCHEMES.index(row["scheme"]),
+            row["control"] != "none",
+            bool(row["dataset"]),
+            row["ticket_objective"] == "pgd",
+            PATTERNS.index(row["pattern"]),
+        )
+        for row in frame.to_dict("records")
+    }
+
+
+def _dots(
+    ax: Axes,
+    rows: pd.DataFrame,
+    value: str,
+    looks: Mapping[str, dict[str, Any]],
+    places: list[str],
+    bars: bool = False,
+) -> None:
+    for i, (name, look) in enumerate(looks.items()):
+        own = rows[rows.label == name]
+        shift = 0.3 * (i - (len(looks) - 1) / 2) / max(1, len(looks) - 1)
+        look = {k: v for k, v in look.items() if k not in ("ls", "label")}
+        at = own.place.map(places.index) + shift
+        ax.plot(at - 0.12, 100 * own[value], **(look | {"ms": 1.8, "mew": 0}), ls="", alpha=0.6)
+        for place, seeds in own.groupby("place"):
+            mean, low, high = stats.mean_interval(seeds.groupby("seed")[value].mean())
+            x = places.index(place) + shift
+            if bars and np.isfinite(low):
+                ax.errorbar(x, 100 * mean, 100 * (high - low) / 2, lw=0.8, capsize=1.5, **look)
+            else:
+                ax.plot(x, 100 * mean, ls="", **look)
+    ax.grid(axis="x", visible=False)
+    ax.set_xlim(-0.6, len(places) - 0.4)
