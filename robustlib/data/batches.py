@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustlib.data import files
-from robustlib.data.splits import FileSplit, Split, seed_for
+from robustlib.data.splits import FileSplit, MaskSplit, Split, seed_for
 from robustlib.specs import AUGMENTS, integer, one_of
 
 
@@ -27,13 +27,13 @@ def to_float(x_u8: Tensor, device: torch.device | str = "cpu") -> Tensor:
     return x.to(torch.float32).div_(255).permute(0, 3, 1, 2)
 
 
-def steps(split: Split | FileSplit, batch_size: int) -> int:
+def steps(split: Split | FileSplit | MaskSplit, batch_size: int) -> int:
     """Steps per epoch: full batches only, but one short batch where there is no full one."""
     return max(1, len(split) // integer("batch_size", batch_size, 1))
 
 
 def epoch(
-    split: Split | FileSplit,
+    split: Split | FileSplit | MaskSplit,
     batch_size: int,
     *,
     augment: str,
@@ -42,7 +42,8 @@ def epoch(
     start: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One shuffled epoch of (x [B, 3, H, W] in [0, 1], y [B]), from step `start` on.
+    """One shuffled epoch of (x [B, 3, H, W] in [0, 1], y [B]), from step `start` on; masks are
+    y uint8 [B, H, W], moved with their images.
 
     The order follows from (seed, epoch), the augmentation of a step from (seed, epoch, step).
     The remainder of the last batch is dropped; the next epoch shuffles it back in. Images from
@@ -64,12 +65,16 @@ def _epoch(split, batch_size, n_steps, augment, seed, epoch, start, device):
         return
     for step in range(start, n_steps):
         rows = order[step * batch_size : (step + 1) * batch_size]
-        x = gather(split.x, rows, augment, _generator(seed, epoch, step))
-        yield to_float(x, device), split.y[rows].to(device, non_blocking=True)
+        generator = _generator(seed, epoch, step)
+        if isinstance(split, MaskSplit):
+            x, y = gather_masked(split, rows, augment, generator)
+        else:
+            x, y = gather(split.x, rows, augment, generator), split.y[rows]
+        yield to_float(x, device), y.to(device, non_blocking=True)
 
 
 def ordered(
-    split: Split | FileSplit, batch_size: int = 500, device: torch.device | str = "cpu"
+    split: Split | FileSplit | MaskSplit, batch_size: int = 500, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All of the split in its own order, nothing dropped or augmented, for evaluation."""
     integer("batch_size", batch_size, 1)
@@ -89,25 +94,47 @@ def _files(split, rows, augment, seed, epoch, device):
 
 
 def gather(x: Tensor, rows: Tensor, augment: str, generator: torch.Generator) -> Tensor:
-    """The images `rows` of x [N, S, S, C] uint8, each cropped and flipped at random: [B, S, S, C].
+    """The images `rows` of x [N, H, W, C] uint8, each cropped and flipped at random: [B, H, W, C].
 
-    A crop shifts by up to S // 8 px each way (4 at 32 px, as is usual). What a shift uncovers is
-    reflected, not black: a black bar is an edge that no test image has. Padding, crop and flip are
-    all in the index, so that an epoch copies each pixel once.
+    A crop shifts by up to S // 8 px each way, S the shorter side (4 at 32 px, as is usual). What a
+    shift uncovers is reflected, not black: a black bar is an edge that no test image has.
     """
     if augment == "none":
         return x[rows]
-    size, n = x.shape[1], len(rows)
-    pad = size // 8
+    return _pick(x, _pixels(x, rows, augment, generator))
+
+
+def gather_masked(
+    split: MaskSplit, rows: Tensor, augment: str, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The images `rows` as `gather` draws them, and their masks [B, H, W] moved as they are."""
+    if augment == "none":
+        return split.x[rows], split.y[rows]
+    pixels = _pixels(split.x, rows, augment, generator)
+    return _pick(split.x, pixels), _pick(split.y, pixels)
+
+
+def _pixels(x: Tensor, rows: Tensor, augment: str, generator: torch.Generator) -> Tensor:
+    """Which pixel of x [N, H, W, ...] comes where: indices [B, H, W] into its N * H * W pixels.
+
+    Padding, crop and flip are all in the index, so that an epoch copies each pixel once.
+    """
+    height, width = x.shape[1:3]
+    n, pad = len(rows), min(height, width) // 8
     shifts = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator)
     flips = torch.rand((n, 1), generator=generator) < 0.5
-    down, right = _reflect(shifts + torch.arange(size), size)
+    down = _reflect(shifts[0] + torch.arange(height), height)
+    right = _reflect(shifts[1] + torch.arange(width), width)
     if augment == "crop-flip":
         right = torch.where(flips, right.flip(1), right)
-    lines = rows[:, None] * size + down
-    pixels = (lines[:, :, None] * size + right[:, None, :]).reshape(-1)
+    lines = rows[:, None] * height + down
+    return lines[:, :, None] * width + right[:, None, :]
+
+
+def _pick(x: Tensor, pixels: Tensor) -> Tensor:
     # index_select copies whole pixels: twice as fast as indexing with three tensors.
-    return x.reshape(-1, x.shape[3]).index_select(0, pixels).view(n, *x.shape[1:])
+    flat = x.reshape(-1, *x.shape[3:]).index_select(0, pixels.reshape(-1))
+    return flat.view(len(pixels), *x.shape[1:])
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:

@@ -48,6 +48,18 @@ class FileSplit:
 
 
 @dataclass(frozen=True)
+class MaskSplit:
+    """Images in memory, each pixel with a label: x uint8 [N, H, W, C], C 1 or 3; y [N, H, W]
+    uint8."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A classification set: three disjoint splits and the names of the classes, by label."""
 
@@ -62,12 +74,12 @@ class Dataset:
         return len(self.class_names)
 
 
-def take(split: Split | FileSplit, rows: np.ndarray) -> Split | FileSplit:
+def take(split: Split | FileSplit | MaskSplit, rows: np.ndarray) -> Split | FileSplit | MaskSplit:
     """The split's images at `rows` (integers), in that order."""
     index = torch.from_numpy(np.asarray(rows, dtype=np.int64))
     if isinstance(split, FileSplit):
         return FileSplit(tuple(split.paths[i] for i in rows), split.y[index], split.size)
-    return Split(split.x[index], split.y[index])
+    return type(split)(split.x[index], split.y[index])
 
 
 def holdout(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
