@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from robustlib.transfer.finetune import finetune
 from robustlib.transfer.linear import linear
+from robustlib.transfer.segment import segment
 
-__all__ = ["finetune", "linear"]
+__all__ = ["finetune", "linear", "segment"]

@@ -1,0 +1,104 @@
+"""Dense prediction: a head that turns a ResNet's feature maps into a label for every pixel."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+from torchvision.models.segmentation.fcn import FCNHead
+
+from robustlib.models import ResNet
+from robustlib.specs import one_of
+
+HEADS = ("fusion", "fcn", "deeplab")
+
+
+class Segmenter(nn.Module):
+    """A backbone and a head: logits [N, K, H, W] of images [N, 3, H, W] in [0, 1], any H and W.
+
+    The backbone's parameters are the very ones of the network that was given, so a mask that was
+    applied to it holds on; here they are called `backbone.` and then their name.
+    """
+
+    def __init__(self, backbone: ResNet, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.head(self.backbone.pyramid(x))
+        return F.interpolate(out, x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class Fusion(nn.Module):
+    """Logits at the finest of the maps, to which the coarser ones are added top-down, as in a
+    feature pyramid network (Lin et al., 2017): for small images, whose last map is a few pixels.
+
+    channels: those of the maps, finest first.
+    """
+
+    def __init__(self, channels: list[int], n_classes: int, width: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(_conv(c, width, 1) for c in channels)
+        self.smooth = nn.Sequential(nn.ReLU(inplace=True), _conv(width, width, 3), nn.ReLU())
+        self.classify = nn.Conv2d(width, n_classes, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        out = self.lateral[-1](maps[-1])
+        for lateral, finer in zip(self.lateral[-2::-1], maps[-2::-1], strict=True):
+            out = F.interpolate(out, finer.shape[-2:], mode="bilinear", align_corners=False)
+            out = out + lateral(finer)
+        return self.classify(self.smooth(out))
+
+
+class Deepest(nn.Module):
+    """One of torchvision's segmentation heads on the last map."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return self.head(maps[-1])
+
+
+def segmenter(backbone: ResNet, n_classes: int, head: str | None = None) -> Segmenter:
+    """A fresh head for n_classes, from torch's global generator, on a backbone, whose classifier
+    `fc` is dropped in place.
+
+    head: `fusion`, or torchvision's `fcn` (Long et al., 2015) or `deeplab` (Chen et al., 2017), for
+    which the last two stages of the backbone are dilated instead of strided, in place; None:
+    fusion behind a small stem, fcn behind ImageNet's. Raises ValueError for another head.
+    """
+    small = isinstance(backbone.maxpool, nn.Identity)
+    head = one_of("head", head or ("fusion" if small else "fcn"), HEADS)
+    deepest, where = backbone.fc.in_features, backbone.fc.weight.device
+    if head == "fusion":
+        channels = [deepest // 8, deepest // 4, deepest // 2, deepest]
+        made = Fusion(channels, n_classes, width=max(16, deepest // 8))
+    else:
+        dilate(backbone)
+        made = Deepest((FCNHead if head == "fcn" else DeepLabHead)(deepest, n_classes))
+    backbone.fc = nn.Identity()
+    return Segmenter(backbone, made.to(where))
+
+
+def dilate(backbone: ResNet) -> None:
+    """Stages 3 and 4 dilated by 2 and 4 instead of strided, in place: the last map is then an
+    eighth of the image. The weights stay; torchvision's `replace_stride_with_dilation` for them.
+    """
+    before = 1
+    for stage in (backbone.layer3, backbone.layer4):
+        for i, block in enumerate(stage):
+            rate = before if i == 0 else 2 * before
+            for m in block.modules():
+                if isinstance(m, nn.Conv2d):
+                    m.stride = (1, 1)
+                    if m.kernel_size == (3, 3):
+                        m.dilation = m.padding = (rate, rate)
+        before *= 2
+
+
+def _conv(channels: int, out: int, kernel: int) -> nn.Sequential:
+    conv = nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out))

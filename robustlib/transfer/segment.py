@@ -1,0 +1,141 @@
+"""Segmentation: all weights of a ticket are trained to label every pixel."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustlib import heads, training
+from robustlib.data import MaskSplit, Segmentation, batches
+from robustlib.objectives import pixelwise
+from robustlib.specs import Transfer, number
+
+RESAMPLES = 2_000
+
+
+def segment(
+    model: nn.Module,
+    data: Segmentation,
+    spec: Transfer,
+    checkpoint: Path | None = None,
+    head: str | None = None,
+) -> tuple[heads.Segmenter, dict[str, Any]]:
+    """Trains a ticket with a fresh head (see `heads.segmenter`) on the task's training masks.
+
+    model: the ticket's network, its mask applied (`Mask.apply`), trained in place. Returns the
+    network it is the backbone of, removed weights exactly zero, and the measures: those of
+    `measures` for val and test, named `val_miou`, `test_miou`, ...; `val_confusion` and
+    `test_confusion`, the counts of each image [N, K, K]; and the curve. Test images are seen once.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(batches.seed_for(spec.seed, "head"))
+        network = heads.segmenter(model, data.n_classes, head)
+    recipe = training.Recipe.of(spec)
+    objective = pixelwise(data.ignore)
+    curve = training.fit(
+        network, data.train, objective, recipe, checkpoint=checkpoint, label="segment"
+    )
+    found: dict[str, Any] = {}
+    for name in ("val", "test"):
+        counts = confusions(network, getattr(data, name), data.n_classes, data.ignore)
+        found |= {f"{name}_{k}": v for k, v in measures(counts).items()}
+        found[f"{name}_confusion"] = counts
+    return network, found | {"curve": curve}
+
+
+def confusions(
+    model: nn.Module, split: MaskSplit, n_classes: int, ignore: int, batch_size: int = 16
+) -> Tensor:
+    """How many pixels of each image have class i and are predicted as j: [N, K, K] int32, on the
+    CPU. Pixels labelled `ignore` are not counted."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    counts = []
+    with training.inference(model) as where:
+        for x, y in batches.ordered(split, batch_size, device=where):
+            for predicted, mask in zip(model(x).argmax(1), y.long(), strict=True):
+                counts.append(
+                    multiclass_confusion_matrix(
+                        predicted, mask, n_classes, ignore_index=ignore, validate_args=False
+                    )
+                )
+    return torch.stack(counts).to("cpu", torch.int32)
+
+
+def measures(confusion: Tensor) -> dict[str, Any]:
+    """What counts [N, K, K] of a split's images (`confusions`) say of it, pixels of all images
+    together.
+
+    iou: by class, true positives / (true positives + false positives + false negatives), None
+    where no pixel of the split has that class. miou: the mean over the classes that some pixel has;
+    a pixel that is taken for another class still counts against its own. pixel_accuracy: the
+    fraction of labelled pixels that are right. n: images.
+    """
+    total = confusion.sum(0).double().numpy()
+    occurs = total.sum(1) > 0
+    iou = _iou(total)
+    return {
+        "miou": float(_mean_iou(total)),
+        "iou": [float(v) if o else None for v, o in zip(iou, occurs, strict=True)],
+        "pixel_accuracy": float(np.trace(total) / total.sum()),
+        "n": len(confusion),
+    }
+
+
+def iou_interval(
+    confusion: Tensor, level: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean IoU and its BCa bootstrap interval over images (Efron, 1987): (mean IoU, low, high).
+
+    confusion: counts [N, K, K], as of `confusions`. Images are resampled, not pixels: the pixels of
+    an image are far from independent. So are frames of one drive, for which the interval is too
+    narrow. Low and high are nan with fewer than two images that have a labelled pixel, and the mean
+    IoU itself where leaving out any one image changes nothing.
+    """
+    from scipy import stats
+
+    level = number("level", level, 0.5, 1, open_high=True)
+    counts = confusion.double().numpy()
+    # A resample of images without a label would have no mean.
+    counts = counts[counts.sum((1, 2)) > 0]
+    n, k = len(counts), counts.shape[1]
+    if n < 2:
+        return float(_mean_iou(counts[0])) if n else math.nan, math.nan, math.nan
+    total = counts.sum(0)
+    mean = float(_mean_iou(total))
+    if np.ptp(_mean_iou(total - counts)) < 1e-12:  # BCa divides by that spread
+        return mean, mean, mean
+    flat = counts.reshape(n, k * k)
+
+    def of_images(rows: np.ndarray, axis: int) -> np.ndarray:
+        times = np.apply_along_axis(np.bincount, axis, rows, minlength=n)
+        return _mean_iou((times @ flat).reshape(*times.shape[:-1], k, k))
+
+    rng = np.random.default_rng(seed)
+    found = stats.bootstrap(
+        (np.arange(n),),
+        of_images,
+        n_resamples=RESAMPLES,
+        confidence_level=level,
+        method="BCa",
+        random_state=rng,
+    )
+    return mean, *map(float, found.confidence_interval)
+
+
+def _iou(total: np.ndarray) -> np.ndarray:
+    """IoU [..., K] of counts [..., K, K]; 0 where a class neither occurs nor is predicted."""
+    right = np.diagonal(total, axis1=-2, axis2=-1)
+    either = total.sum(-1) + total.sum(-2) - right
+    return right / np.maximum(either, 1)
+
+
+def _mean_iou(total: np.ndarray) -> np.ndarray:
+    """The mean of `_iou` over the classes that occur: [...]; nan if none does."""
+    occurs = total.sum(-1) > 0
+    return (_iou(total) * occurs).sum(-1) / occurs.sum(-1)
