@@ -1,4 +1,4 @@
-"""Our PGD against an independent attack, on networks trained on real images."""
+"""Our PGD against independent attacks, on networks trained on real images."""
 
 import math
 
@@ -9,8 +9,9 @@ from torch import nn
 
 from robustlib import models, objectives, training
 from robustlib.attacks import Threat
-from robustlib.data import Split, load
-from robustlib.metrics.robustness import apgd_accuracy
+from robustlib.data import Split, batches, load
+from robustlib.metrics.robustness import adversarial, apgd_accuracy
+from robustlib.metrics.sample import sample
 
 EPS = {"l2": 0.5, "linf": 0.1}
 
@@ -63,14 +64,16 @@ def test_training_against_an_attack_resists_the_independent_one(networks, norm):
     assert n == 150 and robust > natural + 0.05 * n
 
 
-def linear_case() -> tuple[nn.Module, Split, np.ndarray]:
-    """Images of 2x2 grey pixels at a known distance from the plane between two classes."""
+def linear_case(side: int = 2) -> tuple[nn.Module, Split, np.ndarray]:
+    """Grey images of side x side pixels at a known distance from the plane between two classes."""
     levels = np.array([60, 90, 115, 127, 128, 140, 165, 195])
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * side**2, 2))
     with torch.no_grad():
-        model[1].weight.copy_(torch.tensor([[0.0], [1.0]]).expand(2, 12))
-        model[1].bias.copy_(torch.tensor([0.0, -6.0]))
-    x = torch.tensor(np.broadcast_to(levels[:, None, None, None], (8, 2, 2, 1)).astype(np.uint8))
+        model[1].weight.copy_(torch.tensor([[0.0], [1.0]]).expand(2, 3 * side**2))
+        model[1].bias.copy_(torch.tensor([0.0, -1.5 * side**2]))
+    x = torch.tensor(
+        np.broadcast_to(levels[:, None, None, None], (8, side, side, 1)).astype(np.uint8)
+    )
     return model, Split(x, (torch.tensor(levels) > 127).long()), np.abs(levels / 255 - 0.5)
 
 
@@ -119,3 +122,116 @@ def test_bad_values_are_refused_by_name(change, word):
     model, split, _ = linear_case()
     with pytest.raises(ValueError, match=word):
         apgd_accuracy(**{"model": model, "split": split, "norm": "l2", "eps": 0.1} | change)
+
+
+PARTS = ["clean", "apgd_ce", "apgd_t", "fab_t", "square", "autoattack"]
+
+
+def counts(row: dict) -> dict[str, int]:
+    return {k.removesuffix("_correct"): v for k, v in row.items() if k.endswith("_correct")}
+
+
+def theirs(model: nn.Module, split: Split, norm: str, eps: float, suite: str) -> int:
+    """What AutoAttack's own run leaves."""
+    from pyautoattack import AutoAttack
+
+    attack = AutoAttack(model, norm={"l2": "L2", "linf": "Linf"}[norm], eps=eps, seed=0)
+    if suite == "cheap":
+        attack.version, attack.attacks_to_run = "custom", ["apgd-ce", "apgd-t"]
+        attack.apgd_targeted.n_target_classes = 3
+        for part in (attack.apgd, attack.apgd_targeted):
+            part.n_iter, part.n_iter_2, part.n_iter_min, part.size_decr = 20, 4, 1, 1
+    ((x, y),) = batches.ordered(split)
+    with torch.random.fork_rng():
+        x_adv, _ = attack.run_standard_evaluation(x.contiguous(), y)
+    with torch.no_grad():
+        return int((model(x_adv).argmax(1) == y).sum())
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_cheap_suite_is_autoattacks_own_run_of_the_same_attacks(networks, norm):
+    model, test = networks(norm), sample(load("digits", size=8).test, 120)
+    found = counts(adversarial(model, test, norm, EPS[norm], "cheap"))
+    assert found["autoattack"] == theirs(model, test, norm, EPS[norm], "cheap")
+    assert list(found) == ["clean", "pgd", "apgd_ce", "apgd_t", "autoattack"]
+    assert found["clean"] == training.correct(model, test)
+    assert found["autoattack"] == found["apgd_t"] <= found["apgd_ce"] < found["clean"]
+    # PGD-20 and APGD search the same ball: a wrong radius would part them by far more.
+    assert abs(found["pgd"] - found["apgd_ce"]) <= 0.04 * 120 < 0.1 * (120 - found["apgd_ce"]) + 4
+
+
+def test_the_standard_suite_is_autoattack_and_no_part_leaves_less_than_the_next(networks):
+    model, test = networks("natural"), sample(load("digits", size=8).test, 60)
+    # So far that few images are left for Square, whose 5,000 queries take their time.
+    row = adversarial(model, test, "linf", 0.2)
+    found = counts(row)
+    assert list(found) == ["clean", "pgd", *PARTS[1:]]
+    ordered = [found[name] for name in PARTS]
+    assert ordered == sorted(ordered, reverse=True) and found["clean"] > 50
+    assert found["autoattack"] == theirs(model, test, "linf", 0.2, "standard")
+    assert row["n"] == 60
+    assert all(row[f"{k}_accuracy"] == v / 60 for k, v in found.items())
+
+
+@pytest.mark.parametrize("suite", ["cheap", "standard"])
+def test_on_a_linear_model_every_part_is_the_closed_form(suite):
+    """Two classes: APGD-T has no loss for them, every other part is exact on a plane."""
+    model, split, level = linear_case(6)  # Square has squares of a fifth of the side
+    cases = {"linf": 1.0, "l2": math.sqrt(108)} if suite == "cheap" else {"linf": 1.0}
+    for norm, unit in cases.items():
+        found = counts(adversarial(model, split, norm, 0.1 * unit, suite))
+        parts = ["fab_t", "square"] if suite == "standard" else []
+        assert list(found) == ["clean", "pgd", "apgd_ce", *parts, "autoattack"]
+        assert found.pop("clean") == 8
+        assert set(found.values()) == {int((level > 0.1).sum())}
+
+
+def test_the_limits_no_radius_and_a_network_that_is_always_wrong(networks):
+    model, test = networks("natural"), sample(load("digits", size=8).test, 40)
+    clean = training.correct(model, test)
+    assert set(counts(adversarial(model, test, "l2", 0, "cheap")).values()) == {clean}
+    linear, split, _ = linear_case()
+    wrong = Split(split.x, 1 - split.y)
+    assert set(counts(adversarial(linear, wrong, "l2", 2.0, "cheap")).values()) == {0}
+
+
+def test_an_evaluation_leaves_the_network_and_the_generator_as_they_were(networks):
+    model, test = networks("natural"), load("digits", size=8).test
+    model.train()
+    model.layer1.eval()
+    model.conv1.weight.requires_grad_(False)
+    model.zero_grad()
+    before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    first = adversarial(model, test, "l2", 0.5, "cheap", seed=3, limit=40)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert adversarial(model, test, "l2", 0.5, "cheap", seed=3, limit=40) == first
+    assert model.training and not model.layer1.training
+    assert not model.conv1.weight.requires_grad and model.fc.weight.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+    model.conv1.weight.requires_grad_(True)
+    model.eval()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_the_images_of_a_limit_are_the_same_for_everybody_and_nested():
+    test = load("digits", size=8).test
+    few, more = sample(test, 30), sample(test, 90)
+    assert len(few) == 30 and len(more) == 90 and sample(test, 10**6) is sample(test) is test
+    rows = {x.numpy().tobytes() for x in more.x}
+    assert all(x.numpy().tobytes() in rows for x in few.x)
+    assert torch.equal(few.x, sample(test, 30).x)
+    assert len(few.y.unique()) == 10  # a set that is sorted by class is not cut to its first ones
+    with pytest.raises(ValueError, match="empty"):
+        sample(Split(test.x[:0], test.y[:0]), 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"norm": "L2"}, "norm="), ({"eps": -1}, "eps="), ({"limit": 0}, "limit=")]
+    + [({"suite": "standart"}, "suite='standart'.*mean 'standard'"), ({"seed": -1}, "seed=")],
+)
+def test_a_bad_evaluation_is_refused_by_name(change, word):
+    model, split, _ = linear_case()
+    with pytest.raises(ValueError, match=word):
+        adversarial(**{"model": model, "split": split, "norm": "l2", "eps": 0.1} | change)

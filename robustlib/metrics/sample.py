@@ -1,0 +1,34 @@
+"""Which images of a split a measure looks at: the same for every network and every seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from robustlib.data import files
+from robustlib.data.splits import FileSplit, Split, seed_for, take
+from robustlib.specs import integer
+
+
+def sample(split: Split | FileSplit, limit: int | None = None) -> Split | FileSplit:
+    """At most `limit` images of a split, in the order they have in it; all of them for None.
+
+    Drawn at random, since splits may be sorted by class, by a seed that is fixed, so that networks
+    are compared on the same images; a smaller draw is part of every larger one. ValueError for a
+    limit that is none, or an empty split.
+    """
+    n = len(split) if limit is None else min(integer("limit", limit, 1), len(split))
+    if not len(split):
+        raise ValueError("the split is empty: there is nothing to measure")
+    if n == len(split):
+        return split
+    order = np.random.default_rng(seed_for("measured")).permutation(len(split))
+    return take(split, np.sort(order[:n]))
+
+
+def in_memory(split: Split | FileSplit) -> Split:
+    """The split with its images decoded; itself if they are."""
+    if isinstance(split, Split):
+        return split
+    rows = [r.tolist() for r in torch.arange(len(split)).split(500)]
+    return Split(torch.cat([x for x, _ in files.stream(split, rows, None, 0, 0)]), split.y)
