@@ -14,6 +14,7 @@ from torch import nn
 
 from robustlib import checkpoints, models, objectives, parallel, specs, store, tickets, training
 from robustlib.attacks import Threat
+from robustlib.compact import compact
 from robustlib.data import batches, load
 from robustlib.data.splits import Split, take
 from robustlib.devices import device, devices
@@ -79,6 +80,11 @@ def mask(ticket: Ticket) -> tickets.Mask:
     return tickets.unpack(artifact.tensors(), artifact.extra["shapes"])
 
 
+def layers(spec: Pretrain) -> list[str]:
+    """The names of the weights that tickets of a network may remove; nothing is trained for it."""
+    return list(tickets.prunable(models.build(spec.arch, 2, spec.width, spec.stem_stride)))
+
+
 @torch.random.fork_rng()
 def network(spec: Spec) -> nn.Module:
     """The network that a spec ends with, in eval mode, computed and stored if need be.
@@ -93,7 +99,7 @@ def network(spec: Spec) -> nn.Module:
         return model.eval()
     if isinstance(spec, Ticket):
         return tickets.masked(_start(spec), mask(spec), spec.pattern)
-    model, artifact = _prepared(spec), run(spec)
+    (model, _), artifact = _prepared(spec), run(spec)
     model = models.swap_head(model, artifact.extra["n_classes"])
     model.load_state_dict(artifact.tensors(), strict=spec.mode == "finetune")
     return model.eval()
@@ -273,12 +279,18 @@ def _early(spec: Ticket, model: nn.Module) -> tuple[dict[str, Any], list[dict[st
     return headed.state_dict(), curve
 
 
-def _prepared(spec: Transfer) -> nn.Module:
-    """The ticket's network, BatchNorm statistics re-estimated if the spec says so."""
+def _prepared(spec: Transfer) -> tuple[nn.Module, tickets.Mask]:
+    """The ticket's network, BatchNorm statistics re-estimated if the spec says so, and the mask
+    that is applied to it. A channel ticket comes as the small network that it is."""
     model = network(spec.ticket)
+    if spec.ticket.pattern == "channel":
+        small = compact(model, spec.ticket.pretrain.size)
+        model, kept = small.model, small.held
+    else:
+        kept = mask(spec.ticket)
     if spec.recalibrate:
         training.recalibrate(model, _task(spec).train)
-    return model
+    return model, kept
 
 
 def _task(spec: Transfer) -> Any:
@@ -287,7 +299,7 @@ def _task(spec: Transfer) -> Any:
 
 
 def _transfer(spec: Transfer) -> tuple[dict, dict, dict]:
-    data, kept, model = _task(spec), mask(spec.ticket), _prepared(spec)
+    data, (model, kept) = _task(spec), _prepared(spec)
     if spec.mode == "finetune":
         model, measured = finetune(model, data, spec, store.checkpoint(spec))
         tensors = model.state_dict()
@@ -300,7 +312,7 @@ def _transfer(spec: Transfer) -> tuple[dict, dict, dict]:
     removed = sum(int((model.get_parameter(n)[~m] != 0).sum()) for n, m in kept.items())
     if removed:
         raise RuntimeError(f"{removed} removed weights are not zero after {spec.mode}")
-    row["sparsity_measured"] = kept.sparsity
+    row["sparsity_measured"] = mask(spec.ticket).sparsity
     return (
         row | _size(model, spec.ticket.pretrain.size),
         tensors,

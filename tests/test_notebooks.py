@@ -102,6 +102,10 @@ BAD = {
         ("sparsities", 1.0, "must be a number in [0, 1)"),
         ("sparsities", "a,b", "sparsities='a,b'"),
         ("scope", "globl", "choose one of global, layer"),
+        ("layer", "conv9", "choose one of conv1.weight"),
+        ("task", "digitz", "did you mean 'digits'"),
+        ("n_train", 10**6, "n_train=1000000"),
+        ("epochs", -1, "epochs=-1"),
     ],
     "03_transfer": [
         *COMMON,

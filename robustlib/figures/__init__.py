@@ -9,7 +9,17 @@ from robustlib.figures.drawings import by_drawing, drawing
 from robustlib.figures.networks import adversarial_examples, curves, robust_accuracy
 from robustlib.figures.results import accuracy_vs_sparsity, advantage
 from robustlib.figures.style import folder, label, looks, save
-from robustlib.figures.tickets import START, filters, layer_density, mask_overlap, masks, overlay
+from robustlib.figures.tickets import (
+    START,
+    filters,
+    layer_density,
+    mask_overlap,
+    masks,
+    overlaps,
+    overlay,
+    pair_overlaps,
+    patterns,
+)
 from robustlib.figures.words import overlap, robustness, verdict
 
 __all__ = [
@@ -28,7 +38,10 @@ __all__ = [
     "mask_overlap",
     "masks",
     "overlap",
+    "overlaps",
     "overlay",
+    "pair_overlaps",
+    "patterns",
     "robust_accuracy",
     "robustness",
     "save",

@@ -160,6 +160,67 @@ def masks(natural: Mask, robust: Mask, layer: str, name: str) -> Figure:
     return fig
 
 
+def patterns(masks: Mapping[str, Mask], layer: str) -> Figure:
+    """One layer of several masks of one network, a panel each: black is kept.
+
+    layer: a parameter name of all. An output channel is a row of kernels and an input channel a
+    column; of wide layers the first CHANNELS are drawn.
+    """
+    across = min(5, len(masks))
+    down = -(-len(masks) // across)
+    with style():
+        fig, grid = panels(down, across, PAGE, 0.5 + down * (0.3 + 1.1 * PAGE / across))
+        for ax in grid.flat[len(masks) :]:
+            ax.set_axis_off()
+        for ax, (name, mask) in zip(grid.flat, masks.items(), strict=False):
+            shown = ListedColormap(["#F0F0F0", "#000000"])
+            kept = overlay(mask[layer], mask[layer]) > 0
+            ax.imshow(kept, cmap=shown, vmin=0, vmax=1, interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            ax.set_title(f"{name}\n{float(mask[layer].float().mean()):.2f} kept")
+        fig.supxlabel(f"input channels of {_layer_name(layer)}", fontsize=8)
+        fig.supylabel("output channels", fontsize=8)
+    return fig
+
+
+def overlaps(masks: Mapping[str, Mask]) -> Figure:
+    """How far each two of several masks of one network keep the same weights, as a table of
+    colours; the number in a cell is the overlap (Jaccard), the small one below it that of chance
+    with their densities by layer."""
+    names = list(masks)
+    table = pair_overlaps(masks)
+    side = len(names)
+    values = table.overlap.to_numpy().reshape(side, side)
+    chance = table.chance.to_numpy().reshape(side, side)
+    with style():
+        fig = plain(COLUMN * 1.35, COLUMN * 1.2)
+        ax = fig.subplots()
+        ax.imshow(values, cmap="cividis", vmin=0, vmax=1)
+        for i in range(side):
+            for j in range(side):
+                ink = "white" if values[i, j] < 0.5 else "black"
+                ax.text(j, i - 0.1, f"{values[i, j]:.2f}", ha="center", color=ink, fontsize=6)
+                ax.text(j, i + 0.28, f"{chance[i, j]:.2f}", ha="center", color=ink, fontsize=4.5)
+        ax.set_xticks(range(side), names, rotation=90)
+        ax.set_yticks(range(side), names)
+        ax.grid(visible=False)
+        ax.set_title("overlap of masks (Jaccard);\nsmall: by chance")
+    return fig
+
+
+def pair_overlaps(masks: Mapping[str, Mask]) -> pd.DataFrame:
+    """Overlap of each two masks of one network, and that of chance with their densities by layer.
+    Columns: first, second, overlap, chance."""
+    rows = []
+    for first, a in masks.items():
+        for second, b in masks.items():
+            table = stats.mask_overlap(a, b)
+            kept = (table.weights * (table.density_first + table.density_second)).sum()
+            both = (table.weights * table.density_first * table.density_second).sum()
+            rows.append([first, second, a.overlap(b), both / (kept - both)])
+    return pd.DataFrame(rows, columns=["first", "second", "overlap", "chance"])
+
+
 def overlay(natural: Tensor, robust: Tensor) -> np.ndarray:
     """Two masks [O, I, K, K] as one image [O' K, I' K] of 0 neither, 1 natural, 2 robust, 3 both.
 

@@ -104,10 +104,12 @@ class Mask(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def _zero(self, model: nn.Module, _loaded: object = None) -> None:
+        owned = dict(model.named_parameters())
         for name, m in self.items():
-            p = model.get_parameter(name)
-            # Selected, not multiplied: what is not finite times zero would be nan.
-            p.masked_fill_(~m.to(p.device), 0)
+            # A copy of the model carries the hook, and may have been cut to another shape.
+            if name in owned and owned[name].shape == m.shape:
+                # Selected, not multiplied: what is not finite times zero would be nan.
+                owned[name].masked_fill_(~m.to(owned[name].device), 0)
 
     def save(self, path: str | Path) -> None:
         """Writes the mask as a safetensors file of 1 bit a weight, with its checksum."""
