@@ -30,7 +30,17 @@ Scope = Literal["global", "layer"]
 Score = Literal["l1", "l2"]
 Control = Literal["none", "shuffle", "reinit"]
 Drawing = Literal["natural", "pgd"]
-Mode = Literal["finetune", "linear"]
+Mode = Literal["finetune", "linear", "segment"]
+Suite = Literal[
+    "adversarial",
+    "calibration",
+    "certified",
+    "corruption",
+    "domain_gap",
+    "ood",
+    "similarity",
+]
+Attack = Literal["cheap", "standard"]
 
 ARCHS: tuple[str, ...] = get_args(Arch)
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
@@ -45,6 +55,8 @@ SCORES: tuple[str, ...] = get_args(Score)
 CONTROLS: tuple[str, ...] = get_args(Control)
 DRAWINGS: tuple[str, ...] = get_args(Drawing)
 MODES: tuple[str, ...] = get_args(Mode)
+SUITES: tuple[str, ...] = get_args(Suite)
+ATTACKS: tuple[str, ...] = get_args(Attack)
 
 
 def shown(value: Any, limit: int | None = None) -> str:
@@ -308,19 +320,20 @@ class Transfer:
     task: str = "cifar10"
     """Name of the dataset (see `robustlib data list`)."""
     mode: Mode = "finetune"
-    """finetune: all weights; linear: logistic regression on frozen features."""
+    """finetune: all weights; linear: logistic regression on frozen features; segment: all weights,
+    to label every pixel."""
     n_train: int | None = 1000
     """Number of training images, class-balanced; None: all."""
     epochs: int = 30
-    """Passes over the training images (finetune)."""
+    """Passes over the training images (not linear)."""
     lr: float = 0.05
-    """Peak learning rate of SGD with Nesterov momentum (finetune)."""
+    """Peak learning rate of SGD with Nesterov momentum (not linear)."""
     batch_size: int = 64
-    """Images per step (finetune)."""
+    """Images per step (not linear)."""
     weight_decay: float = 5e-4
-    """L2 penalty, not on norms and biases (finetune)."""
+    """L2 penalty, not on norms and biases (not linear)."""
     augment: Augment = "crop"
-    """Augmentation of the training images (finetune); digits and signs must not be flipped."""
+    """Augmentation of the training images (not linear); digits and signs must not be flipped."""
     precision: Precision = "fp32"
     """fp32, or mixed precision in bf16 or fp16."""
     recalibrate: bool = False
@@ -333,17 +346,83 @@ class Transfer:
         _nested("ticket", self.ticket, Ticket)
 
 
-Spec = Pretrain | Ticket | Transfer
-KINDS: dict[str, type] = {"pretrain": Pretrain, "ticket": Ticket, "transfer": Transfer}
+@dataclass(frozen=True)
+class Evaluation:
+    """A measure beyond accuracy, of the network that a spec ends with."""
+
+    of: Transfer | Ticket | Pretrain = field(default_factory=Transfer)
+    """Whose network: on the test images of its task, or, before any transfer, of its source."""
+    suite: Suite = "calibration"
+    """adversarial: accuracy under AutoAttack and PGD; calibration; certified: randomized smoothing;
+    corruption: accuracy on common corruptions; domain_gap: Frechet distance between source and
+    `against` in this network's features; ood: telling the task from `against`; similarity: CKA with
+    `other`, layer by layer."""
+    norm: Norm = "l2"
+    """Norm of the attack (adversarial)."""
+    eps: float = 0.0
+    """Radius of the attack (adversarial), in pixel units of [0, 1] images."""
+    attack: Attack = "cheap"
+    """standard: all of AutoAttack; cheap: a part of it (adversarial)."""
+    sigma: float = 0.0
+    """Standard deviation of the noise (certified), in pixel units."""
+    draws: int = 1000
+    """Noisy copies of an image (certified)."""
+    scaled: bool = False
+    """Whether the temperature is fitted on val first (calibration)."""
+    against: str = ""
+    """Another data set (ood, domain_gap)."""
+    other: Transfer | Ticket | Pretrain | None = None
+    """Whose network to compare with (similarity)."""
+    limit: int | None = None
+    """Images measured on, the first of the test images (of both sets, for ood and domain_gap); None:
+    all."""
+    seed: int = 0
+    """Seeds attack, noise, corruptions and resampling."""
+
+    def __post_init__(self) -> None:
+        _coerce(self)
+        _any_of("of", self.of)
+        used = {
+            "adversarial": {"norm", "eps", "attack"},
+            "calibration": {"scaled"},
+            "certified": {"sigma", "draws"},
+            "corruption": set(),
+            "domain_gap": {"against"},
+            "ood": {"against"},
+            "similarity": {"other"},
+        }[self.suite]
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name not in used | {"of", "suite", "limit", "seed"} and value != f.default:
+                raise ValueError(f"{f.name}={shown(value)}: suite={self.suite!r} does not use it")
+        for name in used & {"eps", "sigma", "against", "other"}:
+            if not getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)!r}: suite={self.suite!r} needs it")
+        if self.other is not None:
+            _any_of("other", self.other)
+        if getattr(self.of, "mode", "") == "segment":
+            raise ValueError(f"of={shown(self.of)}: its network labels pixels, suites need images")
+
+
+Spec = Pretrain | Ticket | Transfer | Evaluation
+KINDS: dict[str, type] = {
+    "pretrain": Pretrain,
+    "ticket": Ticket,
+    "transfer": Transfer,
+    "evaluation": Evaluation,
+}
+TAGGED = ("of", "other")
+"""Fields that may hold a spec of more than one kind: written as {kind: spec}."""
 
 
 def kind(spec: Spec | type) -> str:
-    """The name under which a spec's artifacts are stored: "pretrain", "ticket" or "transfer"."""
+    """The name under which a spec's artifacts are stored: "pretrain", "ticket", ..."""
     cls = spec if isinstance(spec, type) else type(spec)
     for name, known in KINDS.items():
         if cls is known:
             return name
-    raise ValueError(f"{cls.__name__}: not a spec; the specs are Pretrain, Ticket, Transfer")
+    names = ", ".join(known.__name__ for known in KINDS.values())
+    raise ValueError(f"{cls.__name__}: not a spec; the specs are {names}")
 
 
 def n_of_m(pattern: str) -> tuple[int, int] | None:
@@ -364,8 +443,8 @@ def previous(ticket: Ticket) -> Ticket | None:
         # Rounded, so that 1 - 0.8 ** 2 is the 0.36 that someone may ask for.
         kept = math.log(1 - ticket.sparsity) / math.log(1 - ticket.rate)
         before = round(1 - (1 - ticket.rate) ** (math.ceil(kept - 1e-6) - 1), 9)
-    if before == 0 and ticket.rewind == 0:
-        return None
+    if before == 0:
+        return rewound(ticket)
     return replace(ticket, sparsity=before, mask_from=None, control="none")
 
 
@@ -383,7 +462,10 @@ def rewound(ticket: Ticket) -> Ticket | None:
     ones."""
     if ticket.rewind == 0 or ticket.control == "reinit":
         return None
-    return replace(ticket, sparsity=0.0, mask_from=None, control="none")
+    # One for all masks: how they are drawn does not enter it.
+    own = ("pattern", "scope", "score", "min_channels", "rate", "rounds", "epochs")
+    default = {f.name: f.default for f in fields(ticket) if f.name in own}
+    return replace(ticket, **default, sparsity=0.0, mask_from=None, control="none")
 
 
 def parents(spec: Spec) -> tuple[Spec, ...]:
@@ -393,6 +475,8 @@ def parents(spec: Spec) -> tuple[Spec, ...]:
     if isinstance(spec, Ticket):
         above = (spec.pretrain, rewound(spec), drawn_as(spec) or previous(spec))
         return tuple(dict.fromkeys(s for s in above if s is not None and s != spec))
+    if isinstance(spec, Evaluation):
+        return (spec.of,) if spec.other is None else (spec.of, spec.other)
     return ()
 
 
@@ -403,7 +487,9 @@ def to_dict(spec: Spec, *, defaults: bool = True) -> dict[str, Any]:
         value = getattr(spec, f.name)
         if hasattr(value, "__dataclass_fields__"):
             nested = to_dict(value, defaults=defaults)
-            if defaults or nested or f.default is None:
+            if f.name in TAGGED and (defaults or nested or not isinstance(value, Transfer)):
+                out[f.name] = {kind(value): nested}
+            elif f.name not in TAGGED and (defaults or nested or f.default is None):
                 out[f.name] = nested
         elif defaults or value != f.default:
             out[f.name] = value
@@ -418,9 +504,20 @@ def from_dict(cls: type, data: dict[str, Any]) -> Any:
     for name in data:
         one_of(f"{cls.__name__} field", name, known)
     nested = {"pretrain": Pretrain, "ticket": Ticket, "mask_from": Pretrain}
-    if data.get("mask_from", {}) is None:
-        data = {k: v for k, v in data.items() if k != "mask_from"}
-    return cls(**{k: from_dict(nested[k], v) if k in nested else v for k, v in data.items()})
+    values = {}
+    for name, value in data.items():
+        if name in ("mask_from", "other") and value is None:
+            continue
+        if name in TAGGED:
+            if not isinstance(value, dict) or len(value) != 1:
+                raise ValueError(
+                    f"{name}={shown(value)}: must be a table of one of {', '.join(KINDS)}"
+                )
+            ((tag, value),) = value.items()
+            values[name] = from_dict(KINDS[one_of(name, tag, KINDS)], value)
+        else:
+            values[name] = from_dict(nested[name], value) if name in nested else value
+    return cls(**values)
 
 
 def key(spec: Spec) -> str:
@@ -441,18 +538,21 @@ def columns(spec: Spec) -> dict[str, Any]:
     Where two levels share a name, the transfer's keeps it, then the pretraining's; the other gets
     its level in front: `seed` is the transfer's, `pretrain_seed` and `ticket_seed` the others'.
     mask_objective, mask_norm, mask_eps, mask_sigma and mask_seed say of which network a ticket's
-    mask is; `rounds` is text.
+    mask is; `rounds` is text; `of` is the kind of the spec that is evaluated, `other` the key of
+    that which it is compared with.
     """
     own = {kind(spec): spec}
-    if isinstance(spec, Transfer):
-        own["ticket"] = spec.ticket
+    if isinstance(spec, Evaluation):
+        own[kind(spec.of)] = spec.of
+    if "transfer" in own:
+        own["ticket"] = own["transfer"].ticket
     if "ticket" in own:
         own["pretrain"] = own["ticket"].pretrain
     row: dict[str, Any] = {}
-    for level in ("transfer", "pretrain", "ticket"):
+    for level in ("transfer", "pretrain", "ticket", "evaluation"):
         if level in own:
             for f in fields(own[level]):
-                if f.name not in (*KINDS, "mask_from"):
+                if f.name not in (*KINDS, "mask_from", *TAGGED):
                     name = f"{level}_{f.name}" if f.name in row else f.name
                     row[name] = getattr(own[level], f.name)
     if "ticket" in own:
@@ -460,12 +560,14 @@ def columns(spec: Spec) -> dict[str, Any]:
         mask = own["ticket"].mask_from or own["ticket"].pretrain
         for name in ("objective", "norm", "eps", "sigma", "seed"):
             row[f"mask_{name}"] = getattr(mask, name)
+    if isinstance(spec, Evaluation):
+        row |= {"of": kind(spec.of), "other": "" if spec.other is None else key(spec.other)}
     return row
 
 
 # What the numbers of the specs may be: at least, at most. No number may be infinite or nan.
 _LIMITS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("steps", "replays", "n_train"), (1, 2**31)),
+    **dict.fromkeys(("steps", "replays", "n_train", "limit", "draws"), (1, 2**31)),
     "width": (1, 4096),
     **dict.fromkeys(("epochs", "seed"), (0, 2**31)),
     "stem_stride": (1, 4),
@@ -492,6 +594,7 @@ _CHOICES = {
     **{"Arch": ARCHS, "Objective": OBJECTIVES, "Norm": NORMS, "Schedule": SCHEDULES},
     **{"Augment": AUGMENTS, "Precision": PRECISIONS, "Scheme": SCHEMES, "Pattern": PATTERNS},
     **{"Scope": SCOPES, "Mode": MODES, "Score": SCORES, "Control": CONTROLS, "Drawing": DRAWINGS},
+    **{"Suite": SUITES, "Attack": ATTACKS},
 }
 
 
@@ -519,6 +622,11 @@ def _coerce(spec: Any) -> None:
         elif declared == "str" and not isinstance(value, str):
             raise ValueError(f"{f.name}={shown(value)}: must be text")
         object.__setattr__(spec, f.name, value)
+
+
+def _any_of(name: str, value: Any) -> None:
+    if not isinstance(value, Pretrain | Ticket | Transfer):
+        raise ValueError(f"{name}={shown(value)}: must be a Pretrain, a Ticket or a Transfer")
 
 
 def _nested(name: str, value: Any, cls: type) -> None:
