@@ -25,24 +25,26 @@ LITERALS = {
     "schedule": ("onecycle", "step"),
     "augment": ("none", "crop", "crop-flip"),
     "precision": ("fp32", "bf16", "fp16"),
-    "scheme": ("dense", "omp", "random"),
-    "pattern": ("unstructured",),
+    "scheme": ("dense", "omp", "random", "imp", "lmp"),
+    "pattern": ("unstructured", "row", "kernel", "channel", "2:4", "1:4", "1:8"),
     "scope": ("global", "layer"),
+    "score": ("l1", "l2"),
+    "control": ("none", "shuffle", "reinit"),
     "mode": ("finetune", "linear"),
 }
 FLOATS = {
     **dict.fromkeys(("eps", "step_size", "beta"), "[0, 1000]"),
     **{"sigma": "[0, 10]", "lr": "[0, 100]", "weight_decay": "[0, 1]"},
-    **{"momentum": "[0, 1)", "sparsity": "[0, 1)"},
+    **dict.fromkeys(("momentum", "sparsity", "rate"), "[0, 1)"),
 }
 LOWEST = {
-    **dict.fromkeys(("width", "stem_stride", "n_train", "steps", "replays"), 1),
-    **{"size": 8, "batch_size": 2, "epochs": 0, "seed": 0},
+    **dict.fromkeys(("width", "stem_stride", "n_train", "steps", "replays", "min_channels"), 1),
+    **{"size": 8, "batch_size": 2, "epochs": 0, "rewind": 0, "seed": 0},
 }
-TEXTS = ("source", "checkpoint", "task")
+TEXTS = ("source", "checkpoint", "task", "dataset")
 BOOLS = ("decay_norms", "recalibrate")
-NESTED = {"pretrain": Pretrain, "ticket": Ticket}
-OPTIONAL = ("n_train", "step_size")
+NESTED = {"pretrain": Pretrain, "ticket": Ticket, "mask_from": Pretrain}
+OPTIONAL = ("n_train", "step_size", "mask_from")
 
 
 def small(**strategies: st.SearchStrategy) -> st.SearchStrategy:
@@ -95,10 +97,31 @@ pretrains = st.builds(
         **recipe,
     ),
 )
+sparsities = number(1, exclude_max=True)
+drawn = {
+    **{f: st.sampled_from(LITERALS[f]) for f in ("scope", "score", "control")},
+    "mask_from": st.none() | pretrains,
+}
+trained = {
+    **{"dataset": text, "rewind": st.integers(0, 9), **drawn, **recipe},
+    "rounds": st.lists(number(0.99, exclude_min=True), unique=True).map(sorted),
+}
 tickets = st.one_of(
     st.builds(Ticket, pretrains, st.just("dense")),
-    st.builds(Ticket, pretrains, st.just("omp"), sparsity=number(1, exclude_max=True)),
-    st.builds(Ticket, pretrains, st.just("random"), sparsity=st.just(0.5), seed=seeds),
+    st.builds(Ticket, pretrains, st.just("omp"), sparsity=sparsities),
+    st.builds(Ticket, pretrains, st.just("omp"), st.just("2:4"), st.just(0.5)),
+    st.builds(
+        lambda p, a: Ticket(p, "random", **a),
+        *(pretrains, small(sparsity=sparsities, seed=seeds, **drawn)),
+    ),
+    st.builds(
+        lambda p, s, a: Ticket(p, "imp", sparsity=s, **a),
+        *(pretrains, sparsities, small(**trained)),
+    ),
+    st.builds(
+        lambda p, a: Ticket(p, "lmp", objective="pgd", eps=0.5, pattern="channel", **a),
+        *(pretrains, small(min_channels=counts, norm=st.just("linf"), **drawn, **recipe)),
+    ),
 )
 transfers = st.builds(
     lambda ticket, a: Transfer(ticket, **a),
@@ -175,7 +198,10 @@ DEFAULTS = {
     "objective=natural norm=l2 eps=0.0 steps=1 step_size=None beta=6.0 replays=4 sigma=0.0 "
     "epochs=10 lr=0.2 schedule=onecycle batch_size=128 momentum=0.9 weight_decay=0.0005 "
     "decay_norms=False augment=crop-flip precision=fp32 checkpoint= seed=0",
-    Ticket: "scheme=omp pattern=unstructured sparsity=0.0 scope=global seed=0",
+    Ticket: "scheme=omp pattern=unstructured sparsity=0.0 scope=global score=l1 min_channels=1 "
+    "mask_from=None control=none dataset= n_train=None objective=natural norm=l2 eps=0.0 steps=1 "
+    "rate=0.2 rounds=() rewind=0 epochs=2 lr=0.05 batch_size=128 weight_decay=0.0005 augment=crop "
+    "precision=fp32 seed=0",
     Transfer: "task=cifar10 mode=finetune n_train=1000 epochs=30 lr=0.05 batch_size=64 "
     "weight_decay=0.0005 augment=crop precision=fp32 recalibrate=False seed=0",
 }
@@ -184,7 +210,8 @@ DEFAULTS = {
 @pytest.mark.parametrize("cls", SPECS)
 def test_defaults_never_change(cls):
     """The key leaves them out: under another default an old result would answer for a new spec."""
-    assert set(DEFAULTS[cls].split()) <= {f"{n}={v}" for n, v in to_dict(cls()).items()}
+    pinned = {f"{n}={v}" for n, v in to_dict(cls()).items() if n not in ("pretrain", "ticket")}
+    assert set(DEFAULTS[cls].split()) == pinned
 
 
 def test_a_new_field_with_a_default_orphans_no_result(monkeypatch):
@@ -198,11 +225,13 @@ def test_a_new_field_with_a_default_orphans_no_result(monkeypatch):
 
 
 PGD, NOISY = {"objective": "pgd", "eps": 0.1}, {"objective": "smoothing", "sigma": 0.1}
+IMP = {"scheme": "imp", "sparsity": 0.5}
+BASES = {Pretrain: [{}, PGD, NOISY], Ticket: [{}, IMP], Transfer: [{}]}
 CHANGED = {
     Pretrain: {
         **{f: {f: v} for f, v in zip(TEXTS, ("digits", "resnet18"), strict=False)},
         **{f: {f: LITERALS[f][1]} for f in ("arch", "norm", "schedule", "precision")},
-        **{f: {f: 9} for f in LOWEST if f != "stem_stride"},
+        **{f: {f: 9} for f in LOWEST if f not in ("stem_stride", "min_channels", "rewind")},
         **{f: {f: 0.125} for f in ("step_size", "beta", "lr", "momentum", "weight_decay")},
         **{"stem_stride": {"stem_stride": 1}, "augment": {"augment": "none"}},
         **{"decay_norms": {"decay_norms": True}, "objective": {**PGD, "objective": "free"}},
@@ -210,8 +239,15 @@ CHANGED = {
     },
     Ticket: {
         **{"pretrain": {"pretrain": Pretrain(seed=1)}, "sparsity": {"sparsity": 0.5}},
-        **{"scheme": {"scheme": "random"}, "scope": {"scope": "layer"}},
-        "seed": {"scheme": "random", "seed": 1},
+        **{"scheme": {"scheme": "random"}, "seed": {"scheme": "random", "seed": 1}},
+        **{f: {f: LITERALS[f][1]} for f in ("scope", "score", "pattern", "control")},
+        **{"min_channels": {"pattern": "channel", "min_channels": 2}},
+        **{"mask_from": {"mask_from": Pretrain(seed=1)}, "dataset": {**IMP, "dataset": "digits"}},
+        **{"objective": {**IMP, **PGD}, "eps": {**IMP, **PGD, "eps": 0.2}},
+        **{"rounds": {**IMP, "rounds": (0.25,)}, "augment": {**IMP, "augment": "none"}},
+        **{f: {**IMP, f: LITERALS[f][1]} for f in ("norm", "precision")},
+        **{f: {**IMP, f: 9} for f in ("n_train", "steps", "rewind", "epochs", "batch_size")},
+        **{f: {**IMP, f: 0.125} for f in ("rate", "lr", "weight_decay")},
     },
     Transfer: {
         **{"ticket": {"ticket": Ticket(sparsity=0.1)}, "task": {"task": "digits"}},
@@ -226,8 +262,8 @@ CHANGED = {
 @pytest.mark.parametrize("cls", SPECS)
 def test_every_field_changes_the_key(cls):
     changed = CHANGED[cls]
-    assert {f.name for f in fields(cls)} - set(changed) == ({"pattern"} if cls is Ticket else set())
-    base = [{}, PGD, NOISY] if cls is Pretrain else [{}]
+    assert {f.name for f in fields(cls)} == set(changed)
+    base = BASES[cls]
     keys = {key(cls(**values)) for values in [*base, *changed.values()]}
     assert len(keys) == len(base) + len(changed)
     above = {Pretrain: Ticket, Ticket: Transfer}.get(cls)
@@ -236,7 +272,7 @@ def test_every_field_changes_the_key(cls):
         assert len({key(above(**one)) for one in below}) == len(keys)
 
 
-def refused(field: str) -> tuple[list, list[str]]:
+def refused(cls: type, field: str) -> tuple[list, list[str]]:
     """Bad values for a field, and what the message must hold."""
     odd = [math.nan, math.inf, -math.inf, -1, True, np.True_, [1], "many", "1/0", 10**400]
     odd += [] if field in OPTIONAL else [None]
@@ -251,8 +287,13 @@ def refused(field: str) -> tuple[list, list[str]]:
     if field in BOOLS:
         return [None, 0, 1, "yes", np.int64(1)], ["True, False"]
     if field in NESTED:
-        return [None, {}, "omp", NESTED[field], Transfer()], [NESTED[field].__name__]
+        bad = [{}, "omp", NESTED[field], Transfer(), *([] if field in OPTIONAL else [None])]
+        return bad, [NESTED[field].__name__]
+    if field == "rounds":
+        return [None, 3, "0.5", {0.5}, {"0": 0.5}, np.array([0.5])], ["list of numbers"]
     bad = ["nope", "", None, 3, True, ["omp"], np.array(["omp", "l2"])]
+    if (cls, field) == (Ticket, "objective"):
+        return [*bad, "trades"], ["natural, pgd"]
     return bad, list(LITERALS[field])
 
 
@@ -260,7 +301,7 @@ def refused(field: str) -> tuple[list, list[str]]:
     ("cls", "field"), [(cls, f.name) for cls in SPECS for f in fields(cls)], ids=str
 )
 def test_a_bad_value_is_refused_by_name_with_what_is_allowed(cls, field):
-    values, says = refused(field)
+    values, says = refused(cls, field)
     for value in values:
         with pytest.raises(ValueError) as refusal:
             cls(**{field: value})
@@ -280,6 +321,22 @@ def test_a_bad_value_is_refused_by_name_with_what_is_allowed(cls, field):
         (lambda: Ticket(scheme="dense", sparsity=0.5), ["sparsity=0.5", "'dense'"]),
         (lambda: Ticket(scheme="omp", seed=1), ["seed=1", "'omp'", "seed is 0"]),
         (lambda: Ticket(scheme="rnadom"), ["scheme='rnadom'", "did you mean 'random'?"]),
+        (lambda: Ticket(scheme="dense", control="shuffle"), ["control='shuffle'", "'dense'"]),
+        (lambda: Ticket(pattern="2:4", sparsity=0.75), ["sparsity=0.75", "'2:4'", "0.5"]),
+        (lambda: Ticket(pattern="row", min_channels=2), ["min_channels=2", "'row'"]),
+        (lambda: Ticket(epochs=3), ["epochs=3", "'omp'", "imp and lmp do"]),
+        (lambda: Ticket(dataset="digits"), ["dataset='digits'", "'omp'", "imp and lmp do"]),
+        (lambda: Ticket(scheme="random", objective="pgd", eps=1), ["objective='pgd'", "'random'"]),
+        (lambda: Ticket(scheme="lmp", rate=0.5), ["rate=0.5", "'lmp'", "imp does"]),
+        (lambda: Ticket(scheme="lmp", rewind=1), ["rewind=1", "'lmp'", "imp does"]),
+        (lambda: Ticket(scheme="imp", objective="pgd"), ["eps=0", "'pgd'", "above 0"]),
+        (lambda: Ticket(scheme="imp", eps=0.5), ["eps=0.5", "'natural'", "no attack"]),
+        (lambda: Ticket(scheme="imp", rounds=[0.5, 0.2]), ["rounds=(0.5, 0.2)", "growing"]),
+        (lambda: Ticket(scheme="imp", rounds=[0.5, 0.5]), ["rounds=(0.5, 0.5)", "growing"]),
+        (lambda: Ticket(scheme="imp", rounds=[0]), ["rounds=(0.0,)", "(0, 1)"]),
+        (lambda: Ticket(scheme="imp", rounds=[0.5, 1]), ["rounds=1", "[0, 1)"]),
+        (lambda: Ticket(scheme="imp", rate=0), ["rate=0", "must remove something"]),
+        (lambda: Ticket(scheme="imp", rate=0.5, rounds=[0.5]), ["rate=0.5", "rounds=(0.5,)"]),
         (lambda: from_dict(Transfer, {"tasks": "x"}), ["'tasks'", "mean 'task'", "recalibrate"]),
         (lambda: from_dict(Transfer, {"ticket": {"pretrain": {"lr": -1}}}), ["lr=-1", "[0, 100]"]),
         (lambda: from_dict(Pretrain, {"ticket": {}}), ["'ticket'", "source"]),
@@ -303,11 +360,76 @@ def test_columns_are_the_fields_and_a_shared_name_is_the_transfers_then_the_pret
     assert (row["n_train"], row["pretrain_n_train"]) == (50, 500)
     assert (row["scheme"], row["sparsity"], row["objective"]) == ("random", 0.5, "natural")
     # Nothing is lost to a shared name, and the specs themselves are no columns.
-    assert len(row) == sum(len(fields(cls)) for cls in SPECS) - len(NESTED)
-    assert not set(row) & set(NESTED)
+    mask = {f"mask_{f}" for f in ("objective", "norm", "eps", "sigma", "seed")}
+    assert len(row) == sum(len(fields(cls)) for cls in SPECS) - len(NESTED) + len(mask)
+    assert not set(row) & set(NESTED) and mask <= set(row)
     below = columns(ticket)
     assert (below["seed"], below["ticket_seed"], below["epochs"]) == (1, 2, 7)
+    assert (below["ticket_epochs"], below["ticket_lr"], below["rounds"]) == (2, 0.05, "")
     assert columns(pretrain) == to_dict(pretrain)
+
+
+def test_columns_say_whose_mask_it_is_and_the_rounds_as_text():
+    robust = Pretrain(objective="pgd", eps=0.5, norm="linf", seed=7)
+    noisy = Pretrain(objective="smoothing", sigma=0.25)
+    ticket = Ticket(Pretrain(), "imp", sparsity=0.9, mask_from=robust, rounds=(0.5, 0.75))
+    for row in (columns(ticket), columns(Transfer(ticket))):
+        found = [row[f"mask_{n}"] for n in ("objective", "norm", "eps", "sigma", "seed")]
+        assert found == ["pgd", "linf", 0.5, 0.0, 7]
+        assert (row["objective"], row["eps"], row["rounds"]) == ("natural", 0.0, "0.5, 0.75")
+    # Without mask_from the mask is that of the network itself.
+    row = columns(Transfer(Ticket(noisy)))
+    assert (row["mask_objective"], row["mask_sigma"]) == ("smoothing", 0.25)
+    assert not any(n.startswith("mask_") for n in columns(robust))
+
+
+def test_a_spec_is_built_on_its_parents_and_no_others():
+    natural, robust = Pretrain(), Pretrain(objective="pgd", eps=0.5)
+    omp = Ticket(natural, sparsity=0.5)
+    assert specs.parents(natural) == ()
+    assert specs.parents(omp) == (natural,)
+    assert specs.parents(Transfer(omp)) == (omp,)
+    other = Ticket(natural, sparsity=0.5, mask_from=robust)
+    assert specs.parents(other) == (natural, Ticket(robust, sparsity=0.5))
+    # omp draws nothing: every shuffle and every reinitialisation is of one mask.
+    for control in ("shuffle", "reinit"):
+        made = Ticket(natural, sparsity=0.5, control=control, seed=4)
+        assert specs.parents(made) == (natural, omp)
+    seeded = Ticket(natural, "random", sparsity=0.5, control="shuffle", seed=4)
+    assert specs.parents(seeded)[1] == Ticket(natural, "random", sparsity=0.5, seed=4)
+    second = Ticket(natural, "imp", sparsity=0.36)
+    assert specs.parents(second) == (natural, Ticket(natural, "imp", sparsity=0.2))
+    assert specs.parents(Ticket(natural, "imp", sparsity=0.2)) == (natural,)
+    # A mask of another network is drawn by rounds on that one.
+    mixed = Ticket(natural, "imp", sparsity=0.36, mask_from=robust)
+    assert specs.parents(mixed) == (natural, Ticket(robust, "imp", sparsity=0.36))
+
+
+@pytest.mark.parametrize("pattern", LITERALS["pattern"])
+def test_what_imp_rewinds_to_is_the_same_for_every_mask(pattern):
+    blocks = specs.n_of_m(pattern)
+    sparsity = 1 - blocks[0] / blocks[1] if blocks else 0.9
+    own = {"scheme": "imp", "rewind": 3, "lr": 0.1}
+    ticket = Ticket(pattern=pattern, sparsity=sparsity, **own)
+    early = specs.rewound(ticket)
+    assert early == specs.rewound(Ticket(sparsity=0.5, rounds=(0.2,), scope="layer", **own))
+    assert early.sparsity == 0 and specs.rewound(early) == early
+    assert specs.parents(early) == (early.pretrain,) and early in specs.parents(ticket)
+    chain = [ticket]
+    while (before := specs.previous(chain[-1])) is not None:
+        chain.append(before)
+    assert chain[-1] == early and (len(chain) == 2 or not blocks)
+    assert specs.rewound(Ticket(**{**own, "rewind": 0})) is None
+
+
+def test_a_field_that_says_nothing_makes_no_second_key():
+    base = Ticket(sparsity=0.5)
+    assert key(Ticket(sparsity=0.5, mask_from=Pretrain())) == key(base)
+    assert from_dict(Ticket, {"sparsity": 0.5, "mask_from": None}) == base
+    assert from_dict(Ticket, {"sparsity": 0.5, "mask_from": {"seed": 1}}).mask_from.seed == 1
+    one = Ticket(scheme="imp", sparsity=0.5, rounds=(0.2, 0.4))
+    assert key(Ticket(scheme="imp", sparsity=0.5, rounds=[0.2, "2/5", 0.5, 0.9])) == key(one)
+    assert hash(one) == hash(from_dict(Ticket, json.loads(json.dumps(to_dict(one)))))
 
 
 def test_a_spec_cannot_be_changed():
