@@ -1,0 +1,108 @@
+"""How alike two networks represent the same images: linear CKA (Kornblith et al., 2019)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustlib import training
+from robustlib.data import batches
+from robustlib.metrics.sample import sample
+from robustlib.specs import one_of
+
+LAYERS = ("layer1", "layer2", "layer3", "layer4", "avgpool")
+"""The four stages of our ResNets (`pyramid`) and their pooled features."""
+
+
+def cka(
+    model_a: nn.Module,
+    model_b: nn.Module,
+    split: Any,
+    layers: Sequence[str] | None = None,
+    limit: int | None = 500,
+) -> tuple[dict[str, float | int], list[dict[str, Any]]]:
+    """Linear CKA of two networks' activations on the same images, layer by layer: (row, table).
+
+    `layers`: names of modules that both have, such as `layer2` or `layer1.0.conv1`; None: LAYERS.
+    An activation is the whole of a layer's output, channels and places. The table: `layer`, `cka`
+    and `cka_debiased` (see `linear_cka`); the row: n and the means of the two over the layers. One
+    layer is held at a time: N times its activations, and an N x N matrix for each network.
+
+    Raises ValueError for a layer that a network lacks, or fewer than 4 images.
+    """
+    layers = LAYERS if layers is None else tuple(layers)
+    for model in (model_a, model_b):
+        for layer in layers:
+            one_of("layer", layer, (n for n, _ in model.named_modules() if n))
+    split = sample(split, limit)
+    table = []
+    for layer in layers:
+        plain, debiased = _cka(*(_gram(activations(m, split, layer)) for m in (model_a, model_b)))
+        table.append({"layer": layer, "cka": plain, "cka_debiased": debiased})
+    means = {k: sum(r[k] for r in table) / len(table) for k in ("cka", "cka_debiased")}
+    return {"n": len(split)} | means, table
+
+
+def activations(model: nn.Module, split: Any, layer: str) -> Tensor:
+    """What a layer, named as in `named_modules`, puts out for each image: [N, P] on the CPU."""
+    out: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: tuple, value: Tensor) -> None:
+        # A copy: what comes after may work in place.
+        out.append(value.detach().flatten(1).float().cpu().clone())
+
+    with training.inference(model) as where:
+        handle = model.get_submodule(layer).register_forward_hook(keep)
+        try:
+            for x, _ in batches.ordered(split, device=where):
+                model(x)
+        finally:
+            handle.remove()
+    return torch.cat(out)
+
+
+def linear_cka(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Linear CKA of features [N, P] and [N, Q] of the same N images, and its debiased estimate.
+
+    0 for unrelated features, 1 for features that differ by a rotation, a scale and a shift. With P
+    near or above N the first is high for any two sets of features; the second uses the unbiased
+    estimator of HSIC (Song et al., 2012), and is around 0 for unrelated ones, a little below it
+    included. nan where all features are the same. Raises ValueError for fewer than 4 images or for
+    two numbers of them.
+    """
+    if a.dim() != 2 or b.dim() != 2 or len(a) != len(b):
+        raise ValueError(f"shapes {tuple(a.shape)} and {tuple(b.shape)}: must be [N, P] and [N, Q]")
+    return _cka(_gram(a), _gram(b))
+
+
+def _gram(x: Tensor) -> Tensor:
+    # Centred before the products: with a mean far from 0 they would lose their digits.
+    x = x.double()
+    x = x - x.mean(0)
+    return x @ x.T
+
+
+def _cka(k: Tensor, m: Tensor) -> tuple[float, float]:
+    if len(k) < 4:
+        raise ValueError(f"{len(k)} images: must be at least 4")
+    return _normalised(_hsic, k, m), _normalised(_hsic_unbiased, k, m)
+
+
+def _normalised(hsic: Any, k: Tensor, m: Tensor) -> float:
+    both = hsic(k, k) * hsic(m, m)
+    return hsic(k, m) / math.sqrt(both) if both > 0 else math.nan
+
+
+def _hsic(k: Tensor, m: Tensor) -> float:
+    return float((k * m).sum())  # the matrices are centred, and scale cancels
+
+
+def _hsic_unbiased(k: Tensor, m: Tensor) -> float:
+    n = len(k)
+    k, m = (g - torch.diag(g.diagonal()) for g in (k, m))
+    across = k.sum() * m.sum() / ((n - 1) * (n - 2))
+    return float((k * m).sum() + across - 2 / (n - 2) * (k.sum(0) * m.sum(0)).sum())

@@ -1,0 +1,135 @@
+"""Randomized smoothing: on a linear network the certified radius is known in closed form."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom, binomtest, norm
+from torch import nn
+
+from robustlib.data import Split
+from robustlib.metrics.certify import (
+    ABSTAIN,
+    certified,
+    certify,
+    lower_bound,
+    predict,
+    radius_of,
+)
+
+SIGMA = 0.25
+
+
+def linear_case(levels: list[float]) -> tuple[nn.Module, Split, np.ndarray]:
+    """Grey 4x4 images on both sides of a plane, and their distances from it.
+
+    Noise turns the answer with probability Phi(-distance / sigma): the smoothed network is the
+    network, and its true certified radius is the distance.
+    """
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[0.0], [1.0]]).expand(2, 48))
+        model[1].bias.copy_(torch.tensor([0.0, -24.0]))
+    x = torch.tensor(levels).to(torch.uint8)
+    distance = (x.double() / 255 - 0.5).abs().numpy() * math.sqrt(48)
+    split = Split(x[:, None, None, None].expand(-1, 4, 4, 1), (x > 127).long())
+    return model, split, distance
+
+
+def test_the_bound_is_below_the_true_radius_and_close_to_it():
+    model, split, true = linear_case([100, 110, 116, 122, 134, 140, 146, 150, 155])
+    alpha, n = 0.001, 2000
+    found = certified(model, split, SIGMA, 50, n, alpha)
+    assert [c for c, _ in found] == split.y.tolist()
+    for (_, radius), exact in zip(found, true, strict=True):
+        assert 0 < radius < exact
+        # Four standard errors of the share that is met below the truth, and then the bound.
+        p = norm.cdf(exact / SIGMA)
+        low = lower_bound(int(n * p - 4 * math.sqrt(n * p * (1 - p))), n, alpha)
+        assert radius > SIGMA * norm.ppf(low)
+    radii = np.array([r for _, r in found])
+    assert np.corrcoef(radii, true)[0, 1] > 0.99
+
+
+def test_at_the_plane_it_abstains_and_far_from_it_certifies_the_most_it_can():
+    model, split, true = linear_case([127, 128, 0, 255])
+    row, table = certify(model, split, SIGMA, 20, 300)
+    assert true[2] > row["max_radius"] == radius_of(300, 300, SIGMA, 0.001)
+    assert row["max_radius"] == pytest.approx(SIGMA * norm.ppf(0.001 ** (1 / 300)))
+    assert row["abstained"] == 2 and row["smoothed_accuracy"] == 0.5
+    assert [r["count"] for r in table] == [2] * 25 and table[-1]["radius"] == row["max_radius"]
+    assert row["mean_radius"] == pytest.approx(row["max_radius"] / 2)
+
+
+def test_the_table_counts_what_is_right_within_each_radius():
+    model, split, _ = linear_case([100, 116, 122, 134, 140, 160])
+    wrong = Split(split.x, torch.cat([1 - split.y[:1], split.y[1:]]))
+    found = certified(model, wrong, SIGMA, 50, 500)
+    row, table = certify(model, wrong, SIGMA, 50, 500)
+    radii = np.array([r if c == y else -1 for (c, r), y in zip(found, wrong.y, strict=True)])
+    assert len(table) == 25 and table[0]["radius"] == 0 and row["n_images"] == 6
+    for r in table:
+        assert r["count"] == (radii >= r["radius"] * (1 - 1e-9)).sum()
+        assert r["certified_accuracy"] == r["count"] / 6
+    counts = [r["count"] for r in table]
+    assert counts == sorted(counts, reverse=True) and counts[0] == 5 > counts[-1]
+    assert row["smoothed_accuracy"] == 5 / 6
+    assert row["mean_radius"] == pytest.approx(radii.clip(min=0).sum() / 6)
+
+
+def test_numbers_by_hand():
+    # Cohen et al., section 3.2.2: all of n draws agree, so the bound is alpha^(1/n).
+    assert lower_bound(100_000, 100_000, 0.001) == pytest.approx(0.001 ** (1 / 100_000))
+    assert radius_of(100_000, 100_000, 1.0, 0.001) == pytest.approx(3.8115, abs=1e-3)
+    assert lower_bound(0, 10, 0.05) == 0 and radius_of(5, 10, 1.0, 0.05) == 0
+    for k, n, alpha in ((1, 1, 0.05), (9, 10, 0.05), (620, 1000, 0.001), (55, 100, 0.2)):
+        bound = lower_bound(k, n, alpha)
+        theirs = binomtest(k, n, alternative="greater").proportion_ci(1 - alpha, "exact").low
+        assert bound == pytest.approx(theirs, abs=1e-9)
+        # What makes it exact: were it the truth, k or more would be met with probability alpha.
+        assert binom.sf(k - 1, n, bound) == pytest.approx(alpha, abs=1e-9)
+
+
+@pytest.mark.parametrize("p", [0.55, 0.7, 0.9, 0.95])
+def test_the_bound_holds_as_often_as_it_says(p):
+    """Not by draws but exactly: the probability, over all counts, that the bound is too high."""
+    n, alpha = 200, 0.05
+    counts = np.arange(n + 1)
+    too_high = np.array([lower_bound(int(k), n, alpha) > p for k in counts])
+    assert binom.pmf(counts, n, p)[too_high].sum() <= alpha
+    # A bound that is never wrong would be an idle one.
+    assert binom.pmf(counts, n, p)[too_high].sum() > alpha / 5
+
+
+def test_predict_returns_the_likelier_class_or_abstains():
+    model, split, _ = linear_case([127, 128, 100, 116, 140, 255])
+    found = predict(model, split, SIGMA, 1000)
+    assert found[2:] == split.y.tolist()[2:] and found[:2] == [ABSTAIN] * 2
+    # With every draw agreeing, two-sided p is 2 / 2^n: ten draws are too few for 0.001.
+    assert predict(model, split, SIGMA, 10)[5] == ABSTAIN
+    assert predict(model, split, SIGMA, 11)[5] == 1
+
+
+def test_draws_follow_from_the_seed_and_not_from_other_images_or_the_caller():
+    model, split, _ = linear_case([110, 120, 135, 150])
+    state = torch.get_rng_state()
+    first = certified(model, split, SIGMA, 30, 200, seed=1, batch_size=200)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(9)
+    assert certified(model, split, SIGMA, 30, 200, seed=1, batch_size=200) == first
+    assert certified(model, Split(split.x[:2], split.y[:2]), SIGMA, 30, 200, seed=1) == first[:2]
+    assert certified(model, split, SIGMA, 30, 200, seed=2) != first
+    assert certify(model, split, SIGMA, 30, 200, limit=3)[0]["n_images"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"sigma": 0}, "sigma=0"), ({"sigma": -1}, "sigma=-1"), ({"alpha": 0}, "alpha=0")]
+    + [({"alpha": 1}, "alpha=1"), ({"n": 0}, "n=0"), ({"n0": 2.5}, "n0=2.5")]
+    + [({"limit": 0}, "limit=0"), ({"batch_size": 0}, "batch_size=0"), ({"seed": -1}, "seed=-1")],
+)
+def test_bad_values_are_refused_by_name(change, word):
+    model, split, _ = linear_case([100])
+    with pytest.raises(ValueError, match=word):
+        certify(**{"model": model, "split": split, "sigma": SIGMA} | change)
