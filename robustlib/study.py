@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PROFILES = Path(__file__).parent / "profiles"
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 TABLES = {"about", "seeds", "pretrain", "objective", "ticket", "transfer"}
+ABLATION = "ablation"
+"""The table of a profile whose own tables are ablations: each replaces some of the profile's."""
 MAX_BYTES = 2**20
 """Of a profile; a larger file is something else."""
 MAX_GRID = 100_000
@@ -52,14 +54,34 @@ def profiles() -> list[str]:
 
 
 def profile(name: str) -> Profile:
-    """A profile by name, or from a TOML file by its path.
+    """A profile by name, or from a TOML file by its path; "cpu:patterns" is an ablation of it.
 
     Tables: about (text), seeds (list), [pretrain], [[objective]] (one for each way to pretrain:
     fields of Pretrain), [[ticket]] (one for each way to draw; [ticket] for a single one),
     [[transfer]] (one for each way to transfer). A ticket's dataset "task" is the task of the
-    transfer, whose n_train and seed it then takes over. Raises ValueError that names the file, the
-    key and what is allowed, for any value that no spec takes.
+    transfer, whose n_train and seed it then takes over. [ablation.NAME] holds those of these
+    tables that another study replaces, which is then called PROFILE:NAME. Raises ValueError that
+    names the file, the key and what is allowed, for any value that no spec takes.
     """
+    path, raw, ablation = _raw(name)
+    try:
+        own = raw.pop(ABLATION, {})
+        if ablation:
+            raw |= own[one_of("ablation", ablation, sorted(own))]
+        return _profile(f"{path.stem}:{ablation}" if ablation else path.stem, raw)
+    except (ValueError, TypeError, AttributeError) as e:
+        raise ValueError(f"{path}: {e}") from None
+
+
+def ablations(name: str) -> list[str]:
+    """The names of a profile's ablations, in its order."""
+    return list(_raw(name)[1].get(ABLATION, {}))
+
+
+def _raw(name: str) -> tuple[Path, dict[str, Any], str]:
+    """The file of a profile, what it holds, and the ablation that the name asks for."""
+    stem, colon, ablation = str(name).rpartition(":")
+    name, ablation = (stem, ablation) if colon and ablation.isidentifier() else (name, "")
     if isinstance(name, str | Path) and str(name).endswith(".toml"):
         path = Path(name)
         if not os.path.isfile(path):  # Path's own raises for a name that is too long
@@ -72,42 +94,46 @@ def profile(name: str) -> Profile:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as e:
         raise ValueError(f"{path}: is not TOML: {reason(e)}") from None
-    try:
-        for key in raw:
-            one_of("table", key, sorted(TABLES))
-        if missing := sorted(TABLES - {"about"} - set(raw)):
-            raise ValueError(f"table {missing[0]!r} is missing")
-        own = {"pretrain": Pretrain, "objective": Pretrain, "ticket": Ticket, "transfer": Transfer}
-        for table, cls in own.items():
-            several = table != "pretrain"
-            if table == "ticket" and isinstance(raw[table], dict):
-                raw[table] = [raw[table]]
-            if not isinstance(raw[table], list if several else dict):
-                kind = f"a list of tables, [[{table}]]" if several else f"a table, [{table}]"
-                raise ValueError(f"{table}={shown(raw[table])}: must be {kind}")
-            for entry in raw[table] if several else [raw[table]]:
-                _known_fields(table, entry, cls)
-        if not isinstance(raw["seeds"], list):
-            raise ValueError(f"seeds={shown(raw['seeds'])}: must be a list of whole numbers")
-        if not isinstance(raw.get("about", ""), str):
-            raise ValueError(f"about={shown(raw['about'])}: must be text")
-        out = Profile(
-            path.stem,
-            raw.get("about", ""),
-            tuple(specs.integer("seeds", s, 0) for s in raw["seeds"]),
-            raw["pretrain"],
-            tuple(raw["objective"]),
-            tuple(raw["ticket"]),
-            tuple(raw["transfer"]),
-        )
-        if not out.seeds:
-            raise ValueError("seeds=[]: needs at least one")
-        if (size := _grid_size(out)) > MAX_GRID:
-            raise ValueError(f"its grid has {shown(size)} specs, at most {MAX_GRID} are allowed")
-        if not grid(out):
-            raise ValueError("its grid is empty")
-    except (ValueError, TypeError, AttributeError) as e:
-        raise ValueError(f"{path}: {e}") from None
+    own = raw.get(ABLATION, {})
+    if not isinstance(own, dict) or not all(isinstance(v, dict) for v in own.values()):
+        raise ValueError(f"{path}: {ABLATION}={shown(own)}: must be tables, [{ABLATION}.NAME]")
+    return path, raw, ablation
+
+
+def _profile(name: str, raw: dict[str, Any]) -> Profile:
+    for key in raw:
+        one_of("table", key, sorted(TABLES))
+    if missing := sorted(TABLES - {"about"} - set(raw)):
+        raise ValueError(f"table {missing[0]!r} is missing")
+    own = {"pretrain": Pretrain, "objective": Pretrain, "ticket": Ticket, "transfer": Transfer}
+    for table, cls in own.items():
+        several = table != "pretrain"
+        if table == "ticket" and isinstance(raw[table], dict):
+            raw[table] = [raw[table]]
+        if not isinstance(raw[table], list if several else dict):
+            kind = f"a list of tables, [[{table}]]" if several else f"a table, [{table}]"
+            raise ValueError(f"{table}={shown(raw[table])}: must be {kind}")
+        for entry in raw[table] if several else [raw[table]]:
+            _known_fields(table, entry, cls)
+    if not isinstance(raw["seeds"], list):
+        raise ValueError(f"seeds={shown(raw['seeds'])}: must be a list of whole numbers")
+    if not isinstance(raw.get("about", ""), str):
+        raise ValueError(f"about={shown(raw['about'])}: must be text")
+    out = Profile(
+        name,
+        raw.get("about", ""),
+        tuple(specs.integer("seeds", s, 0) for s in raw["seeds"]),
+        raw["pretrain"],
+        tuple(raw["objective"]),
+        tuple(raw["ticket"]),
+        tuple(raw["transfer"]),
+    )
+    if not out.seeds:
+        raise ValueError("seeds=[]: needs at least one")
+    if (size := _grid_size(out)) > MAX_GRID:
+        raise ValueError(f"its grid has {shown(size)} specs, at most {MAX_GRID} are allowed")
+    if not grid(out):
+        raise ValueError("its grid is empty")
     return out
 
 
