@@ -1,0 +1,259 @@
+"""What a network costs on a device: ONNX files in fp32 and int8, their size and their latency."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustlib.data import batches
+from robustlib.data.splits import FileSplit, Split
+from robustlib.specs import integer, shown
+from robustlib.tickets import Mask, pack, prunable, unpack
+
+TOLERANCE = 1e-4
+"""How far logits of a file may be from torch's, in units of the largest (or of 1, if more)."""
+INPUT, OUTPUT = "images", "logits"
+_BITS, _VALUES = ".bits", ".values"
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """An int8 file, and how many of the `n` calibration images keep their class in it."""
+
+    path: Path
+    agree: int
+    n: int
+
+
+def export(model: nn.Module, path: str | Path, size: int) -> Path:
+    """Writes a network as ONNX, one file with its weights; returns the path.
+
+    `images` float [N, 3, size, size] in [0, 1], any N, to `logits` [N, K], in eval mode and fp32.
+    The model is left as it was. The file is whole or absent.
+
+    Raises RuntimeError, and writes nothing, when onnxruntime computes something else than torch.
+    """
+    size, path = integer("size", size, 1, 4096), Path(path)
+    plain = copy.deepcopy(model).cpu().float().eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(5, 3, size, size, generator=generator)
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, about its own parts
+        program = torch.onnx.export(
+            plain,
+            (images[:2],),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            verbose=False,
+        )
+    data = program.model_proto.SerializeToString()
+    run = session(data)
+    for n in (1, len(images)):
+        with torch.no_grad():
+            expected = plain(images[:n])
+        found = torch.from_numpy(_run(run, images[:n].numpy()))
+        apart = float((found - expected).abs().max())
+        if not apart <= TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise RuntimeError(f"{path}: logits of {n} images are {apart:.2g} from torch's")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def quantise(
+    path: str | Path, images: Split | FileSplit | Tensor, out: str | Path, batch_size: int = 64
+) -> Quantised:
+    """Writes the int8 form of an ONNX file: weights by channel, activations by their range on
+    calibration images (onnxruntime's static quantisation, QDQ).
+
+    `images` is a split, or a tensor [N, 3, H, W] in [0, 1]; training images, for the ranges are
+    fitted to them, as the count of those that keep their class is. `logits` gives those of any
+    other images. The file is whole or absent.
+
+    Raises ValueError for images that are none or do not fit the file, FileNotFoundError without
+    the file.
+    """
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    path, out = Path(path), Path(out)
+    before = logits(path, images, batch_size)
+    feed = ({INPUT: x} for x in _arrays(images, batch_size))
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(feed, None)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        prepared, made = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        quant_pre_process(path, prepared)  # folds norms into convolutions
+        quantization.quantize_static(
+            prepared,
+            made,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            # Unsigned times signed is what the int8 instructions of x86 multiply.
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            per_channel=True,
+        )
+        after = logits(made, images, batch_size)
+        os.replace(made, out)
+    agree = int((before.argmax(1) == after.argmax(1)).sum())
+    return Quantised(out, agree, len(before))
+
+
+def session(file: str | Path | bytes) -> Any:
+    """An onnxruntime session on one thread of the CPU. Raises FileNotFoundError."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if not isinstance(file, bytes):
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"{file}: there is no such file; `export` writes one")
+        file = str(file)
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def logits(path: str | Path, images: Split | FileSplit | Tensor, batch_size: int = 64) -> Tensor:
+    """Logits [N, K] that an ONNX file gives for images, as `quantise` takes them."""
+    run = session(path)
+    expected = tuple(run.get_inputs()[0].shape[2:])
+    rows = []
+    for x in _arrays(images, batch_size):
+        if x.shape[2:] != expected:
+            raise ValueError(f"images of {x.shape[2:]} px: {path} takes {expected}")
+        rows.append(torch.from_numpy(_run(run, x)))
+    return torch.cat(rows)
+
+
+def latencies(
+    files: Mapping[str, str | Path], size: int, batch_size: int, rounds: int = 30
+) -> dict[str, list[float]]:
+    """Milliseconds of one forward pass of `batch_size` images in onnxruntime, on one thread.
+
+    `files` maps names to ONNX files. They are timed in turn, `rounds` times, a number each, after
+    a pass that is not timed: the speed of a shared machine drifts, so compare medians, or ratios
+    within rounds, of one call. It is the thread's processor time, which is that of a clock when
+    nothing else runs.
+
+    Raises ValueError for no files or a bad number, FileNotFoundError without a file.
+    """
+    size, batch_size = integer("size", size, 1, 4096), integer("batch_size", batch_size, 1)
+    rounds = integer("rounds", rounds, 1)
+    if not files:
+        raise ValueError(f"files={shown(files)}: must name at least one file")
+    runs = {name: session(file) for name, file in files.items()}
+    rng = np.random.default_rng(0)
+    images = rng.random((batch_size, 3, size, size), dtype=np.float32)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(-2, rounds):  # two to warm up
+        for name, run in runs.items():
+            _run(run, images)  # its weights left the cache in the others' turns
+            # Not the clock on the wall: a long pass is interrupted by others, a short one is not.
+            started = time.thread_time()
+            _run(run, images)
+            spent = 1000 * (time.thread_time() - started)
+            if i >= 0:
+                times[name].append(spent)
+    return times
+
+
+def file_sizes(model: nn.Module) -> dict[str, int]:
+    """Bytes of a network on disk, in fp32, all parameters and buffers included.
+
+    `dense`: a safetensors file; `compressed`: the same through gzip at level 6; `bitmap`: the file
+    of `bitmap`, a bit for each weight of a convolution and 4 bytes for each that is not zero.
+    """
+    from safetensors.torch import save
+
+    dense = save(_state(model))
+    return {
+        "dense": len(dense),
+        "compressed": len(gzip.compress(dense, compresslevel=6, mtime=0)),
+        "bitmap": len(bitmap(model)),
+    }
+
+
+def bitmap(model: nn.Module) -> bytes:
+    """A network as a safetensors file in which zeros of convolutions take one bit.
+
+    Of each weight NAME of a convolution it holds NAME.bits, 1 where it is not zero, 8 a byte, and
+    NAME.values, those that are not, in order; all else as it is.
+    """
+    from safetensors.torch import save
+
+    state = _state(model)
+    weights = {name: state.pop(name) for name in prunable(model)}
+    bits, shapes = pack(Mask({name: w != 0 for name, w in weights.items()}))
+    state |= {name + _BITS: b for name, b in bits.items()}
+    state |= {name + _VALUES: w[w != 0] for name, w in weights.items()}
+    return save(state, metadata={"shapes": json.dumps(shapes)})
+
+
+def from_bitmap(data: bytes) -> dict[str, Tensor]:
+    """The state_dict that `bitmap` wrote."""
+    from safetensors.torch import load
+
+    state = load(data)
+    length = int.from_bytes(data[:8], "little")  # of the header, as the format says
+    shapes = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["shapes"])
+    kept = unpack({name: state.pop(name + _BITS) for name in shapes}, shapes)
+    for name, m in kept.items():
+        state[name] = torch.zeros(m.shape).masked_scatter_(m, state.pop(name + _VALUES))
+    return state
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers on the CPU, what is floating in fp32."""
+    state = {name: t.detach().cpu() for name, t in model.state_dict().items()}
+    return {
+        name: (t.float() if t.is_floating_point() else t).clone(
+            memory_format=torch.contiguous_format
+        )
+        for name, t in state.items()
+    }
+
+
+def _run(run: Any, images: np.ndarray) -> np.ndarray:
+    return run.run(None, {run.get_inputs()[0].name: images})[0]
+
+
+def _arrays(images: Split | FileSplit | Tensor, batch_size: int) -> Iterator[np.ndarray]:
+    """Batches of images as onnxruntime takes them: float32 [B, 3, H, W]."""
+    batch_size = integer("batch_size", batch_size, 1)
+    if isinstance(images, Tensor):
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            got = f"{images.dtype} {list(images.shape)}"
+            raise ValueError(f"images={got}: must be floats [N, 3, H, W] in [0, 1], or a split")
+        if len(images) and not (images.min() >= 0 and images.max() <= 1):
+            got = f"{float(images.min()):g} to {float(images.max()):g}"
+            raise ValueError(f"images from {got}: must be in [0, 1]")
+    if not len(images):
+        raise ValueError("images: there are none")
+    parts = images.split(batch_size) if isinstance(images, Tensor) else None
+    for x in parts or (x for x, _ in batches.ordered(images, batch_size)):
+        yield x.detach().cpu().float().contiguous().numpy()
