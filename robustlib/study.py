@@ -73,9 +73,10 @@ def profile(name: str) -> Profile:
         raise ValueError(f"{path}: {e}") from None
 
 
-def ablations(name: str) -> list[str]:
-    """The names of a profile's ablations, in its order."""
-    return list(_raw(name)[1].get(ABLATION, {}))
+def ablations(name: str, chosen: str | Sequence[str] = "") -> list[str]:
+    """The names of a profile's ablations, in its order; or those chosen among them (a sequence, or
+    comma-separated text). Raises ValueError that lists them."""
+    return _choose("ablations", chosen, list(_raw(name)[1].get(ABLATION, {})), str)
 
 
 def _raw(name: str) -> tuple[Path, dict[str, Any], str]:

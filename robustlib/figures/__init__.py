@@ -8,7 +8,7 @@ from __future__ import annotations
 from robustlib.figures.drawings import by_drawing, drawing
 from robustlib.figures.networks import adversarial_examples, curves, robust_accuracy
 from robustlib.figures.results import accuracy_vs_sparsity, advantage
-from robustlib.figures.style import folder, label, looks, save
+from robustlib.figures.style import folder, label, looks, save, section
 from robustlib.figures.tickets import (
     START,
     filters,
@@ -45,5 +45,6 @@ __all__ = [
     "robust_accuracy",
     "robustness",
     "save",
+    "section",
     "verdict",
 ]

@@ -14,9 +14,6 @@ from robustlib import stats
 from robustlib.figures.style import COLUMN, NATURAL, PAGE, labelled, legend, looks, panels, style
 from robustlib.specs import PATTERNS, SCHEMES, n_of_m
 
-ACROSS = 6
-"""Panels side by side, at most: more would be too small on a page."""
-
 
 def drawing(row: Mapping[str, Any]) -> str:
     """How a ticket was drawn: "OMP", "A-IMP upstream", "LMP, channel", "OMP, 2:4".
@@ -34,43 +31,34 @@ def drawing(row: Mapping[str, Any]) -> str:
 def by_drawing(frame: pd.DataFrame) -> Figure:
     """Accuracy of natural and robust tickets for each way to draw them, and their difference.
 
-    frame: rows of `sweep` that differ in pattern or scheme, of one mode. A column of panels for
-    each task and sparsity: above accuracies, below robust minus natural, paired by seed. Small dots
-    are the seeds; bars the 95 % interval of the paired difference. Patterns n:m share one place on
-    the axis. Raises ValueError when a robust row has no natural partner.
+    frame: rows of `sweep` that differ in pattern or scheme, of one mode. Two rows of panels for
+    each task, a column for each sparsity: above accuracies, below robust minus natural, paired by
+    seed. Small dots are the seeds; bars the 95 % interval of the paired difference. Patterns n:m
+    share one place on the axis. Raises ValueError when a robust row has no natural partner.
     """
     frame = labelled(_placed(frame))
     pairs = stats.differences(frame)
     places = sorted(frame.place.unique(), key=_order(frame).get)
-    cells = frame[["task", "sparsity"]].drop_duplicates().sort_values(["task", "sparsity"])
-    across = min(ACROSS, len(cells))
-    down = -(-len(cells) // across)
-    width = PAGE if across > 2 else COLUMN
+    tasks, sparsities = list(dict.fromkeys(frame.task)), sorted(frame.sparsity.unique())
     colours = looks(frame.sort_values(["objective", "eps"]).label)
     robust = {name: look for name, look in colours.items() if name != "natural"}
+    width = PAGE if len(sparsities) > 1 else COLUMN
+    size = width, 1.3 + 2.3 * len(tasks)
     with style():
-        fig, grid = panels(2 * down, across, width, 0.6 + 2.9 * down, sharey="row", sharex=True)
-        for ax in grid.flat[len(cells) :] if down == 1 else []:
-            ax.set_visible(ax.get_subplotspec().colspan.start < len(cells))
-        for i, (task, sparsity) in enumerate(cells.itertuples(index=False)):
-            above, below = (
-                grid[2 * (i // across)][i % across],
-                grid[2 * (i // across) + 1][i % across],
-            )
-            here = (frame.task == task) & (frame.sparsity == sparsity)
-            _dots(above, frame[here], "accuracy", colours, places)
-            below.axhline(0, color=NATURAL, lw=1, zorder=0)
-            own = pairs[(pairs.task == task) & (pairs.sparsity == sparsity)]
-            _dots(below, own, "difference", robust, places, bars=True)
-            above.set_title(f"{task}\nsparsity {sparsity:g}")
-            below.set_xticks(range(len(places)), places, rotation=90)
-            if i % across == 0:
-                above.set_ylabel("accuracy (%)")
-                below.set_ylabel("robust − natural\n(points)")
+        fig, grid = panels(2 * len(tasks), len(sparsities), *size, sharey="row", sharex=True)
+        for t, task in enumerate(tasks):
+            for ax, below, sparsity in zip(*grid[2 * t : 2 * t + 2], sparsities, strict=True):
+                here, own = (r[(r.task == task) & (r.sparsity == sparsity)] for r in (frame, pairs))
+                _dots(ax, here, "accuracy", colours, places)
+                below.axhline(0, color=NATURAL, lw=1, zorder=0)
+                _dots(below, own, "difference", robust, places, bars=True)
+                ax.set_title(f"{task}, sparsity {sparsity:g}")
+                below.set_xticks(range(len(places)), places, rotation=90)
+            grid[2 * t][0].set_ylabel("accuracy (%)")
+            grid[2 * t + 1][0].set_ylabel("robust − natural\n(points)")
         fig.align_ylabels()
-        legend(
-            fig, colours, "small dots: single seeds; bars: 95 % interval of the paired difference"
-        )
+        note = "small dots: single seeds; bars: 95 % interval of the paired difference"
+        legend(fig, colours, note)
     return fig
 
 

@@ -137,6 +137,21 @@ def folder(name: str) -> Path | None:
     return out
 
 
+def section(
+    frames: Mapping[str, pd.DataFrame],
+    name: str,
+    draw: Callable[[pd.DataFrame], Figure],
+    out: Path | None,
+) -> Figure | str:
+    """A notebook's section on one of several frames: drawn and saved under its name; a word on it
+    where the frame is not there."""
+    if name not in frames:
+        return f"{name}: the profile has no such ablation, or it was not chosen"
+    figure = draw(frames[name])
+    save(figure, out, name, frames[name])
+    return figure
+
+
 def save(fig: Figure, out: Path | None, name: str, data: pd.DataFrame) -> Path | None:
     """Writes NAME.pdf, NAME.png (200 dpi) and the rows behind them, NAME.csv; returns the PDF.
 
