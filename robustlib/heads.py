@@ -11,6 +11,7 @@ from robustlib.models import ResNet
 from robustlib.specs import one_of
 
 HEADS = ("fusion", "fcn", "deeplab")
+FUSED = 32  # channels that Fusion works in, whatever the backbone: tickets differ, heads do not
 
 
 class Segmenter(nn.Module):
@@ -37,7 +38,7 @@ class Fusion(nn.Module):
     channels: those of the maps, finest first.
     """
 
-    def __init__(self, channels: list[int], n_classes: int, width: int) -> None:
+    def __init__(self, channels: list[int], n_classes: int, width: int = FUSED) -> None:
         super().__init__()
         self.lateral = nn.ModuleList(_conv(c, width, 1) for c in channels)
         self.smooth = nn.Sequential(nn.ReLU(inplace=True), _conv(width, width, 3), nn.ReLU())
@@ -74,8 +75,8 @@ def segmenter(backbone: ResNet, n_classes: int, head: str | None = None) -> Segm
     head = one_of("head", head or ("fusion" if small else "fcn"), HEADS)
     deepest, where = backbone.fc.in_features, backbone.fc.weight.device
     if head == "fusion":
-        channels = [deepest // 8, deepest // 4, deepest // 2, deepest]
-        made = Fusion(channels, n_classes, width=max(16, deepest // 8))
+        stages = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
+        made = Fusion([_channels(s) for s in stages], n_classes)
     else:
         dilate(backbone)
         made = Deepest((FCNHead if head == "fcn" else DeepLabHead)(deepest, n_classes))
@@ -97,6 +98,11 @@ def dilate(backbone: ResNet) -> None:
                     if m.kernel_size == (3, 3):
                         m.dilation = m.padding = (rate, rate)
         before *= 2
+
+
+def _channels(stage: nn.Module) -> int:
+    # Read off, for a ticket without whole channels is narrower than its arch.
+    return [m.num_features for m in stage[-1].modules() if isinstance(m, nn.BatchNorm2d)][-1]
 
 
 def _conv(channels: int, out: int, kernel: int) -> nn.Sequential:

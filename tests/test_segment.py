@@ -14,7 +14,8 @@ from sklearn.metrics import jaccard_score
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from robustlib import heads, models, training
+from robustlib import heads, models, tickets, training
+from robustlib.compact import compact
 from robustlib.data import MaskSplit, Segmentation, batches
 from robustlib.objectives import pixelwise
 from robustlib.specs import ARCHS, Transfer
@@ -132,6 +133,20 @@ def test_fusion_is_small_and_uses_every_map():
             other = [torch.zeros_like(m) if i == j else m for j, m in enumerate(maps)]
             assert not torch.allclose(net.head(other), out)
     assert "fc.weight" not in backbone.state_dict()
+
+
+def test_a_ticket_without_whole_channels_gets_the_same_head():
+    backbone = network(width=8)
+    kept = {n: torch.ones_like(p, dtype=torch.bool) for n, p in tickets.prunable(backbone).items()}
+    for name in ("conv1", "layer1.0.conv2", "layer3.0.conv2", "layer3.0.downsample.0"):
+        kept[f"{name}.weight"][:5] = False
+    small = compact(tickets.masked(backbone, Mask(kept), "channel"), 32).model
+    widths = [m.shape[1] for m in small.pyramid(torch.rand(1, 3, 32, 32))]
+    assert widths == [3, 16, 27, 64]
+    net = heads.segmenter(small, 5).eval()
+    assert [m[0].in_channels for m in net.head.lateral] == widths
+    assert net(torch.rand(1, 3, 20, 28)).shape == (1, 5, 20, 28)
+    assert net.head.smooth[1][0].weight.shape == (32, 32, 3, 3)
 
 
 def test_a_dilated_backbone_is_torchvisions():
