@@ -1,0 +1,173 @@
+"""The Frechet distance against scipy, torchmetrics and closed forms; rank correlation of few."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg, stats
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from robustlib import models
+from robustlib.data import Split, load
+from robustlib.metrics.domain_gap import (
+    domain_gap,
+    features,
+    frechet,
+    frechet_infinity,
+    rank_correlation,
+)
+
+
+def drawn(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=generator, dtype=torch.float64) * scale + shift
+
+
+def mixed(x: Tensor, seed: int) -> Tensor:
+    return x @ drawn(x.shape[1], x.shape[1], seed) / math.sqrt(x.shape[1])
+
+
+@pytest.mark.parametrize(("n", "d"), [(300, 256), (600, 256), (50, 1), (40, 3)])
+def test_frechet_is_scipys_and_torchmetrics(n, d):
+    a, b = mixed(drawn(n, d, 0), 2), mixed(drawn(n + 7, d, 1, 1.5, 0.3), 3) ** 2
+    ours = frechet(a, b)
+    covs = [np.atleast_2d(np.cov(x.numpy(), rowvar=False)) for x in (a, b)]
+    root = linalg.sqrtm(covs[0] @ covs[1])
+    by_hand = (a.mean(0) - b.mean(0)).square().sum() + np.trace(covs[0] + covs[1] - 2 * root.real)
+    assert ours == pytest.approx(float(by_hand), rel=1e-6)
+    through = nn.Identity()
+    through.num_features = d
+    theirs = FrechetInceptionDistance(feature=through, normalize=True).set_dtype(torch.float64)
+    theirs.update(a, real=True)
+    theirs.update(b, real=False)
+    assert ours == pytest.approx(float(theirs.compute()), rel=1e-6)
+
+
+def test_frechet_in_closed_form_and_with_fewer_images_than_features():
+    a = drawn(40, 100, 0)
+    assert frechet(a, a) == pytest.approx(0, abs=1e-4)
+    assert frechet(a, a + 2) == pytest.approx(4 * 100, rel=1e-6)
+    # Covariances that commute: the sum of (sqrt(u) - sqrt(v))^2 over their eigenvalues.
+    assert frechet(a, 3 * a) == pytest.approx(
+        4 * float(a.T.cov().trace() + a.mean(0).square().sum()), rel=1e-6
+    )
+    assert frechet(a, drawn(50, 100, 1)) == pytest.approx(frechet(drawn(50, 100, 1), a), rel=1e-6)
+    with pytest.raises(ValueError, match=r"\(40, 100\) and \(40, 99\)"):
+        frechet(a, a[:, :99])
+
+
+def test_at_infinity_the_bias_is_gone():
+    """Sets of one distribution: the truth is 0, and finite samples say more."""
+    plain, corrected = [], []
+    for seed in range(8):
+        a, b = drawn(400, 20, seed), drawn(400, 20, 100 + seed)
+        plain.append(frechet(a, b))
+        corrected.append(frechet_infinity(a, b, seed))
+    assert min(plain) > 0.3
+    assert abs(np.mean(corrected)) < 0.25 * np.mean(plain)
+    # And with a distance: a shift of 0.5 in each of 20 dimensions is 5.
+    a, b = drawn(2000, 20, 0), drawn(2000, 20, 1, shift=0.5)
+    assert frechet_infinity(a, b) == pytest.approx(5, abs=0.3)
+    assert frechet_infinity(a, b, 3) == frechet_infinity(a, b, 3) != frechet_infinity(a, b, 4)
+
+
+class Pixels(nn.Module):
+    """An extractor that takes the means of the colours for features, times 10."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return 10 * x.mean((2, 3))
+
+
+def painted(n: int, seed: int, shift: int = 0) -> Split:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(128 + shift, 20, (n, 1, 1, 3)).round().clip(0, 255).astype(np.uint8)
+    return Split(torch.from_numpy(x).expand(-1, 2, 2, -1), torch.zeros(n).long())
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+    # A shift of 25 levels is 10 * 25 / 255 in each of three colours.
+    truth, hit, biased = 3 * (250 / 255) ** 2, 0, 0
+    for seed in range(40):
+        row = domain_gap(Pixels(), painted(60, seed), painted(60, 1000 + seed, 25), 60, draws=100)
+        hit += row["low"] < truth < row["high"]
+        biased += row["fid"] > truth
+        assert row["n"] == 60 and row["dimensions"] == 3 and row["low"] < row["high"]
+    assert hit >= 33  # of 40 at 95 %; fewer than 33 have a chance below 1 in 1,000
+    assert biased >= 20
+
+
+def test_a_nearer_set_has_a_smaller_gap_whatever_the_network_is_in():
+    glyphs, digits = load("glyphs", size=16), load("digits", size=16)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = models.build("resnet10s", 10, 4)
+    model.train()
+    state = torch.get_rng_state()
+    near = domain_gap(model, glyphs.train, glyphs.test, 150, draws=20)
+    far = domain_gap(model, glyphs.train, digits.test, 150, draws=20)
+    assert model.training and torch.equal(torch.get_rng_state(), state)
+    assert far["low"] > near["high"] and far["fid_infinity"] > near["fid_infinity"]
+    assert near["fid_infinity"] < near["fid"]
+    assert domain_gap(model, glyphs.train, digits.test, 150, draws=20) == far
+    found = features(model, glyphs.test)
+    assert found.dtype == torch.float64 and found.shape == (len(glyphs.test), far["dimensions"])
+
+
+def test_a_split_that_is_too_small_is_refused_by_name():
+    with pytest.raises(ValueError, match="n=60: the task split has only 59"):
+        domain_gap(Pixels(), painted(60, 0), painted(59, 1), 60)
+    with pytest.raises(ValueError, match="n=7"):
+        domain_gap(Pixels(), painted(60, 0), painted(60, 1), 7)
+
+
+def test_rank_correlation_is_scipys_and_its_p_exact():
+    rng = np.random.default_rng(0)
+    for n in (4, 6, 8, 30):
+        x = rng.normal(size=n)
+        y = x + rng.normal(size=n)
+        rho, low, high, p = rank_correlation(x, y)
+        assert rho == pytest.approx(stats.spearmanr(x, y).statistic)
+        assert -1 <= low < rho < high <= 1
+        if n == 30:
+            assert p == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.01)
+        assert rank_correlation(np.exp(x), y**3) == (rho, low, high, p)
+    # By hand: of 24 orders of four, one is as much in line as this and one as much against it.
+    assert rank_correlation([1, 2, 3, 4], [10, 20, 30, 40])[3] == pytest.approx(2 / 24)
+    assert rank_correlation([1, 2, 3], [3, 2, 1])[3] == pytest.approx(2 / 6)
+
+
+def test_few_tasks_in_line_do_not_make_a_sure_thing():
+    widths = []
+    for n in (3, 4, 6, 10, 20):
+        rho, low, high, _ = rank_correlation(range(n), range(n))
+        mirrored = rank_correlation(range(n), range(n)[::-1])
+        assert rho == pytest.approx(1) and high == pytest.approx(1)
+        assert mirrored[0] == pytest.approx(-1) and mirrored[2] == -low
+        widths.append(high - low)
+    assert widths == sorted(widths, reverse=True)
+    # Of 6 orders of three, one is in line: unrelated tasks are so in a sixth of all cases.
+    assert widths[0] > 1 and widths[1] > 1 and widths[-1] < 0.3
+
+
+@pytest.mark.parametrize("r", [0.0, 0.7])
+def test_the_interval_of_a_rank_correlation_covers(r):
+    truth, hit = 6 / np.pi * math.asin(r / 2), 0
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        x, e = rng.normal(size=(2, 6))
+        _, low, high, _ = rank_correlation(x, r * x + math.sqrt(1 - r * r) * e)
+        hit += low - 0.02 <= truth <= high + 0.02
+    assert hit >= 51  # of 60 at 95 %: fewer have a chance below 1 in 1,000
+
+
+def test_what_has_no_order_has_no_correlation():
+    for x, y in (([1, 2], [1, 2]), ([1, 1, 1, 1], [1, 2, 3, 4]), ([1, 2, 3], [5, 5, 5]), ([], [])):
+        assert all(math.isnan(v) for v in rank_correlation(x, y))
+    for x, y in (([1, 2, 3], [1, 2]), ([1, 2, math.nan], [1, 2, 3])):
+        with pytest.raises(ValueError, match="gap and advantage"):
+            rank_correlation(x, y)
+    rho, low, high, _ = rank_correlation([1, 2, 2, 3, 4], [1, 3, 2, 2, 5])
+    assert rho == pytest.approx(stats.spearmanr([1, 2, 2, 3, 4], [1, 3, 2, 2, 5]).statistic)
+    assert low < rho < high
