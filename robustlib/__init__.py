@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from robustlib.specs import Pretrain, Ticket, Transfer
+from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer
 
 __version__ = "0.1.0"
-__all__ = ["Mask", "Pretrain", "Ticket", "Transfer", "network", "run", "sweep"]
+__all__ = ["Evaluation", "Mask", "Pretrain", "Ticket", "Transfer", "network", "run", "sweep"]
 
 # Loaded when asked for, so that the command line answers without importing torch.
 _LAZY = {

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from robustlib.specs import KINDS, Pretrain, Ticket, Transfer, printable
+from robustlib.specs import KINDS, Evaluation, Pretrain, Ticket, Transfer, printable
 
 _Flat = tyro.conf.arg(name="")
 _Repeated = tyro.conf.UseAppendAction
@@ -160,6 +160,20 @@ def transfer(
     _run(spec, recompute)
 
 
+def evaluate(
+    spec: Annotated[Evaluation, _Flat, tyro.conf.AvoidSubcommands], recompute: bool = False
+) -> None:
+    """Measure a transferred ticket beyond accuracy and store the result.
+
+    Networks before any transfer, and the field other, have no flags: `robustlib sweep FILE.json`
+    takes them.
+
+    Args:
+        recompute: Replace a stored result.
+    """
+    _run(spec, recompute)
+
+
 def _run(spec: Any, recompute: bool) -> None:
     from robustlib import run
 
@@ -201,7 +215,7 @@ def data_build(
 
 
 def results(
-    kind: Literal["pretrain", "ticket", "transfer"] = "transfer",
+    kind: Literal["pretrain", "ticket", "transfer", "evaluation"] = "transfer",
     csv: Path | None = None,
     all_columns: bool = False,
 ) -> None:
@@ -271,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Bad input is a line on stderr and exit code 2; work that failed says why and exits with 1.
     """
-    commands = (study, sweep, batch, pretrain, ticket, transfer, data, results, bench)
+    commands = (study, sweep, batch, pretrain, ticket, transfer, evaluate, data, results, bench)
     parsing = io.StringIO()
     try:
         with contextlib.redirect_stderr(parsing):

@@ -374,7 +374,7 @@ class Evaluation:
     other: Transfer | Ticket | Pretrain | None = None
     """Whose network to compare with (similarity)."""
     limit: int | None = None
-    """Images measured on, the first of the test images (of both sets, for ood and domain_gap); None:
+    """Test images measured on (ood, domain_gap: of each set), drawn once for all networks; None:
     all."""
     seed: int = 0
     """Seeds attack, noise, corruptions and resampling."""
@@ -487,7 +487,9 @@ def to_dict(spec: Spec, *, defaults: bool = True) -> dict[str, Any]:
         value = getattr(spec, f.name)
         if hasattr(value, "__dataclass_fields__"):
             nested = to_dict(value, defaults=defaults)
-            if f.name in TAGGED and (defaults or nested or not isinstance(value, Transfer)):
+            if f.name in TAGGED and (
+                nested or f.default is None or not isinstance(value, Transfer)
+            ):
                 out[f.name] = {kind(value): nested}
             elif f.name not in TAGGED and (defaults or nested or f.default is None):
                 out[f.name] = nested

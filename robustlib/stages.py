@@ -12,18 +12,31 @@ import numpy as np
 import torch
 from torch import nn
 
-from robustlib import checkpoints, models, objectives, parallel, specs, store, tickets, training
+from robustlib import (
+    checkpoints,
+    heads,
+    models,
+    objectives,
+    parallel,
+    specs,
+    store,
+    tickets,
+    training,
+)
 from robustlib.attacks import Threat
 from robustlib.compact import compact
-from robustlib.data import batches, load
+from robustlib.data import batches, load, load_segmentation
 from robustlib.data.splits import Split, take
 from robustlib.devices import device, devices
-from robustlib.specs import Pretrain, Spec, Ticket, Transfer
+from robustlib.metrics.evaluate import evaluate
+from robustlib.specs import Evaluation, Pretrain, Spec, Ticket, Transfer
 from robustlib.store import Artifact
-from robustlib.transfer import finetune, linear
+from robustlib.transfer import finetune, linear, segment
 
 MONITORED = 256
 """Validation images that a multi-step attack is tried on after each epoch."""
+CONFUSION = "confusion"
+"""The name, in a segmentation's artifact, of the counts of each test image [N, K, K]."""
 EARLY = "early/"
 """What the names of weights begin with in the artifact of a ticket that imp rewinds to."""
 
@@ -47,7 +60,7 @@ def run(spec: Spec, recompute: bool = False) -> Artifact:
             run(below)  # Here, so that its seconds do not count as this one's.
         if recompute:
             store.checkpoint(spec).unlink(missing_ok=True)
-        stage = {Pretrain: _pretrain, Ticket: _ticket, Transfer: _transfer}[type(spec)]
+        stage = STAGES[type(spec)]
         started = time.monotonic()
         row, tensors, extra = stage(spec)
         row["seconds"] = round(time.monotonic() - started, 3)
@@ -61,6 +74,9 @@ def _check_data(spec: Spec) -> None:
     """Raises what loading would: before hours of pretraining, and before anything is written."""
     if isinstance(spec, Transfer):
         _task(spec)
+    elif isinstance(spec, Evaluation):
+        if spec.against:
+            load(spec.against, size=_size_of(spec.of), seed=spec.seed)
     elif isinstance(spec, Ticket):
         if spec.scheme in ("imp", "lmp"):
             _images(spec)
@@ -100,8 +116,13 @@ def network(spec: Spec) -> nn.Module:
     if isinstance(spec, Ticket):
         return tickets.masked(_start(spec), mask(spec), spec.pattern)
     (model, _), artifact = _prepared(spec), run(spec)
-    model = models.swap_head(model, artifact.extra["n_classes"])
-    model.load_state_dict(artifact.tensors(), strict=spec.mode == "finetune")
+    n_classes = artifact.extra["n_classes"]
+    if spec.mode == "segment":
+        model = heads.segmenter(model, n_classes)
+    else:
+        models.swap_head(model, n_classes)
+    tensors = {n: t for n, t in artifact.tensors().items() if n != CONFUSION}
+    model.load_state_dict(tensors, strict=spec.mode != "linear")
     return model.eval()
 
 
@@ -294,37 +315,66 @@ def _prepared(spec: Transfer) -> tuple[nn.Module, tickets.Mask]:
 
 
 def _task(spec: Transfer) -> Any:
+    if spec.mode == "segment":
+        return load_segmentation(spec.task, n_train=spec.n_train, seed=spec.seed)
     size = spec.ticket.pretrain.size
     return load(spec.task, size=size, n_train=spec.n_train, seed=spec.seed)
 
 
 def _transfer(spec: Transfer) -> tuple[dict, dict, dict]:
     data, (model, kept) = _task(spec), _prepared(spec)
+    size, network = spec.ticket.pretrain.size, model
     if spec.mode == "finetune":
-        model, measured = finetune(model, data, spec, store.checkpoint(spec))
+        model, extra = finetune(model, data, spec, store.checkpoint(spec))
         tensors = model.state_dict()
-    else:
-        tensors, measured = linear(model, data)
+    elif spec.mode == "linear":
+        tensors, extra = linear(model, data)
         models.swap_head(model, data.n_classes).load_state_dict(tensors, strict=False)
-    row = _counts(measured.pop("test_correct"), len(data.test))
-    row["val_accuracy"] = measured.pop("val_correct") / len(data.val)
+    else:
+        network, extra = segment(model, data, spec, store.checkpoint(spec))
+        counts = {CONFUSION: extra.pop("test_confusion")}
+        del extra["val_confusion"]
+        tensors, size = network.state_dict() | counts, tuple(data.test.x.shape[1:3])
+    if spec.mode == "segment":
+        row = {name: extra.pop(f"test_{name}") for name in ("miou", "pixel_accuracy", "n")}
+        row["val_miou"] = extra.pop("val_miou")
+    else:
+        row = _counts(extra.pop("test_correct"), len(data.test))
+        row["val_accuracy"] = extra.pop("val_correct") / len(data.val)
     row["n_train_measured"] = len(data.train)
     removed = sum(int((model.get_parameter(n)[~m] != 0).sum()) for n, m in kept.items())
     if removed:
         raise RuntimeError(f"{removed} removed weights are not zero after {spec.mode}")
     row["sparsity_measured"] = mask(spec.ticket).sparsity
-    return (
-        row | _size(model, spec.ticket.pretrain.size),
-        tensors,
-        measured | {"n_classes": data.n_classes},
-    )
+    return row | _size(network, size), tensors, extra | {"n_classes": data.n_classes}
+
+
+def _evaluation(spec: Evaluation) -> tuple[dict, dict, dict]:
+    data = _images_of(spec.of)
+    other = None if spec.other is None else network(spec.other)
+    against = None
+    if spec.against:
+        against = load(spec.against, size=_size_of(spec.of), seed=spec.seed).test
+    row, tables = evaluate(spec, network(spec.of), data, other, against)
+    return row, {}, tables
+
+
+def _images_of(spec: Spec) -> Any:
+    """The set that the network of a spec was made for."""
+    if isinstance(spec, Transfer):
+        return _task(spec)
+    return _source(spec.pretrain if isinstance(spec, Ticket) else spec)
+
+
+def _size_of(spec: Spec) -> int:
+    return specs.columns(spec)["size"]
 
 
 def _counts(correct: int, n: int) -> dict[str, float]:
     return {"accuracy": correct / n, "n": n}
 
 
-def _size(model: nn.Module, size: int) -> dict[str, int]:
+def _size(model: nn.Module, size: int | tuple[int, int]) -> dict[str, int]:
     return {
         "parameters": models.parameters(model),
         "multiply_adds": models.multiply_adds(model, size),
@@ -337,3 +387,6 @@ def _statistics(split: Split) -> tuple[list[float], list[float]]:
     mean = torch.stack([p.mean((0, 2, 3)) for p in pixels]).mean(0)
     square = torch.stack([p.square().mean((0, 2, 3)) for p in pixels]).mean(0)
     return mean.tolist(), (square - mean**2).clamp_min(1e-6).sqrt().tolist()
+
+
+STAGES = {Pretrain: _pretrain, Ticket: _ticket, Transfer: _transfer, Evaluation: _evaluation}

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from robustlib import cluster, specs, store
-from robustlib.specs import Spec, Ticket, Transfer
+from robustlib.specs import Evaluation, Spec, Ticket, Transfer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,31 +96,40 @@ def cost(spec: Spec) -> float:
     """An estimate of the multiply-adds of a spec, without what it is built on.
 
     A training step is 3 forward passes, a step of an attack 2; pruning at once is free, and masked
-    weights are multiplied like others.
+    weights are multiplied like others. An image for segmentation counts as one of the source.
     """
-    if isinstance(spec, Ticket) and (spec.scheme not in ("imp", "lmp") or specs.drawn_as(spec)):
-        return 0.0
-    pretrain = specs.columns(spec)
-    forward = _forward(*(pretrain[name] for name in ("arch", "width", "stem_stride", "size")))
-    source = pretrain["source"]
-    n = spec.n_train or 0
-    if isinstance(spec, Ticket):
-        source = spec.dataset or source
-        n = n or (0 if spec.dataset else spec.pretrain.n_train or 0)
-    sizes = _sizes(spec.task if isinstance(spec, Transfer) else source)
-    n = n or sizes[0]
+    row = specs.columns(spec)
+    forward = _forward(*(row[name] for name in ("arch", "width", "stem_stride", "size")))
+    if isinstance(spec, Evaluation):
+        n = _sizes(row.get("task", row["source"]))[1]
+        return forward * min(n, spec.limit or n) * _passes(spec)
     if isinstance(spec, Transfer):
-        passes = 3.0 * spec.epochs if spec.mode == "finetune" else 1.0
-    elif isinstance(spec, Ticket):
-        passes = spec.epochs * (3.0 + 2.0 * spec.steps * (spec.objective == "pgd"))
-    elif spec.checkpoint:
-        passes = 0.0
-    else:
-        attack = 2.0 * spec.steps if spec.objective in ("pgd", "trades") else 0.0
-        attack += 4.0 if spec.objective == "trades" else 0.0
-        passes = spec.epochs * (3.0 + attack)
-        passes *= spec.replays if spec.objective == "free" else 1
-    return forward * (passes * n + sizes[1])
+        n_train, n_test = _sizes(spec.task)
+        return forward * (_passes(spec) * (spec.n_train or n_train) + n_test)
+    if isinstance(spec, Ticket):
+        own = spec.pretrain.n_train if not spec.dataset else None
+        n_train = spec.n_train or own or _sizes(spec.dataset or row["source"])[0]
+        return forward * _passes(spec) * n_train
+    n_train, n_test = _sizes(spec.source)
+    return forward * (_passes(spec) * (spec.n_train or n_train) + n_test)
+
+
+def _passes(spec: Spec) -> float:
+    """Forward passes, or what costs as much, for each image that a spec trains or measures on."""
+    if isinstance(spec, Evaluation):
+        # AutoAttack in its two versions, 75 corruptions, noisy copies; as measured or counted.
+        attack = {"cheap": 250, "standard": 8_000}[spec.attack]
+        return {"adversarial": attack, "certified": spec.draws, "corruption": 75}.get(spec.suite, 2)
+    if isinstance(spec, Transfer):
+        return 1.0 if spec.mode == "linear" else 3.0 * spec.epochs
+    attack = 2.0 * spec.steps if spec.objective in ("pgd", "trades") else 0.0
+    if isinstance(spec, Ticket):
+        trains = spec.scheme in ("imp", "lmp") and specs.drawn_as(spec) is None
+        return spec.epochs * (3.0 + attack) * trains
+    if spec.checkpoint:
+        return 0.0
+    attack += 4.0 if spec.objective == "trades" else 0.0
+    return spec.epochs * (3.0 + attack) * (spec.replays if spec.objective == "free" else 1)
 
 
 @lru_cache
