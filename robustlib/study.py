@@ -59,9 +59,10 @@ def profile(name: str) -> Profile:
     Tables: about (text), seeds (list), [pretrain], [[objective]] (one for each way to pretrain:
     fields of Pretrain), [[ticket]] (one for each way to draw; [ticket] for a single one),
     [[transfer]] (one for each way to transfer). A ticket's dataset "task" is the task of the
-    transfer, whose n_train and seed it then takes over. [ablation.NAME] holds those of these
-    tables that another study replaces, which is then called PROFILE:NAME. Raises ValueError that
-    names the file, the key and what is allowed, for any value that no spec takes.
+    transfer, whose n_train and seed it then takes over; its mask_from is a table of fields in which
+    that network differs from [pretrain]. [ablation.NAME] holds those of these tables that another
+    study replaces, which is then called PROFILE:NAME. Raises ValueError that names the file, the
+    key and what is allowed, for any value that no spec takes.
     """
     path, raw, ablation = _raw(name)
     try:
@@ -152,9 +153,12 @@ def _grid_size(profile: Profile) -> int:
 def _known_fields(table: str, values: dict[str, Any], cls: type) -> None:
     if not isinstance(values, dict):
         raise ValueError(f"{table}={shown(values)}: must be a table of fields")
-    own = {f.name for f in fields(cls)} - set(specs.KINDS) - {"seed", "mask_from"}
-    for name in values:
+    own = {f.name for f in fields(cls)} - set(specs.KINDS) - {"seed"}
+    for name, value in values.items():
         one_of(f"field of [{table}]", name, sorted(own))
+        if name == "mask_from":
+            for source in _axis(value):
+                _known_fields(name, source, Pretrain)
 
 
 def pretrains(
@@ -262,15 +266,19 @@ def grid(
     ):
         if way.get("mode", Transfer.mode) in kept:
             for seed in chosen if pretrain.checkpoint else [pretrain.seed]:
-                ticket = _drawing(pretrain, drawn, way, seed)
+                ticket = _drawing(study, pretrain, drawn, way, seed)
                 spec = Transfer(ticket, **way, seed=seed)
                 out.setdefault(specs.key(spec), spec)
     return list(out.values())
 
 
-def _drawing(pretrain: Pretrain, drawn: dict[str, Any], way: dict[str, Any], seed: int) -> Ticket:
+def _drawing(
+    study: Profile, pretrain: Pretrain, drawn: dict[str, Any], way: dict[str, Any], seed: int
+) -> Ticket:
     """The ticket that an entry of a profile's [[ticket]] stands for in one way to transfer."""
     own = dict(drawn)
+    if (source := own.get("mask_from")) is not None:
+        own["mask_from"] = Pretrain(**{**study.pretrain, **source}, seed=pretrain.seed)
     if own.get("dataset") == "task":
         own["dataset"] = way.get("task", Transfer.task)
         own["n_train"] = way.get("n_train", Transfer.n_train)
