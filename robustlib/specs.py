@@ -309,6 +309,8 @@ class Ticket:
             raise ValueError("rate=0.0: a round of imp must remove something")
         # Rounds beyond this one are another ticket's: one experiment, one key.
         before = tuple(s for s in self.rounds if s < self.sparsity)
+        if self.rounds and not before and self.sparsity > 0:
+            object.__setattr__(self, "rate", self.sparsity)  # The first: no round before it.
         object.__setattr__(self, "rounds", before)
 
 
