@@ -427,6 +427,11 @@ def test_a_field_that_says_nothing_makes_no_second_key():
     assert key(Ticket(sparsity=0.5, mask_from=Pretrain())) == key(base)
     assert from_dict(Ticket, {"sparsity": 0.5, "mask_from": None}) == base
     assert from_dict(Ticket, {"sparsity": 0.5, "mask_from": {"seed": 1}}).mask_from.seed == 1
+    # The first of given rounds has none before it, of whatever sparsities the later ones are.
+    first = Ticket(scheme="imp", sparsity=0.3, rounds=(0.3, 0.8))
+    assert specs.previous(first) is None and specs.previous(Ticket(scheme="imp", sparsity=0.3))
+    assert first == Ticket(scheme="imp", sparsity=0.3, rounds=(0.7,))
+    assert first == specs.previous(Ticket(scheme="imp", sparsity=0.9, rounds=(0.3,)))
     one = Ticket(scheme="imp", sparsity=0.5, rounds=(0.2, 0.4))
     assert key(Ticket(scheme="imp", sparsity=0.5, rounds=[0.2, "2/5", 0.5, 0.9])) == key(one)
     assert hash(one) == hash(from_dict(Ticket, json.loads(json.dumps(to_dict(one)))))
