@@ -5,9 +5,11 @@ import sys
 
 import pytest
 
+from robustlib import study
 from robustlib.cli import main
 
 COMMANDS = ["study", "sweep", "batch", "pretrain", "ticket", "transfer", "data", "results", "bench"]
+PROFILES = ", ".join(study.profiles())
 TINY = ["--source", "digits", "--width", "4", "--n-train", "100", "--epochs", "1"]
 
 
@@ -57,7 +59,7 @@ def test_each_command_has_help(name, capsys):
         (["pretrain", "--objective", "pgd", "--eps", "nan"], "eps=nan"),
         (["ticket", "--sparsity", "1.0"], "sparsity=1.0"),
         (["transfer", "--task", "mnits", *["--ticket.pretrain.epochs", "-1"]], "epochs=-1"),
-        (["study", "--profile", "quik"], "choose one of cpu, paper, quick"),
+        (["study", "--profile", "quik"], f"choose one of {PROFILES}"),
         (["study", "--profile", "quick", "--workers", "0", "--dry-run"], "workers=0"),
         (["pretrain", "--objective", "pdg"], "'natural'"),
         (["pretrain", "--nope", "1"], "--nope"),

@@ -136,6 +136,10 @@ def fitting(name: str) -> st.SearchStrategy:
         return st.sampled_from([0, 1, 8, 2.0])
     if declared == "bool":
         return st.booleans()
+    if declared.startswith("tuple"):
+        return st.sampled_from([(), [0.5], ["1/4", 0.5]])
+    if name == "mask_from":
+        return st.sampled_from([None, Pretrain(), Pretrain(seed=1)])
     if name in specs.KINDS:
         return st.just(specs.KINDS[name]())
     return st.sampled_from(["digits", "glyphs", ""])
@@ -196,8 +200,9 @@ def test_a_spec_is_sound_or_refused(case):
 def test_a_spec_from_data_is_sound_or_refused(cls, data):
     table = data.draw(arguments(cls, values) | plain | st.dictionaries(odd_text, plain, max_size=2))
     if isinstance(table, dict):
-        for name in specs.KINDS.keys() & table.keys():
-            below = specs.KINDS[name]
+        nested = specs.KINDS | {"mask_from": Pretrain}
+        for name in nested.keys() & table.keys():
+            below = nested[name]
             table[name] = data.draw(arguments(below, plain) | plain)
     for text in (False, True):
         try:
@@ -683,7 +688,9 @@ def test_a_profile_of_anything(content):
         ("seeds = [0, 1]", "seeds = 3", "seeds=3: must be a list"),
         ("seeds = [0, 1]", "seeds = {}", "seeds={}: must be a list"),
         ("[pretrain]", "[[pretrain]]", "pretrain=.*: must be a table"),
-        ("[ticket]", "[[ticket]]", "ticket=.*: must be a table"),
+        ("[ticket]", "[[ticket.x]]", "field of .ticket.='x'"),
+        ("[ticket]", "[[ticket]]\nmask_from = 'x'", "field of .ticket.='mask_from'"),
+        ("sparsity = [0.0, 0.9]", "rounds = [0.5]", "rounds=0.5: must be a list of numbers"),
         ("[[transfer]]", "[transfer]", "transfer=.*: must be a list of tables"),
         ("[[transfer]]", "transfer = ['', 3]\n[x]", "table='x'"),
     ],
@@ -753,9 +760,10 @@ PREFIXES = {
     "ticket": {"": Ticket, "pretrain.": Pretrain},
     "transfer": {"": Transfer, "ticket.": Ticket, "ticket.pretrain.": Pretrain},
 }
+# A network of its own has no flag.
 FLAGS = {
     command: [
-        *(flag(p + f.name) for p, cls in levels.items() for f in fields(cls)),
+        *(flag(p + f.name) for p, c in levels.items() for f in fields(c) if f.name != "mask_from"),
         *("--recompute", "--no-recompute"),
     ]
     for command, levels in PREFIXES.items()
@@ -818,9 +826,11 @@ places = st.sampled_from(
 )
 
 
-# A field that is a flag takes no value.
+NO_VALUE = (*specs.KINDS, "mask_from", "decay_norms", "recalibrate")
+
+
 @fuzzed(70)
-@given(places.filter(lambda p: p[2] not in (*specs.KINDS, "decay_norms", "recalibrate")), words)
+@given(places.filter(lambda p: p[2] not in NO_VALUE), words)
 @example(("pretrain", "", "lr"), "9" * 400 + "/1")
 @example(("pretrain", "", "lr"), "9" * 5000 + "/1")
 @example(("transfer", "ticket.pretrain.", "eps"), "nan")

@@ -59,6 +59,43 @@ def test_grid_is_the_product_and_one_seed_drives_the_chain(good):
     assert {t.n_train for t in transfers if t.mode == "linear"} == {None}
 
 
+def test_one_ticket_table_is_a_list_of_one(good, tmp_path):
+    several = tmp_path / "several.toml"
+    several.write_text(GOOD.replace("[ticket]", "[[ticket]]"))
+    assert study.grid(str(several)) == study.grid(good)
+    several.write_text(
+        GOOD.replace(
+            "sparsity = [0.0, 0.9]",
+            'sparsity = [0.0, 0.9]\n[[ticket]]\nscheme = ["imp", "lmp"]\nsparsity = 0.5\n'
+            'dataset = "task"\n[[ticket]]\ncontrol = "shuffle"\npattern = "row"\nsparsity = 0.5',
+        ).replace("[ticket]", "[[ticket]]", 1)
+    )
+    drawn = {t.ticket for t in study.grid(str(several))} - {t.ticket for t in study.grid(good)}
+    assert {t.scheme for t in drawn} == {"imp", "lmp", "omp"}
+    for ticket in drawn:
+        # One seed drives the chain: each draws with that of its network.
+        assert ticket.seed == ticket.pretrain.seed
+        assert (ticket.control, ticket.pattern) == (
+            ("shuffle", "row") if ticket.scheme == "omp" else ("none", "unstructured")
+        )
+
+
+def test_a_ticket_of_the_task_takes_its_name_its_images_and_its_seed(tmp_path):
+    path = tmp_path / "task.toml"
+    path.write_text(
+        GOOD.replace("[ticket]", '[ticket]\nscheme = "imp"\nrate = 0.5\ndataset = "task"')
+        .replace("[0.0, 0.9]", "0.5")
+        .replace('n_train = "all"', 'n_train = ["all", 50]')
+    )
+    transfers = study.grid(str(path))
+    assert {(t.task, t.n_train) for t in transfers} == {
+        *(("digits", 1000), ("digits", None), ("digits", 50), ("glyphs", None), ("glyphs", 50)),
+    }
+    for t in transfers:
+        own = t.ticket
+        assert (own.dataset, own.n_train, own.seed) == (t.task, t.n_train, t.seed)
+
+
 def test_arguments_narrow_and_replace(good):
     few = study.grid(
         good, seeds="1", eps="0.1", tasks="glyphs", modes="linear", sparsities="0.5", n_train=20
@@ -116,7 +153,7 @@ def test_bad_profiles_are_refused_with_file_and_reason(tmp_path, old, new, says)
 
 
 def test_unknown_profile_lists_the_known():
-    with pytest.raises(ValueError, match="choose one of cpu, paper, quick"):
+    with pytest.raises(ValueError, match=f"choose one of {', '.join(study.profiles())}"):
         study.profile("quik")
     with pytest.raises(ValueError, match="no such file"):
         study.profile("nowhere.toml")

@@ -24,10 +24,17 @@ def test_closure_has_each_once_and_parents_first():
     order = closure(transfers())
     assert [specs.kind(s) for s in order].count("pretrain") == 1
     assert len(order) == 5
+    # A mask of another network, by rounds: both networks, and the rounds on the other one.
+    other = Pretrain(**{**vars(TINY), "seed": 1})
+    ticket = Ticket(TINY, "imp", sparsity=0.36, mask_from=other, rewind=1)
+    rounds = [Ticket(other, "imp", sparsity=s, rewind=1) for s in (0.2, 0.36)]
+    mixed = closure([Transfer(ticket, "digits")])
+    assert {TINY, other, *rounds, *map(specs.rewound, (ticket, rounds[0]))} < set(mixed)
+    assert len(mixed) == 8
+    order += mixed
     seen = set()
     for spec in order:
-        below = specs.parent(spec)
-        assert below is None or specs.key(below) in seen
+        assert all(specs.key(below) in seen for below in specs.parents(spec))
         seen.add(specs.key(spec))
 
 
