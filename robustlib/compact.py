@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ class _Group:
     A sum ties them (a residual stream), and so does a norm; empty if the group may not be cut."""
 
 
-def compact(model: nn.Module, size: int) -> Compacted:
+def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
     """Takes out of a copy of the model the channels through which nothing flows.
 
     A channel of a convolution is dead when all its weights are zero, its bias too, and scale and
@@ -59,7 +60,7 @@ def compact(model: nn.Module, size: int) -> Compacted:
     Raises ValueError for a model without convolutions, and RuntimeError when outputs are not those
     of the model (an activation that does not keep zero at zero, say).
     """
-    size = integer("size", size, 1, 4096)
+    size, multiple = integer("size", size, 1, 4096), integer("multiple", multiple, 1, 4096)
     if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
         raise ValueError(f"{type(model).__name__}: has no convolution to take channels from")
     small = copy.deepcopy(model).eval()
@@ -83,8 +84,10 @@ def compact(model: nn.Module, size: int) -> Compacted:
     groups = list(_groups(graph))
     for group in groups:
         rows = [r for r, tied in group.rows.items() if all(_is_dead(dead, *t) for t in tied)]
-        if len(rows) == len(group.rows):
-            rows = rows[1:]  # one has to stay
+        # At least one has to stay.
+        alive = len(group.rows) - len(rows)
+        stay = min(len(group.rows), max(1, math.ceil(alive / multiple)) * multiple)
+        rows = rows[stay - alive :]
         if not rows:
             continue
         for m, channel in (t for r in rows for t in group.rows[r]):

@@ -285,6 +285,25 @@ def test_a_plain_network_with_biases_and_a_flat_head():
     torch.testing.assert_close(out.model(x), model(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("dead", "multiple", "kept"),
+    [(7, 1, 9), (7, 4, 12), (7, 8, 16), (8, 8, 8), (16, 4, 4), (16, 1, 1), (3, 32, 16), (0, 3, 16)],
+)
+def test_layers_keep_a_multiple_of_channels_where_one_is_asked_for(dead, multiple, kept):
+    model = network(width=16)
+    gone = torch.arange(16) < dead
+    kill(model, {"layer1.0.conv1": gone})
+    out = compact(model, SIZE, multiple)
+    assert out.model.layer1[0].conv1.out_channels == kept
+    name = "layer1.0.conv1.weight"
+    assert out.removed.get(name, 0) == 16 - kept
+    assert out.left.get(name, 0) == dead - (16 - kept)
+    held = sum(int((~out.held[n]).sum()) for n in out.held if n == name)
+    assert held == out.left.get(name, 0) * 16 * 9
+    x = torch.rand(4, 3, SIZE, SIZE)
+    torch.testing.assert_close(out.model(x), model(x), rtol=1e-5, atol=1e-5)
+
+
 class Joined(nn.Module):
     """Two branches, put side by side."""
 
@@ -338,3 +357,5 @@ def test_bad_input_is_refused_by_name():
         compact(nn.Linear(3, 3), SIZE)
     with pytest.raises(ValueError, match="size=0"):
         compact(network(), 0)
+    with pytest.raises(ValueError, match="multiple=0"):
+        compact(network(), SIZE, 0)
