@@ -1,6 +1,8 @@
 """Our PGD against independent attacks, on networks trained on real images."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -122,6 +124,17 @@ def test_bad_values_are_refused_by_name(change, word):
     model, split, _ = linear_case()
     with pytest.raises(ValueError, match=word):
         apgd_accuracy(**{"model": model, "split": split, "norm": "l2", "eps": 0.1} | change)
+
+
+def test_the_measures_have_names_of_their_own_and_load_no_large_library():
+    heavy = "{'sklearn', 'torchmetrics', 'pyautoattack', 'pandas', 'PIL.Image', 'scipy.stats'}"
+    code = (
+        "import sys, robustlib; assert 'robustlib.metrics' not in sys.modules; import torchvision;"
+        "before = set(sys.modules); from robustlib import metrics;"
+        "assert all(callable(getattr(metrics, n)) for n in metrics.__all__);"
+        f"found = {heavy} & (set(sys.modules) - before); assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 PARTS = ["clean", "apgd_ce", "apgd_t", "fab_t", "square", "autoattack"]
