@@ -13,7 +13,7 @@ import pytest
 from robustlib.study import NOTEBOOKS
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
-CHECKED = {"01_robust_pretraining", "02_ticket_extraction", "03_transfer"}
+CHECKED = {"01_robust_pretraining", "02_ticket_extraction", "03_transfer", "07_edge_deployment"}
 
 
 def load(path):
@@ -118,6 +118,15 @@ BAD = {
         ("n_train", -1, "n_train=-1"),
         ("workers", -1, "workers=-1"),
         ("scheduler", "here", "scheduler='here'"),
+    ],
+    "07_edge_deployment": [
+        *(case for case in COMMON if case[0] != "eps"),
+        ("profile", "paper", "ablation='patterns'"),
+        ("seed", 9, "choose among 0, 1"),
+        ("seed", "a", "seeds='a'"),
+        ("task", "digitz", "did you mean 'digits'"),
+        ("rounds", 0, "rounds=0"),
+        ("rounds", "many", "rounds='many'"),
     ],
 }
 

@@ -1,0 +1,292 @@
+"""Deployment: what a finetuned ticket costs on this machine, over the dense network's cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from robustlib import models, specs, training
+from robustlib.data import load
+from robustlib.data.splits import balanced, take
+from robustlib.export import export, file_sizes, latencies, logits, quantise
+from robustlib.specs import Ticket, Transfer, integer, shown
+from robustlib.stages import network, run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CALIBRATION = 200
+"""Training images of the task, at most, that the activations of an int8 file are ranged on."""
+
+
+@dataclass(frozen=True)
+class _Deployed:
+    """A network in one form, and its row, to which times are added."""
+
+    spec: Transfer
+    row: dict[str, Any]
+    shapes: tuple
+    """Of its parameters and buffers, by name."""
+    group: tuple
+    """The shapes of its dense network: what has them in common is timed in one run."""
+    file: Path | None
+    """Its ONNX file; None where zeros stay in place, for one such file is enough."""
+
+
+def dense(spec: Transfer) -> Transfer:
+    """The transfer that a ticket is compared with: the whole network, finetuned alike."""
+    return replace(spec, ticket=Ticket(spec.ticket.pretrain))
+
+
+def measure(
+    transfers: Iterable[Transfer],
+    folder: str | Path | None = None,
+    rounds: int = 30,
+    batch_sizes: Sequence[int] = (1, 64),
+) -> pd.DataFrame:
+    """What finetuned tickets cost, and the dense networks they are drawn from, a row each; those
+    that are dense or smaller (channel) a second time as int8.
+
+    Columns: those of the spec; `form` (fp32 or int8); accuracy and n; what is not zero of
+    `parameters` and `multiply_adds` (int8: of the fp32 network); `bytes_dense`, `bytes_compressed`,
+    `bytes_bitmap` as `export.file_sizes` counts them; `stored_as`, the one of these that the
+    pattern can use, or the ONNX file, and its `bytes`. A channel ticket is small as it is; all
+    others take a bitmap, n:m too, for it has no index of its own here. For each batch size B,
+    `latency_B` is the median of milliseconds in onnxruntime on one thread. NAME_ratio is that over
+    the dense network's (of times: the median of ratios within rounds, and their quartiles _low and
+    _high; of int8 files: over the dense ONNX file). int8 files are calibrated on training images
+    of the task, and their accuracy is that of onnxruntime.
+
+    Networks of the same shapes take the same time, so one of them is timed, all in turn in one
+    run: `timed_as` says which. Of those whose zeros stay in place that is the sparsest ("zeros").
+    ONNX files go to `folder`; None: to none that stays. Raises ValueError, before any work, for
+    what is not a finetuned Transfer and for bad numbers.
+    """
+    import pandas as pd
+
+    wanted, rounds = _checked(transfers), integer("rounds", rounds, 1)
+    sizes = list(dict.fromkeys(integer("batch_sizes", b, 1, 2**16) for b in batch_sizes))
+    if not sizes:
+        raise ValueError(f"batch_sizes={shown(batch_sizes)}: must name at least one")
+    found: list[_Deployed] = []
+    with _folder(folder) as where:
+        for whole in dict.fromkeys(map(dense, wanted)):
+            first = _deployed(whole, None, where)
+            found += first
+            for spec in wanted:
+                if dense(spec) == whole and spec != whole:
+                    found += _deployed(spec, first[0], where)
+        for group in dict.fromkeys(d.group for d in found):
+            _time([d for d in found if d.group == group], sizes, rounds, where)
+    return pd.DataFrame([d.row for d in found])
+
+
+def training_steps(
+    transfers: Iterable[Transfer], rounds: int = 10, batch_size: int = 64
+) -> pd.DataFrame:
+    """What a training step takes of channel tickets as the small networks that they are, over the
+    same tickets as masks on the dense network; a row each.
+
+    Columns: those of the spec, and `training_step_ratio`, the median of ratios within rounds, with
+    quartiles _low and _high: processor time of forward, backward and SGD in fp32, one thread, the
+    two timed in turn. Raises ValueError, before any work, for other tickets and bad numbers.
+    """
+    import pandas as pd
+
+    wanted = _checked(transfers)
+    rounds, batch_size = integer("rounds", rounds, 1), integer("batch_size", batch_size, 2, 2**16)
+    for spec in wanted:
+        if spec.ticket.pattern != "channel" or spec.ticket.sparsity == 0:
+            raise ValueError(
+                f"pattern={spec.ticket.pattern!r}, sparsity={spec.ticket.sparsity:g}: only a "
+                "channel ticket becomes a smaller network"
+            )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        pairs = [
+            (_step(_masked(s), s, batch_size), _step(network(s), s, batch_size)) for s in wanted
+        ]
+        times = np.empty((rounds + 1, len(pairs), 2))
+        for i in range(rounds + 1):
+            for j, pair in enumerate(pairs):
+                times[i, j] = [_seconds(step) for step in pair]
+    finally:
+        torch.set_num_threads(threads)
+    rows = []
+    for spec, (masked, small) in zip(wanted, times[1:].transpose(1, 2, 0), strict=True):
+        timed = _timed("training_step", 1000 * small, 1000 * masked)
+        rows.append(specs.columns(spec) | timed)
+    return pd.DataFrame(rows)
+
+
+def channels(frame: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
+    """Channel tickets, rows of `measure` and `training_steps`: time beside arithmetic, as fractions
+    of dense (of masked for the training step)."""
+    shared = [c for c in steps if c in frame and not c.startswith("training_step")]
+    rows = frame[frame.form == "fp32"].merge(steps, on=shared)
+    shown_ = ["sparsity", "objective", "eps", "multiply_adds_ratio"]
+    times = [c for c in rows if c.endswith("_ratio") and c.startswith(("latency", "training"))]
+    out = rows[[*shown_, *times]].rename(columns=lambda c: c.removesuffix("_ratio"))
+    return out.sort_values(["sparsity", "objective", "eps"], ignore_index=True).round(3)
+
+
+def int8(frame: pd.DataFrame) -> pd.DataFrame:
+    """What int8 adds: rows of `measure` that have both forms, accuracies in percent, and bytes and
+    latencies of the int8 file as fractions of the dense fp32 one."""
+    own = [c for c in frame.columns if c in specs.columns(Transfer())]
+    both = frame[frame.form == "int8"].merge(
+        frame[frame.form == "fp32"][[*own, "accuracy"]], on=own, suffixes=("_int8", "_fp32")
+    )
+    out = both[["pattern", "sparsity", "objective", "eps"]].copy()
+    out.loc[both.sparsity == 0, "pattern"] = "dense"
+    for form in ("fp32", "int8"):
+        out[f"accuracy {form} %"] = 100 * both[f"accuracy_{form}"]
+    for c in both:
+        if c.endswith("_ratio") and c.startswith(("bytes", "latency")):
+            out[c.removesuffix("_ratio")] = both[c]
+    return out.sort_values(["sparsity", "objective", "eps"], ignore_index=True).round(3)
+
+
+def _checked(transfers: Iterable[Transfer]) -> list[Transfer]:
+    wanted = [transfers] if isinstance(transfers, Transfer) else list(transfers)
+    if not wanted:
+        raise ValueError("transfers: there are none")
+    for spec in wanted:
+        if not isinstance(spec, Transfer):
+            raise ValueError(f"transfers: {shown(spec)} must be a Transfer")
+        if spec.mode != "finetune":
+            raise ValueError(f"mode={spec.mode!r}: must be 'finetune', whose network is deployed")
+    return list(dict.fromkeys(dense(s) if _is_dense(s.ticket) else s for s in wanted))
+
+
+def _is_dense(ticket: Ticket) -> bool:
+    plain = ticket.scheme in ("dense", "omp") and ticket.control == "none"
+    return plain and ticket.sparsity == 0
+
+
+@contextmanager
+def _folder(folder: str | Path | None) -> Iterator[Path]:
+    if folder is not None:
+        yield Path(folder)
+        return
+    with TemporaryDirectory(prefix="robustlib-") as made:
+        yield Path(made)
+
+
+def _deployed(spec: Transfer, whole: _Deployed | None, where: Path) -> list[_Deployed]:
+    """A network in fp32 and, if its shapes are not those of a network with zeros, in int8. `whole`
+    is its dense network, None if it is one."""
+    model, size = network(spec), spec.ticket.pretrain.size
+    shapes = tuple((name, tuple(t.shape)) for name, t in model.state_dict().items())
+    small = whole is None or shapes != whole.shapes
+    files = file_sizes(model)
+    stored_as = "dense" if small else "bitmap"
+    result = run(spec).row
+    row = specs.columns(spec) | {"form": "fp32", "accuracy": result["accuracy"], "n": result["n"]}
+    row |= {
+        "parameters": models.parameters(model),
+        "multiply_adds": models.multiply_adds(model, size),
+        **{f"bytes_{name}": n for name, n in files.items()},
+        "stored_as": stored_as,
+        "bytes": files[stored_as],
+    }
+    before = whole.row if whole else row
+    ratios = {f"{c}_ratio": row[c] / before[c] for c in ("parameters", "multiply_adds", "bytes")}
+    row |= ratios
+    group = whole.group if whole else (size, shapes)
+    if not small:
+        return [_Deployed(spec, row, shapes, group, None)]
+    file = export(model, where / f"{specs.key(spec)}.onnx", size)
+    reduced = {c: v for c, v in row.items() if not c.startswith("bytes")}
+    reduced |= _int8(spec, file)
+    whole_file = where / f"{specs.key(dense(spec))}.onnx"
+    reduced["bytes_ratio"] = reduced["bytes"] / whole_file.stat().st_size
+    return [
+        _Deployed(spec, row, shapes, group, file),
+        _Deployed(spec, reduced, shapes, group, _int8_file(file)),
+    ]
+
+
+def _time(own: list[_Deployed], sizes: list[int], rounds: int, where: Path) -> None:
+    """Adds to the rows of a group their latencies: each graph is timed once, in turn."""
+    size = own[0].group[0]
+    names: dict[tuple, str] = {}
+    files: dict[str, Path] = {}
+    for d in own:
+        form = "" if d.row["form"] == "fp32" else ", int8"
+        if d.file is None:
+            d.row["timed_as"] = "zeros"
+            continue
+        new = f"small {len(names)}" if names else "dense"
+        name = names.setdefault(d.shapes, new) + form
+        d.row["timed_as"] = name
+        files.setdefault(name, d.file)
+    if zeros := [d.spec for d in own if d.file is None]:
+        spec = max(zeros, key=lambda s: s.ticket.sparsity)
+        files["zeros"] = export(network(spec), where / f"{specs.key(spec)}.onnx", size)
+    for b in sizes:
+        times = latencies(files, size, b, rounds)
+        for d in own:
+            d.row.update(_timed(f"latency_{b}", times[d.row["timed_as"]], times["dense"]))
+
+
+def _int8_file(file: Path) -> Path:
+    return file.with_suffix(".int8.onnx")
+
+
+def _int8(spec: Transfer, file: Path) -> dict[str, Any]:
+    """Writes the int8 form of a network's file; its columns, accuracy on the task's test images."""
+    data = load(spec.task, size=spec.ticket.pretrain.size, n_train=spec.n_train, seed=spec.seed)
+    few = balanced(data.train.y.numpy(), min(CALIBRATION, len(data.train)), spec.seed)
+    made = quantise(file, take(data.train, few), _int8_file(file)).path
+    right = int((logits(made, data.test).argmax(1) == data.test.y).sum())
+    n = len(data.test)
+    stored = {"stored_as": "onnx", "bytes": made.stat().st_size}
+    return {"form": "int8", "accuracy": right / n, "n": n} | stored
+
+
+def _timed(name: str, times: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
+    low, middle, high = np.quantile(np.divide(times, reference), [0.25, 0.5, 0.75])
+    ratios = {f"{name}_ratio": middle, f"{name}_ratio_low": low, f"{name}_ratio_high": high}
+    return {name: float(np.median(times))} | {k: float(v) for k, v in ratios.items()}
+
+
+def _masked(spec: Transfer) -> nn.Module:
+    """The ticket as it is before compaction, with a head for the task."""
+    return models.swap_head(network(spec.ticket), run(spec).extra["n_classes"])
+
+
+def _step(model: nn.Module, spec: Transfer, batch_size: int) -> Any:
+    """A function that does one training step."""
+    generator = torch.Generator().manual_seed(0)
+    size = spec.ticket.pretrain.size
+    images = torch.rand(batch_size, 3, size, size, generator=generator)
+    labels = torch.randint(0, model.fc.out_features, (batch_size,), generator=generator)
+    model.cpu().to(memory_format=torch.channels_last).train()
+    # The rate costs no time, and at 0 the weights cannot run off to what does (nan, denormals).
+    optim = training.optimiser(model, replace(training.Recipe.of(spec), lr=0.0))
+
+    def step() -> None:
+        optim.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optim.step()
+
+    return step
+
+
+def _seconds(step: Any) -> float:
+    # Not the clock on the wall, as in `export.latencies`.
+    started = time.thread_time()
+    step()
+    return time.thread_time() - started

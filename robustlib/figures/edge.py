@@ -1,0 +1,159 @@
+"""Figures of what tickets cost where they are deployed."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from robustlib import stats
+from robustlib.figures.style import OTHER, PAGE, labelled, looks, panels, style
+from robustlib.specs import n_of_m
+
+_MARKERS = {
+    "dense": "*",
+    "unstructured": "o",
+    "row": "s",
+    "kernel": "^",
+    "channel": "D",
+    "n:m": "X",
+}
+_ACROSS = 3
+_LATENCY = re.compile(r"latency_(\d+)_ratio")
+
+
+def edge(frame: pd.DataFrame) -> Figure:
+    """Accuracy against each cost, as a fraction of the dense network's, on one log scale.
+
+    frame: rows of `deployment.measure`, of one task. Markers are patterns, colours the ways to
+    pretrain; lines join the sparsities of a pattern, and seeds are averaged. What is hollow is
+    int8, for which parameters and multiply-adds are those of fp32. Raises ValueError for no rows
+    or several tasks.
+    """
+    frame = _kinds(frame)
+    colours = looks(frame.sort_values(["objective", "eps"]).label)
+    costs = _costs(frame)
+    kinds = [k for k in _MARKERS if k in set(frame.kind)]
+    rows = -(-(len(costs) + 1) // _ACROSS)
+    with style():
+        size = PAGE, 0.3 + 1.9 * rows
+        fig, grid = panels(rows, _ACROSS, *size, sharex=True, sharey=True)
+        axes = list(grid.flat)
+        for ax, (cost, title) in zip(axes, costs.items(), strict=False):
+            own = frame if cost.startswith(("bytes", "latency")) else frame[frame.form == "fp32"]
+            _points(ax, own, cost, colours)
+            ax.set_title(title)
+            ax.tick_params(labelbottom=True)
+        axes[0].set_xscale("log", base=2)
+        axes[0].xaxis.set_major_locator(LogLocator(base=2))
+        axes[0].xaxis.set_major_formatter(FuncFormatter(_fraction))
+        axes[0].xaxis.set_minor_formatter(NullFormatter())
+        for ax in axes[len(costs) :]:
+            ax.set_axis_off()
+        _key(axes[len(costs)], colours, kinds, "int8" in set(frame.form))
+        fig.supxlabel("fraction of the dense network's (log scale)", fontsize=8)
+        fig.supylabel("accuracy (%)", fontsize=8)
+    return fig
+
+
+def saved(frame: pd.DataFrame) -> str:
+    """What each pattern and form saves, from the least to the most, and what robust pretraining
+    adds to accuracy there. frame: as `edge` takes it."""
+    frame = _kinds(frame)
+    lines = []
+    for (kind, form), rows in frame.groupby(["kind", "form"], sort=False):
+        if kind == "dense" and form == "fp32":
+            continue
+        own = ", ".join(f"{title} {_range(rows[cost])}" for cost, title in _costs(frame).items())
+        lines.append(f"{kind}, {form}, as fractions of dense: {own}")
+        lines += _advantages(rows)
+    half = max(
+        (high - low) / 2
+        for low, high in (
+            stats.accuracy_interval(a, n) for a, n in zip(frame.accuracy, frame.n, strict=True)
+        )
+    )
+    lines.append(
+        f"One accuracy, of {frame.n.max():,} test images, is known to ± {100 * half:.1f} points."
+    )
+    return "\n".join(lines)
+
+
+def _advantages(rows: pd.DataFrame) -> list[str]:
+    """A line for each way to pretrain robustly: its accuracy over that of natural, each sparsity
+    and seed with its own partner."""
+    on = ["sparsity", "pattern", "seed"]
+    natural = rows[rows.label == "natural"][[*on, "accuracy"]]
+    both = rows[rows.label != "natural"].merge(natural, on=on, suffixes=("", "_natural"))
+    both["ahead"] = 100 * (both.accuracy - both.accuracy_natural)
+    return [
+        f"  {name}: {_range(own.ahead, '+.1f')} points over natural"
+        for name, own in both.groupby("label", sort=False)
+    ]
+
+
+def _range(values: pd.Series, form: str = ".2f") -> str:
+    low, high = f"{values.min():{form}}", f"{values.max():{form}}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _kinds(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows with their `kind`: dense, a pattern, or n:m."""
+    if frame.empty:
+        raise ValueError("no rows to draw")
+    if frame.task.nunique() > 1:
+        raise ValueError(f"task={', '.join(sorted(frame.task.unique()))}: one at a time")
+    kinds = ["n:m" if n_of_m(p) else p for p in frame.pattern]
+    frame = labelled(frame).assign(kind=kinds)
+    frame.loc[frame.sparsity == 0, "kind"] = "dense"
+    order = {k: i for i, k in enumerate(_MARKERS)}
+    return frame.sort_values(
+        ["kind", "sparsity"], key=lambda c: c.map(order) if c.name == "kind" else c
+    )
+
+
+def _costs(frame: pd.DataFrame) -> dict[str, str]:
+    """The columns of costs, and what they are called."""
+    batches = sorted(int(m[1]) for m in map(_LATENCY.fullmatch, frame.columns) if m)
+    return {
+        "parameters_ratio": "parameters",
+        "multiply_adds_ratio": "multiply-adds",
+        "bytes_ratio": "bytes of the file",
+        **{f"latency_{b}_ratio": f"latency at batch {b}" for b in batches},
+    }
+
+
+def _points(ax: Axes, frame: pd.DataFrame, cost: str, colours: dict[str, dict[str, Any]]) -> None:
+    ax.axvline(1, color=OTHER, lw=0.8, zorder=0)
+    for (label, kind, form), own in frame.groupby(["label", "kind", "form"], sort=False):
+        look = colours[label]
+        at = own.groupby("sparsity")[[cost, "accuracy"]].mean()
+        hollow = {"mfc": "none", "mew": 0.8, "ls": ""} if form == "int8" else {"mew": 0}
+        line = {"color": look["color"], "ls": look["ls"], "lw": 0.5, "alpha": 0.85} | hollow
+        size = 6.5 if kind == "dense" else 4
+        ax.plot(at[cost], 100 * at.accuracy, marker=_MARKERS[kind], ms=size, **line)
+
+
+def _fraction(x: float, _place: object) -> str:
+    return f"{x:g}" if x >= 1 else f"1/{1 / x:g}"
+
+
+def _key(ax: Axes, colours: dict[str, dict[str, Any]], kinds: list[str], reduced: bool) -> None:
+    """The legend, in a panel of its own."""
+    own = [
+        plt.Line2D([], [], color=look["color"], ls=look["ls"], lw=2, label=name)
+        for name, look in colours.items()
+    ]
+    plain = {"color": "black", "ls": "", "mew": 0}
+    for kind in kinds:
+        size = 6.5 if kind == "dense" else 4
+        own.append(plt.Line2D([], [], marker=_MARKERS[kind], ms=size, label=kind, **plain))
+    if reduced:
+        hollow = plain | {"mfc": "none", "mew": 0.8}
+        own.append(plt.Line2D([], [], marker="o", ms=4, label="hollow: int8", **hollow))
+    ax.legend(handles=own, loc="center", ncols=1)
