@@ -146,7 +146,7 @@ def test_a_ticket_without_whole_channels_gets_the_same_head():
     net = heads.segmenter(small, 5).eval()
     assert [m[0].in_channels for m in net.head.lateral] == widths
     assert net(torch.rand(1, 3, 20, 28)).shape == (1, 5, 20, 28)
-    assert net.head.smooth[1][0].weight.shape == (32, 32, 3, 3)
+    assert net.head.classify.weight.shape == (5, 32, 1, 1)
 
 
 def test_a_dilated_backbone_is_torchvisions():
