@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     from robustlib.tickets import Mask
 
-PRETRAINING = ["objective", "norm", "eps", "sigma"]
+PRETRAINING = ["objective", "norm", "eps", "sigma", "steps"]
 """The columns that name a way to pretrain."""
 
 RECIPE = [
     *PRETRAINING,
-    *("steps", "step_size", "beta", "replays", "checkpoint", "schedule", "momentum"),
+    *("step_size", "beta", "replays", "checkpoint", "schedule", "momentum"),
     *("decay_norms", "pretrain_epochs", "pretrain_lr", "pretrain_batch_size"),
     *("pretrain_weight_decay", "pretrain_augment", "pretrain_precision"),
     *("mask_objective", "mask_norm", "mask_eps", "mask_sigma"),

@@ -1,13 +1,15 @@
 """Figures: each a function from rows or plain data to a matplotlib Figure; `save` writes one.
 
-`verdict`, `robustness` and `overlap` say in a sentence what the rows of a figure hold.
+`verdict`, `robustness`, `overlap` and `saved` say in a sentence what the rows of a figure hold.
 """
 
 from __future__ import annotations
 
+from robustlib.figures.ablations import by_mask, by_pretraining, gap, gap_rows
 from robustlib.figures.drawings import by_drawing, drawing
+from robustlib.figures.edge import edge, saved
 from robustlib.figures.networks import adversarial_examples, curves, robust_accuracy
-from robustlib.figures.results import accuracy_vs_sparsity, advantage
+from robustlib.figures.results import accuracy_vs_labels, accuracy_vs_sparsity, advantage
 from robustlib.figures.style import folder, label, looks, save, section
 from robustlib.figures.tickets import (
     START,
@@ -24,14 +26,20 @@ from robustlib.figures.words import overlap, robustness, verdict
 
 __all__ = [
     "START",
+    "accuracy_vs_labels",
     "accuracy_vs_sparsity",
     "adversarial_examples",
     "advantage",
     "by_drawing",
+    "by_mask",
+    "by_pretraining",
     "curves",
     "drawing",
+    "edge",
     "filters",
     "folder",
+    "gap",
+    "gap_rows",
     "label",
     "layer_density",
     "looks",
@@ -45,6 +53,7 @@ __all__ = [
     "robust_accuracy",
     "robustness",
     "save",
+    "saved",
     "section",
     "verdict",
 ]

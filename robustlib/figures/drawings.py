@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robustlib import stats
+from robustlib.figures.ablations import spots, ticks
 from robustlib.figures.style import COLUMN, NATURAL, PAGE, labelled, legend, looks, panels, style
 from robustlib.specs import PATTERNS, SCHEMES, n_of_m
 
@@ -33,15 +32,14 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
 
     frame: rows of `sweep` that differ in pattern or scheme, of one mode. Two rows of panels for
     each task, a column for each sparsity: above accuracies, below robust minus natural, paired by
-    seed. Small dots are the seeds; bars the 95 % interval of the paired difference. Patterns n:m
-    share one place on the axis. Raises ValueError when a robust row has no natural partner.
+    seed. Small dots are the seeds, bars 95 % intervals over them. Patterns n:m share one place on
+    the axis. Raises ValueError when a robust row has no natural partner.
     """
     frame = labelled(_placed(frame))
     pairs = stats.differences(frame)
     places = sorted(frame.place.unique(), key=_order(frame).get)
     tasks, sparsities = list(dict.fromkeys(frame.task)), sorted(frame.sparsity.unique())
     colours = looks(frame.sort_values(["objective", "eps"]).label)
-    robust = {name: look for name, look in colours.items() if name != "natural"}
     width = PAGE if len(sparsities) > 1 else COLUMN
     size = width, 1.3 + 2.3 * len(tasks)
     with style():
@@ -49,15 +47,20 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
         for t, task in enumerate(tasks):
             for ax, below, sparsity in zip(*grid[2 * t : 2 * t + 2], sparsities, strict=True):
                 here, own = (r[(r.task == task) & (r.sparsity == sparsity)] for r in (frame, pairs))
-                _dots(ax, here, "accuracy", colours, places)
                 below.axhline(0, color=NATURAL, lw=1, zorder=0)
-                _dots(below, own, "difference", robust, places, bars=True)
+                for i, (name, look) in enumerate(colours.items()):
+                    shift = 0.3 * (i - (len(colours) - 1) / 2) / max(1, len(colours) - 1)
+                    for x, place in enumerate(places):
+                        cell = (r[(r.label == name) & (r.place == place)] for r in (here, own))
+                        spots(ax, next(cell), "accuracy", x + shift, look)
+                        spots(below, next(cell), "difference", x + shift, look)
+                ticks(ax, places)
+                ticks(below, places)
                 ax.set_title(f"{task}, sparsity {sparsity:g}")
-                below.set_xticks(range(len(places)), places, rotation=90)
             grid[2 * t][0].set_ylabel("accuracy (%)")
             grid[2 * t + 1][0].set_ylabel("robust − natural\n(points)")
         fig.align_ylabels()
-        note = "small dots: single seeds; bars: 95 % interval of the paired difference"
+        note = "small dots: single seeds; bars: 95 % interval over seeds"
         legend(fig, colours, note)
     return fig
 
@@ -85,28 +88,3 @@ def _order(frame: pd.DataFrame) -> dict[str, tuple]:
         )
         for row in frame.to_dict("records")
     }
-
-
-def _dots(
-    ax: Axes,
-    rows: pd.DataFrame,
-    value: str,
-    looks: Mapping[str, dict[str, Any]],
-    places: list[str],
-    bars: bool = False,
-) -> None:
-    for i, (name, look) in enumerate(looks.items()):
-        own = rows[rows.label == name]
-        shift = 0.3 * (i - (len(looks) - 1) / 2) / max(1, len(looks) - 1)
-        look = {k: v for k, v in look.items() if k not in ("ls", "label")}
-        at = own.place.map(places.index) + shift
-        ax.plot(at - 0.12, 100 * own[value], **(look | {"ms": 1.8, "mew": 0}), ls="", alpha=0.6)
-        for place, seeds in own.groupby("place"):
-            mean, low, high = stats.mean_interval(seeds.groupby("seed")[value].mean())
-            x = places.index(place) + shift
-            if bars and np.isfinite(low):
-                ax.errorbar(x, 100 * mean, 100 * (high - low) / 2, lw=0.8, capsize=1.5, **look)
-            else:
-                ax.plot(x, 100 * mean, ls="", **look)
-    ax.grid(axis="x", visible=False)
-    ax.set_xlim(-0.6, len(places) - 0.4)

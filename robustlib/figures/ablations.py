@@ -1,0 +1,156 @@
+"""Figures that change one thing of the pipeline: the pretraining, the mask, the task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from robustlib import stats
+from robustlib.figures.style import (
+    COLUMN,
+    NATURAL,
+    PAGE,
+    label,
+    labelled,
+    legend,
+    looks,
+    panels,
+    plain,
+    style,
+)
+
+
+def by_pretraining(frame: pd.DataFrame) -> Figure:
+    """What each way to pretrain adds to natural pretraining, in points, by task and mode.
+
+    frame: rows of `sweep` of one sparsity. Small dots are the seeds, paired with the natural
+    network of the seed; bars their 95 % interval. Raises ValueError when a robust row has no
+    natural partner.
+    """
+    pairs = labelled(stats.differences(frame)).sort_values(["objective", "norm", "eps", "steps"])
+    places = list(dict.fromkeys(pairs.label))
+    colours = looks(places)
+    modes, tasks = list(dict.fromkeys(frame["mode"])), list(dict.fromkeys(frame.task))
+    size = PAGE if len(tasks) > 1 else COLUMN, 1.6 + 1.5 * len(modes)
+    with style():
+        fig, grid = panels(len(modes), len(tasks), *size, sharex=True, sharey="row")
+        for row, mode in zip(grid, modes, strict=True):
+            row[0].set_ylabel(f"{mode}\nrobust − natural (points)")
+            for ax, task in zip(row, tasks, strict=True):
+                own = pairs[(pairs["mode"] == mode) & (pairs.task == task)]
+                ax.axhline(0, color=NATURAL, lw=1, zorder=0)
+                for name in places:
+                    spots(
+                        ax, own[own.label == name], "difference", places.index(name), colours[name]
+                    )
+                ticks(ax, places)
+                ax.set_title(task)
+        fig.align_ylabels()
+    return fig
+
+
+def by_mask(frame: pd.DataFrame) -> Figure:
+    """Accuracy by whose mask (places on the axis) and whose weights (colours).
+
+    frame: rows of `sweep` that differ in mask_from and control, of one sparsity; a panel for each
+    task and mode. Small dots are the seeds, large ones their means; a bar is the 95 % interval of
+    the mean over seeds.
+    """
+    rows = labelled(frame)
+    rows = rows.assign(mask=[mask_label(r) for r in rows.to_dict("records")])
+    order = rows.sort_values(["control", "mask_objective", "mask_eps"])
+    places = list(dict.fromkeys(order["mask"]))
+    colours = looks(rows.sort_values(["objective", "eps"]).label)
+    modes, tasks = list(dict.fromkeys(frame["mode"])), list(dict.fromkeys(frame.task))
+    size = PAGE if len(tasks) > 1 else COLUMN, 2 + 1.5 * len(modes)
+    with style():
+        fig, grid = panels(len(modes), len(tasks), *size, sharex=True)
+        for line, mode in zip(grid, modes, strict=True):
+            line[0].set_ylabel(f"{mode}\naccuracy (%)")
+            for ax, task in zip(line, tasks, strict=True):
+                own = rows[(rows["mode"] == mode) & (rows.task == task)]
+                for i, (name, look) in enumerate(colours.items()):
+                    shift = 0.3 * (i - (len(colours) - 1) / 2) / max(1, len(colours) - 1)
+                    for place, mask in enumerate(places):
+                        cell = own[(own.label == name) & (own["mask"] == mask)]
+                        spots(ax, cell, "accuracy", place + shift, look)
+                ticks(ax, places)
+                ax.set_title(task)
+        fig.supxlabel("mask", fontsize=8)
+        legend(fig, colours, "colour: whose weights; bars: 95 % interval over seeds")
+    return fig
+
+
+def gap(frame: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
+    """What robust pretraining adds, against how far the task is from the source.
+
+    frame: rows of `sweep`, of one mode and sparsity; gaps: rows of domain_gap evaluations, of one
+    extractor and one number of images, with columns `against` (the task), fid, low and high. Points
+    are tasks; bars their 95 % intervals: over resampled images to the side, over seeds upwards.
+    """
+    rows = labelled(gap_rows(frame, gaps))
+    colours = looks(rows.label)
+    with style():
+        fig = plain(COLUMN * 1.5, COLUMN)
+        ax = fig.subplots()
+        ax.axhline(0, color=NATURAL, lw=1, zorder=0)
+        for name, look in colours.items():
+            own = rows[rows.label == name]
+            side = np.abs(own[["gap_low", "gap_high"]].to_numpy().T - own.gap.to_numpy())
+            up = 100 * np.abs(own[["low", "high"]].to_numpy().T - own["mean"].to_numpy())
+            bars = {"elinewidth": 0.6, "capsize": 1.5}
+            look = look | {"ls": ""}
+            ax.errorbar(
+                own.gap, 100 * own["mean"], xerr=side, yerr=np.nan_to_num(up), **bars, **look
+            )
+            for row in own.to_dict("records"):
+                at = (row["gap"], 100 * row["mean"])
+                ax.annotate(row["task"], at, xytext=(3, 3), textcoords="offset points", fontsize=6)
+        ax.set_xlabel("Fréchet distance of the task to the source")
+        ax.set_ylabel("robust − natural (points)")
+        legend(fig, colours, "bars: 95 % intervals, over images and over seeds")
+    return fig
+
+
+def gap_rows(frame: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
+    """A row a task: its gap (gap, gap_low, gap_high) and what robust pretraining adds there, as of
+    `stats.advantage`. Raises ValueError for a task without a gap."""
+    own = gaps.rename(columns={"against": "task", "fid": "gap"})
+    own = own.rename(columns={"low": "gap_low", "high": "gap_high"})
+    if missing := sorted(set(frame.task) - set(own.task)):
+        raise ValueError(f"gaps: none is given for {', '.join(missing)}")
+    added = stats.advantage(frame, ["task"])
+    return added.merge(own[["task", "gap", "gap_low", "gap_high"]], on="task").sort_values("gap")
+
+
+def mask_label(row: Mapping[str, Any]) -> str:
+    """Whose mask a ticket has: "natural", "robust, L2 ε = 0.15, shuffled".
+
+    row: anything with the columns of a ticket.
+    """
+    named = {name: row[f"mask_{name}"] for name in ("objective", "norm", "eps", "sigma")}
+    return label(named | {"steps": 1}) + ", shuffled" * (row["control"] == "shuffle")
+
+
+def spots(ax: Axes, rows: pd.DataFrame, value: str, at: float, look: Mapping[str, Any]) -> None:
+    """Seeds as small dots, their mean as a large one with its 95 % interval, at one place."""
+    if rows.empty:
+        return
+    look = {k: v for k, v in look.items() if k not in ("ls", "label")}
+    dots = np.full(len(rows), at - 0.12)
+    ax.plot(dots, 100 * rows[value], **(look | {"ms": 1.8, "mew": 0}), ls="", alpha=0.6)
+    mean, low, _ = stats.mean_interval(rows.groupby("seed")[value].mean())
+    half = 0.0 if np.isnan(low) else 100 * (mean - low)
+    ax.errorbar(at, 100 * mean, half or None, lw=0.8, capsize=1.5, **look)
+
+
+def ticks(ax: Axes, places: list[str]) -> None:
+    """Names on the axis, upright."""
+    ax.set_xticks(range(len(places)), places, rotation=90)
+    ax.grid(axis="x", visible=False)
+    ax.set_xlim(-0.6, len(places) - 0.4)
