@@ -114,7 +114,8 @@ class Mask(Mapping[str, Tensor]):
     def save(self, path: str | Path) -> None:
         """Writes the mask as a safetensors file of 1 bit a weight, with its checksum."""
         bits, shapes = pack(self)
-        notes = {"shapes": json.dumps(shapes), "sha256": _digest(bits)}
+        notes = {"shapes": json.dumps(shapes)}
+        notes["sha256"] = _digest(bits, notes["shapes"])
         staged = Path(f"{path}.staged-{os.getpid()}")
         try:
             save_file(bits, staged, notes)
@@ -130,7 +131,7 @@ class Mask(Mapping[str, Tensor]):
                 notes = file.metadata() or {}
                 bits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             shapes = json.loads(notes["shapes"])
-            if notes["sha256"] != _digest(bits):
+            if notes["sha256"] != _digest(bits, notes["shapes"]):
                 raise ValueError("its checksum is another")
             return unpack(bits, shapes)
         except FileNotFoundError:
@@ -166,8 +167,8 @@ def unpack(bits: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> Mask:
     return Mask(kept)
 
 
-def _digest(bits: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(bits: Mapping[str, Tensor], shapes: str) -> str:
+    digest = hashlib.sha256(shapes.encode())
     for name in sorted(bits):
         digest.update(name.encode() + b"\0" + bits[name].numpy().tobytes())
     return digest.hexdigest()
