@@ -82,11 +82,7 @@ def select(
                 torch.tensor([sizes[n] for n in lot], device=flat.device),
                 torch.tensor(counts, device=flat.device),
             )
-            order = torch.argsort(flat, stable=True)
-            removed = size[order].cumsum(0) <= round(sparsity * int(size.sum()))
-            removed[-1] = False
-            keeps = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
-            keeps[order[removed]] = False
+            keeps = _without_lightest(flat, size, round(sparsity * int(size.sum())))
         if bool((flat[~keeps] == math.inf).any()):
             raise ValueError(
                 f"sparsity={sparsity:g}: min_channels={min_channels} keeps so many channels that "
@@ -107,6 +103,31 @@ def _without_lowest(scores: Tensor, n_removed: int) -> Tensor:
     ties = (scores == threshold).nonzero().flatten()
     n_below = len(scores) - int(kept.sum()) - len(ties)
     kept[ties[n_removed - n_below :]] = True
+    return kept
+
+
+def _without_lightest(scores: Tensor, sizes: Tensor, budget: int) -> Tensor:
+    """True for all but the lowest whose sizes add up to the budget at most, and always for the
+    highest; of equal ones, the first are removed first."""
+    low, high, own, size = -math.inf, math.inf, scores, sizes
+    # Halved at about the median until few are left: a sort of millions takes seconds.
+    while len(own) > 10_000:
+        middle = own[:: len(own) // 1000].median()
+        lower = own <= middle
+        if bool(lower.all()):
+            break
+        light = size[lower]
+        if (weight := int(light.sum())) <= budget:
+            low, budget = middle, budget - weight
+            own, size = own[~lower], size[~lower]
+        else:
+            high, own, size = middle, own[lower], light
+    kept = scores > low
+    left = (kept & (scores <= high)).nonzero().flatten()
+    order = left[torch.argsort(own, stable=True)]
+    removed = sizes[order].cumsum(0) <= budget
+    removed[-1] = False
+    kept[order[removed]] = False
     return kept
 
 
