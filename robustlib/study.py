@@ -11,20 +11,23 @@ import string
 import time
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustlib import specs
-from robustlib.specs import Pretrain, Spec, Ticket, Transfer, one_of, reason, shown
+from robustlib.specs import Evaluation, Pretrain, Spec, Ticket, Transfer, one_of, reason, shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PROFILES = Path(__file__).parent / "profiles"
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-TABLES = {"about", "seeds", "pretrain", "objective", "ticket", "transfer"}
+TABLES = {"about", "seeds", "pretrain", "objective", "ticket", "transfer", "evaluation"}
+OPTIONAL = {"about", "evaluation"}
+OTHERS = ("dense", "natural")
+"""What an evaluation may compare a ticket with: the dense network, or the natural ticket."""
 ABLATION = "ablation"
 """The table of a profile whose own tables are ablations: each replaces some of the profile's."""
 MAX_BYTES = 2**20
@@ -46,6 +49,7 @@ class Profile:
     objectives: tuple[dict[str, Any], ...]
     tickets: tuple[dict[str, Any], ...]
     transfers: tuple[dict[str, Any], ...]
+    evaluations: tuple[dict[str, Any], ...] = ()
 
 
 def profiles() -> list[str]:
@@ -58,11 +62,12 @@ def profile(name: str) -> Profile:
 
     Tables: about (text), seeds (list), [pretrain], [[objective]] (one for each way to pretrain:
     fields of Pretrain), [[ticket]] (one for each way to draw; [ticket] for a single one),
-    [[transfer]] (one for each way to transfer). A ticket's dataset "task" is the task of the
-    transfer, whose n_train and seed it then takes over; its mask_from is a table of fields in which
-    that network differs from [pretrain]. [ablation.NAME] holds those of these tables that another
-    study replaces, which is then called PROFILE:NAME. Raises ValueError that names the file, the
-    key and what is allowed, for any value that no spec takes.
+    [[transfer]] (one for each way to transfer), and [[evaluation]] (see `evaluations`). A ticket's
+    dataset "task" is the task of the transfer, whose n_train and seed it then takes over; its
+    mask_from is a table of fields in which that network differs from [pretrain]. [ablation.NAME]
+    holds those of these tables that another study replaces, which is then called PROFILE:NAME.
+    Raises ValueError that names the file, the key and what is allowed, for any value that no spec
+    takes.
     """
     path, raw, ablation = _raw(name)
     try:
@@ -105,9 +110,11 @@ def _raw(name: str) -> tuple[Path, dict[str, Any], str]:
 def _profile(name: str, raw: dict[str, Any]) -> Profile:
     for key in raw:
         one_of("table", key, sorted(TABLES))
-    if missing := sorted(TABLES - {"about"} - set(raw)):
+    if missing := sorted(TABLES - OPTIONAL - set(raw)):
         raise ValueError(f"table {missing[0]!r} is missing")
+    raw = {"evaluation": [], **raw}
     own = {"pretrain": Pretrain, "objective": Pretrain, "ticket": Ticket, "transfer": Transfer}
+    own["evaluation"] = Evaluation
     for table, cls in own.items():
         several = table != "pretrain"
         if table == "ticket" and isinstance(raw[table], dict):
@@ -129,13 +136,16 @@ def _profile(name: str, raw: dict[str, Any]) -> Profile:
         tuple(raw["objective"]),
         tuple(raw["ticket"]),
         tuple(raw["transfer"]),
+        tuple(raw["evaluation"]),
     )
     if not out.seeds:
         raise ValueError("seeds=[]: needs at least one")
     if (size := _grid_size(out)) > MAX_GRID:
         raise ValueError(f"its grid has {shown(size)} specs, at most {MAX_GRID} are allowed")
-    if not grid(out):
+    if not (transfers := grid(out)):
         raise ValueError("its grid is empty")
+    if out.evaluations:
+        evaluations(replace(out, seeds=out.seeds[:1]), transfers[:1])
     return out
 
 
@@ -270,6 +280,43 @@ def grid(
                 spec = Transfer(ticket, **way, seed=seed)
                 out.setdefault(specs.key(spec), spec)
     return list(out.values())
+
+
+def evaluations(
+    study: str | Profile, transfers: Sequence[Transfer] | None = None
+) -> dict[str, list[Evaluation]]:
+    """What a profile's [[evaluation]] tables ask of transfers (None: of its grid's), by name.
+
+    A table holds fields of Evaluation. other = "dense" compares a ticket with the network that it
+    was drawn from, finetuned alike, "natural" a robust ticket with the natural one of the seed. The
+    name is the suite, and what tells two tables of one suite apart. Raises ValueError as `profile`.
+    """
+    study = study if isinstance(study, Profile) else profile(study)
+    transfers = grid(study) if transfers is None else transfers
+    out: dict[str, list[Evaluation]] = {}
+    for entry in study.evaluations:
+        for values in _product(entry):
+            other = values.pop("other", None)
+            if other is not None:
+                one_of("other", other, OTHERS)
+            suite = values.get("suite", Evaluation.suite)
+            told = [f"{k} {v}" for k, v in values.items() if isinstance(entry[k], list)]
+            name = " ".join([suite, *told, *([f"with {other}"] if other else [])])
+            for spec in transfers:
+                own = values | ({"other": _other(study, spec, other)} if other else {})
+                if own.get("other") != spec:
+                    out.setdefault(name, []).append(Evaluation(spec, **own))
+    return out
+
+
+def _other(study: Profile, spec: Transfer, which: str) -> Transfer:
+    if which == "dense":
+        return replace(spec, ticket=Ticket(spec.ticket.pretrain))
+    entry = next((e for e in study.objectives if e.get("objective") == "natural"), None)
+    if entry is None:
+        raise ValueError("other='natural': the profile has no natural network")
+    natural = Pretrain(**{**study.pretrain, **entry}, seed=spec.ticket.pretrain.seed)
+    return replace(spec, ticket=replace(spec.ticket, pretrain=natural))
 
 
 def _drawing(

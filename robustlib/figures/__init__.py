@@ -9,7 +9,15 @@ from robustlib.figures.ablations import by_mask, by_pretraining, gap, gap_rows
 from robustlib.figures.drawings import by_drawing, drawing
 from robustlib.figures.edge import edge, saved
 from robustlib.figures.networks import adversarial_examples, curves, robust_accuracy
+from robustlib.figures.properties import (
+    corruptions,
+    properties,
+    property_rows,
+    property_table,
+    reliability,
+)
 from robustlib.figures.results import accuracy_vs_labels, accuracy_vs_sparsity, advantage
+from robustlib.figures.scenes import by_class, scenes
 from robustlib.figures.style import folder, label, looks, save, section
 from robustlib.figures.tickets import (
     START,
@@ -30,9 +38,11 @@ __all__ = [
     "accuracy_vs_sparsity",
     "adversarial_examples",
     "advantage",
+    "by_class",
     "by_drawing",
     "by_mask",
     "by_pretraining",
+    "corruptions",
     "curves",
     "drawing",
     "edge",
@@ -50,10 +60,15 @@ __all__ = [
     "overlay",
     "pair_overlaps",
     "patterns",
+    "properties",
+    "property_rows",
+    "property_table",
+    "reliability",
     "robust_accuracy",
     "robustness",
     "save",
     "saved",
+    "scenes",
     "section",
     "verdict",
 ]

@@ -1,0 +1,82 @@
+"""Figures of dense prediction: scenes with what networks make of their pixels, and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from robustlib.figures.ablations import spots, ticks
+from robustlib.figures.style import COLUMN, PAGE, labelled, legend, looks, panels, style
+
+IGNORED = "#FFFFFF"
+
+
+def scenes(
+    images: Tensor,
+    masks: Tensor,
+    predicted: Mapping[str, Tensor],
+    class_names: Sequence[str],
+    ignore: int = 255,
+) -> Figure:
+    """Images, their masks, and what each network predicts, a row each; white has no class.
+
+    images: uint8 [N, H, W, 3]; masks, predicted: integers [N, H, W], labels of class_names.
+    """
+    rows = {"image": images, "truth": masks, **predicted}
+    n, (high, wide) = len(images), images.shape[1:3]
+    colours = [colormaps["tab20"](i / 20) for i in range(20)]
+    known = ListedColormap([colours[i % 20] for i in range(len(class_names))])
+    known.set_bad(IGNORED)
+    height = len(rows) * (PAGE / n * high / wide + 0.08) + 0.5
+    present = [i for i in range(len(class_names)) if bool((masks == i).any())]
+    with style():
+        fig, grid = panels(len(rows), n, PAGE, height)
+        for line, (name, pictures) in zip(grid, rows.items(), strict=True):
+            for ax, picture in zip(line, pictures, strict=True):
+                ax.set(xticks=[], yticks=[])
+                ax.grid(visible=False)
+                if name == "image":
+                    ax.imshow(picture.numpy())
+                    continue
+                labels = np.ma.masked_equal(picture.numpy(), ignore)
+                ax.imshow(
+                    labels, cmap=known, vmin=0, vmax=len(class_names), interpolation="nearest"
+                )
+            line[0].set_ylabel(name)
+        patches = [Patch(fc=known(i), label=class_names[i]) for i in present]
+        fig.legend(handles=patches, loc="outside upper center", ncols=6)
+    return fig
+
+
+def by_class(frame: pd.DataFrame) -> Figure:
+    """IoU of each class, natural against robust, one panel for each sparsity.
+
+    frame: a row for each network and class, with the columns of stats.PRETRAINING, sparsity, seed,
+    name (of the class) and iou. Small dots are the seeds, bars the 95 % interval of their mean.
+    """
+    rows = labelled(frame)
+    places = list(dict.fromkeys(rows["name"]))
+    colours = looks(rows.sort_values(["objective", "eps"]).label)
+    sparsities = sorted(rows.sparsity.unique())
+    with style():
+        size = PAGE if len(places) > 6 else COLUMN, 1.2 + 1.2 * len(sparsities)
+        fig, grid = panels(len(sparsities), 1, *size, sharex=True, sharey=True)
+        for (ax,), sparsity in zip(grid, sparsities, strict=True):
+            here = rows[rows.sparsity == sparsity]
+            for i, (name, look) in enumerate(colours.items()):
+                shift = 0.3 * (i - (len(colours) - 1) / 2) / max(1, len(colours) - 1)
+                for place, of in enumerate(places):
+                    own = here[(here.label == name) & (here["name"] == of)]
+                    spots(ax, own, "iou", place + shift, look)
+            ticks(ax, places)
+            ax.set_title(f"sparsity {sparsity:g}")
+            ax.set_ylabel("IoU (%)")
+        legend(fig, colours, "small dots: single seeds; bars: 95 % interval over seeds")
+    return fig
