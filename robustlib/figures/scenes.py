@@ -32,8 +32,8 @@ def scenes(
     rows = {"image": images, "truth": masks, **predicted}
     n, (high, wide) = len(images), images.shape[1:3]
     colours = [colormaps["tab20"](i / 20) for i in range(20)]
-    known = ListedColormap([colours[i % 20] for i in range(len(class_names))])
-    known.set_bad(IGNORED)
+    shown = [colours[i % 20] for i in range(len(class_names))]
+    known = ListedColormap(shown).with_extremes(bad=IGNORED)
     height = len(rows) * (PAGE / n * high / wide + 0.08) + 0.5
     present = [i for i in range(len(class_names)) if bool((masks == i).any())]
     with style():

@@ -1,0 +1,266 @@
+"""Figures of ablations, properties and scenes show the numbers of their rows."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_figures import inside, texts
+
+from robustlib import figures, models, specs, stats, tickets
+from robustlib.figures.drawings import drawing
+from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer
+
+NATURAL, ROBUST = Pretrain(), Pretrain(objective="pgd", eps=0.15)
+
+
+def rows(ways, seeds=(0, 1), value="accuracy", tasks=("mnist",), **fields):
+    """Rows as sweep gives them: robust is ahead by 0.01 (1 + seed), each way by a tenth."""
+    out = []
+    for task, seed, (i, way), pretrain in itertools.product(
+        tasks, seeds, enumerate(ways), (NATURAL, ROBUST)
+    ):
+        ticket = way(replace(pretrain, seed=seed))
+        spec = Transfer(ticket, task, seed=seed, **fields)
+        ahead = 0.01 * (1 + seed) * (pretrain is ROBUST)
+        out.append(specs.columns(spec) | {value: 0.3 + 0.1 * i + ahead, "n": 100, "key": "k"})
+    return pd.DataFrame(out)
+
+
+def large(ax):
+    """The large dots of a panel, place and height, in the order they were drawn."""
+    found = [c[0] for c in ax.containers]
+    return [(float(d.get_xdata()[0]), float(d.get_ydata()[0])) for d in found]
+
+
+def names(ax):
+    return [t.get_text() for t in ax.get_xticklabels()]
+
+
+PATTERNS = [
+    lambda p: Ticket(p, sparsity=0.5),
+    lambda p: Ticket(p, pattern="channel", sparsity=0.5),
+    lambda p: Ticket(p, pattern="2:4", sparsity=0.5),
+]
+SCHEMES = [
+    lambda p: Ticket(p, sparsity=0.9),
+    lambda p: Ticket(p, "imp", sparsity=0.9, seed=p.seed),
+    lambda p: Ticket(p, "imp", sparsity=0.9, objective="pgd", eps=0.1, dataset="mnist"),
+    lambda p: Ticket(p, "lmp", sparsity=0.9, dataset="mnist", seed=p.seed),
+]
+
+
+@pytest.mark.parametrize(
+    ("ways", "places"),
+    [
+        (PATTERNS, ["unstructured", "channel", "n:m"]),
+        (SCHEMES, ["OMP", "IMP upstream", "A-IMP downstream", "LMP"]),
+    ],
+)
+def test_each_way_to_draw_has_its_place_and_its_difference(ways, places):
+    fig = figures.by_drawing(rows(ways))
+    above, below = fig.axes
+    assert names(below) == places and inside(fig)
+    natural, robust = large(above)[: len(ways)], large(above)[len(ways) :]
+    assert [y for _, y in natural] == pytest.approx([30 + 10 * i for i in range(len(ways))])
+    # Seeds are ahead by 1 and 2 points, whatever the way.
+    assert [y for _, y in robust] == pytest.approx([31.5 + 10 * i for i in range(len(ways))])
+    assert [y for _, y in large(below)] == pytest.approx([1.5] * len(ways))
+    assert [round(x) for x, _ in natural] == list(range(len(ways)))
+
+
+def test_a_drawing_says_scheme_control_and_pattern():
+    ticket = Ticket(NATURAL, pattern="row", sparsity=0.5, control="shuffle", seed=1)
+    assert drawing(specs.columns(ticket)) == "OMP, shuffled, row"
+
+
+def test_the_schemes_at_two_sparsities_have_panels_of_their_own():
+    frame = pd.concat(
+        rows([lambda p, s=s: Ticket(p, sparsity=s), lambda p, s=s: Ticket(p, "imp", sparsity=s)])
+        for s in (0.8, 0.9)
+    )
+    fig = figures.by_drawing(frame)
+    assert [ax.get_title() for ax in fig.axes if ax.get_title()] == [
+        "mnist, sparsity 0.8",
+        "mnist, sparsity 0.9",
+    ]
+
+
+def test_pretraining_shows_paired_differences_in_the_order_of_the_radius():
+    frame = []
+    for seed, (objective, eps, steps) in itertools.product(
+        (0, 1), [("natural", 0.0, 1), ("pgd", 0.5, 1), ("pgd", 0.15, 1), ("pgd", 0.15, 3)]
+    ):
+        source = Pretrain(objective=objective, eps=eps, steps=steps, seed=seed)
+        spec = Transfer(Ticket(source, sparsity=0.9), "mnist", seed=seed)
+        accuracy = 0.5 + 0.05 * seed + 0.1 * eps + 0.01 * steps
+        frame.append(specs.columns(spec) | {"accuracy": accuracy})
+    fig = figures.by_pretraining(pd.DataFrame(frame))
+    (ax,) = fig.axes
+    ball = "robust, L2 ε = "
+    assert names(ax) == [ball + "0.15", ball + "0.15, 3 steps", ball + "0.5"]
+    assert [y for _, y in large(ax)] == pytest.approx([1.5, 3.5, 5.0]) and inside(fig)
+
+
+def test_masks_are_places_and_weights_are_colours():
+    def ticket(weights, mask, control):
+        seed = 1 if control == "shuffle" else 0
+        return Ticket(weights, sparsity=0.9, mask_from=mask, control=control, seed=seed)
+
+    frame = []
+    for seed, weights, mask, control in itertools.product(
+        (0, 1), (NATURAL, ROBUST), (NATURAL, ROBUST), ("none", "shuffle")
+    ):
+        weights, mask = replace(weights, seed=seed), replace(mask, seed=seed)
+        spec = Transfer(ticket(weights, mask, control), "mnist", seed=seed)
+        level = 0.5 + 0.1 * (mask.eps > 0) + 0.2 * (weights.eps > 0) - 0.3 * (control != "none")
+        frame.append(specs.columns(spec) | {"accuracy": level})
+    fig = figures.by_mask(pd.DataFrame(frame))
+    (ax,) = fig.axes
+    robust = "robust, L2 ε = 0.15"
+    assert names(ax) == ["natural", robust, "natural, shuffled", f"{robust}, shuffled"]
+    heights = [y for _, y in large(ax)]
+    assert heights == pytest.approx([50, 60, 20, 30, 70, 80, 40, 50]) and inside(fig)
+
+
+def test_the_gap_stands_against_the_advantage_of_its_task():
+    frame = pd.concat(
+        rows([lambda p: Ticket(p, sparsity=0.9)], tasks=(task,)).assign(
+            accuracy=lambda r, more=more: r.accuracy + more * (r.objective == "pgd")
+        )
+        for task, more in (("near", 0.0), ("far", 0.1))
+    )
+    gaps = pd.DataFrame(
+        {"against": ["far", "near"], "fid": [9.0, 2.0], "low": [8.0, 1.5], "high": [10.5, 2.5]}
+    )
+    table = figures.gap_rows(frame, gaps)
+    assert list(table.task) == ["near", "far"] and list(table.gap) == [2, 9]
+    assert list(table["mean"]) == pytest.approx([0.015, 0.115])
+    fig = figures.gap(frame, gaps)
+    assert {"near", "far"} <= set(texts(fig)) and inside(fig)
+    with pytest.raises(ValueError, match="none is given for far"):
+        figures.gap(frame, gaps[gaps.against == "near"])
+
+
+def test_labels_are_an_axis_and_all_of_them_a_number():
+    frame = pd.concat(
+        rows([lambda p: Ticket(p, sparsity=0.9)], n_train=n).assign(n_train_measured=n or 4500)
+        for n in (50, 1000, None)
+    )
+    fig = figures.accuracy_vs_labels(frame)
+    (ax,) = fig.axes
+    assert names(ax) == ["50", "1000", "4500"] and ax.get_xscale() == "log" and inside(fig)
+
+
+def test_another_measure_than_accuracy_is_named():
+    ways = [lambda p, s=s: Ticket(p, sparsity=s) for s in (0.0, 0.9)]
+    frame = rows(ways, value="miou", tasks=("glyphs_seg",))
+    fig = figures.accuracy_vs_sparsity(frame, "miou")
+    assert "mean IoU (%)" in fig.axes[0].get_ylabel()
+    assert "mean IoU" not in figures.advantage(frame, "miou").axes[0].get_ylabel()
+
+
+def test_a_section_is_drawn_and_saved_or_says_why_not(tmp_path):
+    frames = {"patterns": rows(PATTERNS)}
+    figures.section(frames, "patterns", figures.by_drawing, tmp_path)
+    assert (tmp_path / "patterns.pdf").is_file()
+    assert len(pd.read_csv(tmp_path / "patterns.csv")) == len(frames["patterns"])
+    word = figures.section(frames, "schemes", figures.by_drawing, tmp_path)
+    assert "schemes: the profile has no such ablation" in word
+
+
+def test_masks_of_each_pattern_and_their_overlaps_are_drawn():
+    torch.manual_seed(0)
+    model = models.build("resnet10s", 2, width=8)
+    masks = {
+        p: tickets.omp(model, 0.5, p, "layer") for p in ("unstructured", "row", "channel", "2:4")
+    }
+    fig = figures.patterns(masks, "layer2.0.conv1.weight")
+    shown = [np.asarray(ax.images[0].get_array(), dtype=bool) for ax in fig.axes if ax.images]
+    assert [round(float(s.mean()), 2) for s in shown] == [0.5] * 4 and inside(fig)
+    # A row of the picture is a row of kernels: with channels removed it is black or white.
+    assert all(len(set(line)) == 1 for line in shown[2].tolist())
+    table = figures.pair_overlaps(masks)
+    same = table[table["first"] == table["second"]]
+    assert list(same.overlap) == [1.0] * 4 and inside(figures.overlaps(masks))
+    # Layers have one density here, so chance is that of two random masks of a half.
+    assert table.chance.to_numpy() == pytest.approx(1 / 3, abs=0.01)
+
+
+def evaluated(suite, column, **fields):
+    out = []
+    for seed, s, pretrain in itertools.product((0, 1), (0.0, 0.9), (NATURAL, ROBUST)):
+        of = Transfer(Ticket(replace(pretrain, seed=seed), sparsity=s), "mnist", seed=seed)
+        spec = Evaluation(of, suite, **fields)
+        value = 0.5 - 0.2 * s + 0.05 * (pretrain is ROBUST) + 0.01 * seed
+        out.append(specs.columns(spec) | {column: value, "n": 100, "key": specs.key(spec)})
+    return pd.DataFrame(out)
+
+
+def test_properties_have_a_panel_each_and_a_row_in_the_table():
+    frames = {
+        "adversarial": evaluated("adversarial", "autoattack_accuracy", eps=0.1),
+        "calibration": evaluated("calibration", "ece"),
+    }
+    fig = figures.properties(frames)
+    titles = [ax.get_title() for ax in fig.axes if ax.axison]
+    assert [t.split("\n")[1] for t in titles] == list(frames) and inside(fig)
+    assert "↑" in titles[0] and "↓" in titles[1]
+    table = figures.property_table(frames)
+    assert len(table) == 2 * 2 * 2
+    robust = table[(table.network != "natural") & (table.property == "accuracy under AutoAttack")]
+    assert list(robust.difference) == ["+0.050 [+0.050, +0.050]"] * 2
+    assert list(table[table.network == "natural"].difference.unique()) == [""]
+    assert len(figures.property_rows(frames)) == 2 * 8
+
+
+def test_reliability_adds_up_seeds_and_leaves_out_empty_bins():
+    tables = {}
+    for seed in (0, 1):
+        spec = Evaluation(Transfer(Ticket(replace(NATURAL, seed=seed)), "mnist", seed=seed))
+        tables[spec] = [
+            {"bin": 0.0, "count": 0, "confidence": np.nan, "accuracy": np.nan},
+            {"bin": 0.5, "count": 10 * (1 + seed), "confidence": 0.6, "accuracy": 0.3 * (1 + seed)},
+        ]
+    fig = figures.reliability(tables)
+    curve = fig.axes[0].lines[1]
+    assert list(curve.get_xdata()) == pytest.approx([0.6])
+    assert list(curve.get_ydata()) == pytest.approx([(10 * 0.3 + 20 * 0.6) / 30]) and inside(fig)
+
+
+def test_corruptions_are_averaged_over_severities_at_the_highest_sparsity():
+    tables = {}
+    for s in (0.0, 0.9):
+        of = Transfer(Ticket(NATURAL, sparsity=s), "mnist")
+        lines = itertools.product(("fog", "gaussian_noise"), (1, 5))
+        tables[Evaluation(of, "corruption")] = [
+            {"corruption": c, "severity": k, "accuracy": s / k + 0.1 * (c == "fog")}
+            for c, k in lines
+        ]
+    fig = figures.corruptions(tables)
+    assert names(fig.axes[0]) == ["fog", "gaussian noise"]
+    assert [y for _, y in large(fig.axes[0])] == pytest.approx([64, 54]) and inside(fig)
+
+
+def test_scenes_show_what_is_predicted_and_leave_out_what_has_no_class():
+    masks = torch.tensor([[[0, 1], [255, 1]]], dtype=torch.uint8)
+    images = torch.zeros((1, 2, 2, 3), dtype=torch.uint8)
+    fig = figures.scenes(images, masks, {"natural": 1 - masks.clamp(max=1)}, ["sky", "road", "car"])
+    image, truth, predicted = (ax.images[0].get_array() for ax in fig.axes)
+    assert truth.mask.tolist() == [[False, False], [True, False]]
+    assert np.asarray(predicted).tolist() == [[1, 0], [0, 0]]
+    assert {"sky", "road"} <= set(texts(fig)) and "car" not in texts(fig)
+
+
+def test_classes_have_their_places():
+    frame = pd.DataFrame(
+        specs.columns(Transfer(Ticket(p), "glyphs_seg", "segment")) | {"name": name, "iou": iou}
+        for p in (NATURAL, ROBUST)
+        for name, iou in (("sky", 0.9), ("pole", 0.2))
+    )
+    fig = figures.by_class(frame)
+    assert names(fig.axes[0]) == ["sky", "pole"] and inside(fig)
+    assert [y for _, y in large(fig.axes[0])] == pytest.approx([90, 20, 90, 20])
+    assert stats.mean_interval([0.9])[0] == 0.9
