@@ -133,8 +133,9 @@ def _points(ax: Axes, frame: pd.DataFrame, cost: str, colours: dict[str, dict[st
     for (label, kind, form), own in frame.groupby(["label", "kind", "form"], sort=False):
         look = colours[label]
         at = own.groupby("sparsity")[[cost, "accuracy"]].mean()
-        hollow = {"mfc": "none", "mew": 0.8, "ls": ""} if form == "int8" else {"mew": 0}
-        line = {"color": look["color"], "ls": look["ls"], "lw": 0.5, "alpha": 0.85} | hollow
+        line = {"color": look["color"], "ls": look["ls"], "lw": 0.5, "mec": "white", "mew": 0.3}
+        if form == "int8":
+            line |= {"mfc": "none", "mec": look["color"], "mew": 0.8, "ls": ""}
         size = 6.5 if kind == "dense" else 4
         ax.plot(at[cost], 100 * at.accuracy, marker=_MARKERS[kind], ms=size, **line)
 
