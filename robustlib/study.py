@@ -26,6 +26,12 @@ PROFILES = Path(__file__).parent / "profiles"
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 TABLES = {"about", "seeds", "pretrain", "objective", "ticket", "transfer", "evaluation"}
 OPTIONAL = {"about", "evaluation"}
+NEEDS = {
+    "04_segmentation": "segmentation",
+    "06_properties": "properties",
+    "07_edge_deployment": "patterns",
+}
+"""The ablation that a notebook draws; it is left out of the study of a profile without it."""
 OTHERS = ("dense", "natural")
 """What an evaluation may compare a ticket with: the dense network, or the natural ticket."""
 ABLATION = "ablation"
@@ -315,8 +321,16 @@ def _other(study: Profile, spec: Transfer, which: str) -> Transfer:
     entry = next((e for e in study.objectives if e.get("objective") == "natural"), None)
     if entry is None:
         raise ValueError("other='natural': the profile has no natural network")
-    natural = Pretrain(**{**study.pretrain, **entry}, seed=spec.ticket.pretrain.seed)
+    natural = _partner(study, entry, spec.ticket.pretrain)
     return replace(spec, ticket=replace(spec.ticket, pretrain=natural))
+
+
+def _partner(study: Profile, entry: dict[str, Any], of: Pretrain) -> Pretrain:
+    """The network of another entry of [[objective]], else like `of`."""
+    values = {name: getattr(of, name) for name in study.pretrain} | entry
+    if checkpoint := values.get("checkpoint"):
+        values["checkpoint"] = _filled(checkpoint, values)
+    return Pretrain(**values, seed=of.seed)
 
 
 def _drawing(
@@ -324,8 +338,8 @@ def _drawing(
 ) -> Ticket:
     """The ticket that an entry of a profile's [[ticket]] stands for in one way to transfer."""
     own = dict(drawn)
-    if (source := own.get("mask_from")) is not None:
-        own["mask_from"] = Pretrain(**{**study.pretrain, **source}, seed=pretrain.seed)
+    if (entry := own.get("mask_from")) is not None:
+        own["mask_from"] = _partner(study, entry, pretrain)
     if own.get("dataset") == "task":
         own["dataset"] = way.get("task", Transfer.task)
         own["n_train"] = way.get("n_train", Transfer.n_train)
@@ -516,8 +530,12 @@ def run_study(
     frame.to_csv(out / "results.csv", index=False)
     given = {"profile": name, "figures": str((out / "figures").resolve()), "workers": workers or 0}
     bar = tqdm(sorted(NOTEBOOKS.glob("[0-9]*.ipynb")), unit="notebook", dynamic_ncols=True)
+    here = ablations(name)
     for notebook in bar:
         bar.set_description(notebook.stem)
+        if notebook.stem in NEEDS and NEEDS[notebook.stem] not in here:
+            bar.write(f"{notebook.stem}: left out, {name} has no [ablation.{NEEDS[notebook.stem]}]")
+            continue
         papermill.execute_notebook(
             notebook,
             out / "notebooks" / notebook.name,
