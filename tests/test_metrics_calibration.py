@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from robustlib import training
 from robustlib.data import Dataset, Split
 from robustlib.metrics.calibration import TEMPERATURES, calibrated, calibration, temperature
 
@@ -101,6 +102,8 @@ def test_scaling_uses_val_and_reports_test_and_leaves_the_model_alone():
     plain, _ = calibration(model, data)
     scaled, table = calibration(model, data, scaled=True)
     assert model.training and plain["temperature"] == 1 and plain["n"] == scaled["n"] == 3000
+    found = {s: temperature(*training.logits(model, getattr(data, s))) for s in ("val", "test")}
+    assert scaled["temperature"] == found["val"] != found["test"]
     # 25 / 255 a level and 40 levels a unit: the logits are 3.9 times too large.
     assert scaled["temperature"] == pytest.approx(25 * 40 / 255, rel=0.1)
     assert plain["ece"] > 0.1 > 0.03 > scaled["ece"] and scaled["nll"] < plain["nll"]

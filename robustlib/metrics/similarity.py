@@ -31,7 +31,7 @@ def cka(
     An activation is the whole of a layer's output, channels and places. The table: `layer`, `cka`
     and `cka_debiased` (see `linear_cka`); the row: n and the means of the two over the layers. One
     layer is held at a time: its activations of all images, and an N x N matrix for each network
-    (with 2,000 images 32 MB each, with 10,000 800 MB). A few hundred images tell as much.
+    (with 2,000 images 32 MB each, with 10,000 800 MB).
 
     Raises ValueError for a layer that a network lacks, or fewer than 4 images.
     """
