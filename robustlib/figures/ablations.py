@@ -29,7 +29,7 @@ def by_pretraining(frame: pd.DataFrame) -> Figure:
     """What each way to pretrain adds to natural pretraining, in points, by task and mode.
 
     frame: rows of `sweep` of one sparsity. Small dots are the seeds, paired with the natural
-    network of the seed; bars their 95 % interval. Raises ValueError when a robust row has no
+    network of the seed; bars their 95 % interval, cut off at the panel (see `within`). Raises ValueError when a robust row has no
     natural partner.
     """
     pairs = labelled(stats.differences(frame)).sort_values(["objective", "norm", "eps", "steps"])
@@ -50,6 +50,7 @@ def by_pretraining(frame: pd.DataFrame) -> Figure:
                     )
                 ticks(ax, places)
                 ax.set_title(task)
+            within(row[0], pairs[pairs["mode"] == mode].difference, zero=True)
         fig.align_ylabels()
     return fig
 
@@ -80,6 +81,7 @@ def by_mask(frame: pd.DataFrame) -> Figure:
                         cell = own[(own.label == name) & (own["mask"] == mask)]
                         spots(ax, cell, "accuracy", place + shift, look)
                 ticks(ax, places)
+                within(ax, own.accuracy)
                 ax.set_title(task)
         fig.supxlabel("mask", fontsize=8)
         legend(fig, colours, "colour: whose weights; bars: 95 % interval over seeds")
@@ -147,6 +149,15 @@ def spots(ax: Axes, rows: pd.DataFrame, value: str, at: float, look: Mapping[str
     mean, low, _ = stats.mean_interval(rows.groupby("seed")[value].mean())
     half = 0.0 if np.isnan(low) else 100 * (mean - low)
     ax.errorbar(at, 100 * mean, half or None, lw=0.8, capsize=1.5, **look)
+
+
+def within(ax: Axes, values: pd.Series, zero: bool = False) -> None:
+    """Limits by the seeds, so that they can be told apart: bars may run out of the panel, with two
+    seeds they are a dozen times as long as the seeds are apart. zero: it is shown too."""
+    found = 100 * values.dropna()
+    low, high = (min(found.min(), 0), max(found.max(), 0)) if zero else (found.min(), found.max())
+    margin = max(0.5, 0.3 * (high - low))
+    ax.set_ylim(low - margin, high + margin)
 
 
 def ticks(ax: Axes, places: list[str]) -> None:

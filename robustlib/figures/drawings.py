@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from robustlib import stats
-from robustlib.figures.ablations import spots, ticks
+from robustlib.figures.ablations import spots, ticks, within
 from robustlib.figures.style import COLUMN, NATURAL, PAGE, labelled, legend, looks, panels, style
 from robustlib.specs import PATTERNS, SCHEMES, n_of_m
 
@@ -57,10 +57,12 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
                 ticks(ax, places)
                 ticks(below, places)
                 ax.set_title(f"{task}, sparsity {sparsity:g}")
+            within(grid[2 * t][0], frame[frame.task == task].accuracy)
+            within(grid[2 * t + 1][0], pairs[pairs.task == task].difference, zero=True)
             grid[2 * t][0].set_ylabel("accuracy (%)")
             grid[2 * t + 1][0].set_ylabel("robust − natural\n(points)")
         fig.align_ylabels()
-        note = "small dots: single seeds; bars: 95 % interval over seeds"
+        note = "small dots: single seeds; bars: 95 % interval over seeds, cut off at the panel"
         legend(fig, colours, note)
     return fig
 

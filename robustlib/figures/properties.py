@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from robustlib import stats
-from robustlib.figures.ablations import spots, ticks
+from robustlib.figures.ablations import spots, ticks, within
 from robustlib.figures.style import OTHER, PAGE, labelled, legend, looks, panels, style
 from robustlib.specs import Evaluation, columns
 
@@ -148,6 +148,7 @@ def corruptions(tables: Mapping[Evaluation, list[dict]]) -> Figure:
                 own = each[(each.label == name) & (each.corruption == corruption)]
                 spots(ax, own, "accuracy", place + shift, look)
         ticks(ax, [place.replace("_", " ") for place in places])
+        within(ax, each.accuracy)
         ax.set_ylabel("accuracy (%)")
         legend(fig, colours, f"sparsity {rows.sparsity.max():g}; bars: 95 % interval over seeds")
     return fig

@@ -76,7 +76,7 @@ def by_class(frame: pd.DataFrame) -> Figure:
                     own = here[(here.label == name) & (here["name"] == of)]
                     spots(ax, own, "iou", place + shift, look)
             ticks(ax, places)
-            ax.set_title(f"sparsity {sparsity:g}")
+            ax.set(title=f"sparsity {sparsity:g}", ylim=(-2, 102))
             ax.set_ylabel("IoU (%)")
         legend(fig, colours, "small dots: single seeds; bars: 95 % interval over seeds")
     return fig
