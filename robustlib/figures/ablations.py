@@ -29,8 +29,8 @@ def by_pretraining(frame: pd.DataFrame) -> Figure:
     """What each way to pretrain adds to natural pretraining, in points, by task and mode.
 
     frame: rows of `sweep` of one sparsity. Small dots are the seeds, paired with the natural
-    network of the seed; bars their 95 % interval, cut off at the panel (see `within`). Raises ValueError when a robust row has no
-    natural partner.
+    network of the seed; bars their 95 % interval, cut off at the panel (see `within`). Raises
+    ValueError when a robust row has no natural partner.
     """
     pairs = labelled(stats.differences(frame)).sort_values(["objective", "norm", "eps", "steps"])
     places = list(dict.fromkeys(pairs.label))
@@ -92,8 +92,9 @@ def gap(frame: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
     """What robust pretraining adds, against how far the task is from the source.
 
     frame: rows of `sweep`, of one mode and sparsity; gaps: rows of domain_gap evaluations, of one
-    extractor and one number of images, with columns `against` (the task), fid, low and high. Points
-    are tasks; bars their 95 % intervals: over resampled images to the side, over seeds upwards.
+    extractor and one number of images, with columns `against` (the task), fid_infinity, low and
+    high. Points are tasks; bars their 95 % intervals: over resampled images to the side, over seeds
+    upwards.
     """
     rows = labelled(gap_rows(frame, gaps))
     colours = looks(rows.label)
@@ -122,7 +123,7 @@ def gap(frame: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
 def gap_rows(frame: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
     """A row a task: its gap (gap, gap_low, gap_high) and what robust pretraining adds there, as of
     `stats.advantage`. Raises ValueError for a task without a gap."""
-    own = gaps.rename(columns={"against": "task", "fid": "gap"})
+    own = gaps.rename(columns={"against": "task", "fid_infinity": "gap"})
     own = own.rename(columns={"low": "gap_low", "high": "gap_high"})
     if missing := sorted(set(frame.task) - set(own.task)):
         raise ValueError(f"gaps: none is given for {', '.join(missing)}")

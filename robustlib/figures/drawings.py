@@ -62,7 +62,7 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
             grid[2 * t][0].set_ylabel("accuracy (%)")
             grid[2 * t + 1][0].set_ylabel("robust − natural\n(points)")
         fig.align_ylabels()
-        note = "small dots: single seeds; bars: 95 % interval over seeds, cut off at the panel"
+        note = "small dots: single seeds; bars: 95 % interval\nover seeds, cut off at the panel"
         legend(fig, colours, note)
     return fig
 

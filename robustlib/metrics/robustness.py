@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +15,7 @@ from robustlib.attacks import Threat, pgd
 from robustlib.data import batches
 from robustlib.data.splits import seed_for, take
 from robustlib.metrics.sample import sample
-from robustlib.specs import Norm, integer, one_of
-
-Suite = Literal["standard", "cheap"]
-SUITES: tuple[str, ...] = get_args(Suite)
+from robustlib.specs import ATTACKS, Attack, Norm, integer, one_of
 
 _NORMS = {"l2": "L2", "linf": "Linf"}
 
@@ -28,7 +25,7 @@ def adversarial(
     split: Any,
     norm: Norm,
     eps: float,
-    suite: Suite = "standard",
+    suite: Attack = "standard",
     seed: int = 0,
     limit: int | None = None,
     batch_size: int = 250,
@@ -51,7 +48,7 @@ def adversarial(
     that is none.
     """
     threat = Threat(norm, eps, steps=20)
-    one_of("suite", suite, SUITES)
+    one_of("suite", suite, ATTACKS)
     seed = integer("seed", seed, 0)
     split = sample(split, limit)
     right: dict[str, int] = {}
