@@ -35,6 +35,8 @@ from robustlib.transfer import finetune, linear, segment
 
 MONITORED = 256
 """Validation images that a multi-step attack is tried on after each epoch."""
+MULTIPLE = 4
+"""Channels of a layer of a small network come in such lots: inference engines are slow on others."""
 CONFUSION = "confusion"
 """The name, in a segmentation's artifact, of the counts of each test image [N, K, K]."""
 EARLY = "early/"
@@ -305,7 +307,7 @@ def _prepared(spec: Transfer) -> tuple[nn.Module, tickets.Mask]:
     that is applied to it. A channel ticket comes as the small network that it is."""
     model = network(spec.ticket)
     if spec.ticket.pattern == "channel":
-        small = compact(model, spec.ticket.pretrain.size)
+        small = compact(model, spec.ticket.pretrain.size, MULTIPLE)
         model, kept = small.model, small.held
     else:
         kept = mask(spec.ticket)
