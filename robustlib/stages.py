@@ -36,7 +36,7 @@ from robustlib.transfer import finetune, linear, segment
 MONITORED = 256
 """Validation images that a multi-step attack is tried on after each epoch."""
 MULTIPLE = 4
-"""Channels of a layer of a small network come in such lots: inference engines are slow on others."""
+"""Channels of a layer of a small network come in such lots: inference is slow on other numbers."""
 CONFUSION = "confusion"
 """The name, in a segmentation's artifact, of the counts of each test image [N, K, K]."""
 EARLY = "early/"
