@@ -132,9 +132,8 @@ def test_the_gap_stands_against_the_advantage_of_its_task():
         )
         for task, more in (("near", 0.0), ("far", 0.1))
     )
-    gaps = pd.DataFrame(
-        {"against": ["far", "near"], "fid_infinity": [9.0, 2.0], "low": [8.0, 1.5], "high": [10.5, 2.5]}
-    )
+    gaps = pd.DataFrame({"against": ["far", "near"], "fid_infinity": [9.0, 2.0]})
+    gaps = gaps.assign(low=[8.0, 1.5], high=[10.5, 2.5])
     table = figures.gap_rows(frame, gaps)
     assert list(table.task) == ["near", "far"] and list(table.gap) == [2, 9]
     assert list(table["mean"]) == pytest.approx([0.015, 0.115])

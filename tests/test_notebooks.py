@@ -13,7 +13,10 @@ import pytest
 from robustlib.study import NOTEBOOKS
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
-CHECKED = {"01_robust_pretraining", "02_ticket_extraction", "03_transfer", "07_edge_deployment"}
+CHECKED = {
+    *("01_robust_pretraining", "02_ticket_extraction", "03_transfer", "04_segmentation"),
+    *("05_ablations", "06_properties", "07_edge_deployment"),
+}
 
 
 def load(path):
@@ -119,9 +122,28 @@ BAD = {
         ("workers", -1, "workers=-1"),
         ("scheduler", "here", "scheduler='here'"),
     ],
+    "04_segmentation": [
+        *COMMON,
+        ("seeds", "0,9", "choose among 0, 1"),
+        ("sparsities", 1, "must be a number in [0, 1)"),
+        ("n_shown", 0, "n_shown=0"),
+        ("workers", -1, "workers=-1"),
+    ],
+    "05_ablations": [
+        *(case for case in COMMON if case[0] != "eps"),
+        ("ablations", "pattern", "choose among patterns, schemes"),
+        ("seeds", "0,9", "choose among 0, 1"),
+        ("gap_images", 2, "gap_images=2"),
+        ("scheduler", "here", "scheduler='here'"),
+    ],
+    "06_properties": [
+        *COMMON,
+        ("seeds", "0,9", "choose among 0, 1"),
+        ("sparsities", "a", "sparsities='a'"),
+        ("workers", -1, "workers=-1"),
+    ],
     "07_edge_deployment": [
         *(case for case in COMMON if case[0] != "eps"),
-        ("profile", "paper", "ablation='patterns'"),
         ("seed", 9, "choose among 0, 1"),
         ("seed", "a", "seeds='a'"),
         ("task", "digitz", "did you mean 'digits'"),

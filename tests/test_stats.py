@@ -20,7 +20,7 @@ def rows(effect=0.05, seeds=(0, 1, 2), tasks=("a", "b"), noise=0.0) -> pd.DataFr
         robust = {"objective": "pgd", "eps": 0.5, "accuracy": base + effect + noise * (seed - 1)}
         for side in (natural, robust):
             cell = {"task": task, "mode": "linear", "sparsity": sparsity, "seed": seed}
-            out.append({**side, **cell, "norm": "l2", "sigma": 0.0, "n_train": None})
+            out.append({**side, **cell, "norm": "l2", "sigma": 0.0, "steps": 1})
     return pd.DataFrame(out)
 
 
