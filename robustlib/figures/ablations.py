@@ -152,12 +152,13 @@ def spots(ax: Axes, rows: pd.DataFrame, value: str, at: float, look: Mapping[str
     ax.errorbar(at, 100 * mean, half or None, lw=0.8, capsize=1.5, **look)
 
 
-def within(ax: Axes, values: pd.Series, zero: bool = False) -> None:
+def within(ax: Axes, values: pd.Series, zero: bool = False, scale: float = 100) -> None:
     """Limits by the seeds, so that they can be told apart: bars may run out of the panel, with two
-    seeds they are a dozen times as long as the seeds are apart. zero: it is shown too."""
-    found = 100 * values.dropna()
+    seeds they are a dozen times as long as the seeds are apart. zero: it is shown too; scale: what
+    the values are multiplied by in the panel."""
+    found = scale * values.dropna()
     low, high = (min(found.min(), 0), max(found.max(), 0)) if zero else (found.min(), found.max())
-    margin = max(0.5, 0.3 * (high - low))
+    margin = max(0.005 * scale, 0.3 * (high - low))
     ax.set_ylim(low - margin, high + margin)
 
 

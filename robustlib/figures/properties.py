@@ -59,6 +59,7 @@ def properties(frames: Mapping[str, pd.DataFrame]) -> Figure:
                 half = (line.high - line["mean"]).fillna(0)
                 bars = {"yerr": half, "capsize": 1.5, "elinewidth": 0.7}
                 ax.errorbar(shift / (1 - line.sparsity), line["mean"], **bars, **look)
+            within(ax, rows[column], scale=1)
             ax.set_xscale("log")
             ticks = sorted(rows.sparsity.unique())
             ax.set_xticks([1 / (1 - s) for s in ticks], [f"{s:g}" for s in ticks])
@@ -66,7 +67,8 @@ def properties(frames: Mapping[str, pd.DataFrame]) -> Figure:
             arrow = "↓" if column in LOW_IS_GOOD else "↑"
             ax.set_title(f"{PROPERTIES[column]} {'' if column == 'cka' else arrow}\n{name}")
         fig.supxlabel("sparsity (fraction of convolution weights removed)", fontsize=8)
-        legend(fig, colours, "dots: single seeds; bars: 95 % interval over seeds; arrows: better")
+        note = "dots: seeds; bars: 95 % interval over seeds, cut off at the panel; arrows: better"
+        legend(fig, colours, note)
     return fig
 
 
