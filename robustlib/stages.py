@@ -62,9 +62,10 @@ def run(spec: Spec, recompute: bool = False) -> Artifact:
             run(below)  # Here, so that its seconds do not count as this one's.
         if recompute:
             store.checkpoint(spec).unlink(missing_ok=True)
-        stage = STAGES[type(spec)]
+        stages = {Pretrain: _pretrain, Ticket: _ticket, Transfer: _transfer}
+        stages[Evaluation] = _evaluation
         started = time.monotonic()
-        row, tensors, extra = stage(spec)
+        row, tensors, extra = stages[type(spec)](spec)
         row["seconds"] = round(time.monotonic() - started, 3)
         # A recomputation that fails, or finds the disk full, loses nothing.
         artifact = store.put(spec, row, tensors, extra, replace=recompute)
@@ -389,6 +390,3 @@ def _statistics(split: Split) -> tuple[list[float], list[float]]:
     mean = torch.stack([p.mean((0, 2, 3)) for p in pixels]).mean(0)
     square = torch.stack([p.square().mean((0, 2, 3)) for p in pixels]).mean(0)
     return mean.tolist(), (square - mean**2).clamp_min(1e-6).sqrt().tolist()
-
-
-STAGES = {Pretrain: _pretrain, Ticket: _ticket, Transfer: _transfer, Evaluation: _evaluation}

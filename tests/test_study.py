@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 from test_stats import rows
 
-from robustlib import specs, study
+from robustlib import specs, stats, study
+from robustlib.specs import columns
 
 GOOD = """
 about = "a test"
@@ -191,3 +192,53 @@ def test_table_keeps_recalibrated_apart():
     out = study.table(pd.concat([plain, again]))
     assert list(out.recalibrate) == [False, False, True, True]
     assert [d[:4] for d in out["difference, points"]] == ["+5.0", "+5.0", "-5.0", "-5.0"]
+
+
+ALL = [
+    p for name in study.profiles() for p in (name, *(f"{name}:{a}" for a in study.ablations(name)))
+]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_profile_and_ablation_pairs_robust_with_natural(name):
+    transfers = study.grid(name)
+    assert study.profile(name).name == name and transfers
+    if not name.endswith(":masks"):  # those cross masks and weights
+        assert len(
+            stats.differences(pd.DataFrame([columns(t) | {"accuracy": 0.5} for t in transfers]))
+        )
+    study.evaluations(name)
+
+
+def test_an_ablation_replaces_tables_and_keeps_the_others(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD + "\n[ablation.few]\nseeds = [1]\nticket = [{ sparsity = 0.5 }]\n")
+    few = study.grid(f"{path}:few")
+    assert {(t.seed, t.ticket.sparsity) for t in few} == {(1, 0.5)}
+    assert {t.task for t in few} == {t.task for t in study.grid(str(path))}
+    assert study.ablations(str(path)) == ["few"] == study.ablations(str(path), "few")
+    with pytest.raises(ValueError, match="ablation='fwe' .did you mean 'few'.*mine.toml|mine.toml"):
+        study.grid(f"{path}:fwe")
+    with pytest.raises(ValueError, match="ablations=fwe: choose among few"):
+        study.ablations(str(path), "fwe")
+    path.write_text(GOOD + "\n[ablation]\nfew = 3\n")
+    with pytest.raises(ValueError, match="must be tables, .ablation.NAME."):
+        study.profile(str(path))
+
+
+def test_masks_of_one_network_go_on_the_weights_of_another():
+    transfers = study.grid("quick:masks", seeds="0")
+    combined = {
+        (t.ticket.pretrain.objective, columns(t)["mask_objective"], t.ticket.control)
+        for t in transfers
+    }
+    sides, controls = ("natural", "pgd"), ("none", "shuffle")
+    assert combined == {(w, m, c) for w in sides for m in sides for c in controls}
+    assert all(t.ticket.mask_from is None or t.ticket.mask_from.seed == 0 for t in transfers)
+
+
+def test_a_pattern_n_of_m_keeps_its_sparsity():
+    sparsities = {
+        t.ticket.pattern: t.ticket.sparsity for t in study.grid("quick:patterns", sparsities="0.3")
+    }
+    assert sparsities == {"unstructured": 0.3, "channel": 0.3, "2:4": 0.5}

@@ -528,3 +528,20 @@ def test_recalibration_is_the_plain_average_over_the_batches(split):
     with torch.no_grad():
         evaluated, trained = model(x), model.train()(x)
     assert torch.allclose(evaluated, trained, atol=0.02 * trained.abs().max().item())
+
+
+def test_narrow_layers_on_large_images_do_not_corrupt_memory(tmp_path):
+    """In channels_last torch 2.14 writes beyond its memory here; glibc notices when it checks."""
+    code = (
+        "from robustlib import Pretrain, Ticket, Transfer, run\n"
+        "net = Pretrain(source='digits', width=4, stem_stride=1, size=8, epochs=0)\n"
+        "run(Transfer(Ticket(net), 'glyphs_seg', 'segment', n_train=40, epochs=2, batch_size=4))\n"
+        "import torch\n"
+        "print(len([torch.randn(n) for n in range(1, 2000)]))"
+    )
+    environment = {**os.environ, "MALLOC_CHECK_": "3", "ROBUSTLIB_STORE": str(tmp_path)}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.split()[-1:] == ["1999"], done.stderr[-500:]

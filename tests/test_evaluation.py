@@ -1,0 +1,180 @@
+"""Evaluations and segmentations as specs: what they refuse, what they need, what is stored."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from robustlib import models, specs, store, study, sweeps, tickets, training
+from robustlib.data import load, load_segmentation
+from robustlib.metrics import domain_gap
+from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer, from_dict, key, to_dict
+from robustlib.stages import network, run
+from robustlib.transfer.segment import measures
+
+PRETRAIN = Pretrain(source="digits", width=4, stem_stride=1, size=8, epochs=2)
+TICKET = Ticket(PRETRAIN, sparsity=0.5)
+LINEAR = Transfer(TICKET, task="digits", mode="linear", n_train=60)
+SCENES = Transfer(TICKET, "glyphs_seg", "segment", n_train=20, epochs=1, batch_size=4)
+EACH = [
+    Evaluation(LINEAR, "adversarial", eps=0.1, limit=20),
+    Evaluation(LINEAR),
+    Evaluation(LINEAR, "certified", sigma=0.1, draws=20, limit=5),
+    Evaluation(LINEAR, "corruption", limit=10),
+    Evaluation(PRETRAIN, "domain_gap", against="glyphs", limit=30),
+    Evaluation(LINEAR, "ood", against="glyphs", limit=30),
+    Evaluation(LINEAR, "similarity", other=TICKET, limit=20),
+]
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """A store that holds LINEAR and SCENES."""
+    folder = tmp_path_factory.mktemp("computed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBUSTLIB_STORE", str(folder))
+        run(LINEAR)
+        run(SCENES)
+    return folder
+
+
+@pytest.fixture
+def trained(computed):
+    shutil.copytree(computed, store.root())
+
+
+def test_every_suite_is_tried_here():
+    assert {spec.suite for spec in EACH} == set(specs.SUITES)
+
+
+@pytest.mark.parametrize("spec", EACH, ids=lambda s: s.suite)
+def test_a_suite_is_stored_with_the_columns_of_its_spec(trained, spec):
+    row = run(spec).row
+    assert specs.columns(spec).items() <= row.items()
+    measured = set(row) - set(specs.columns(spec)) - {"key", "seconds", *store.versions()}
+    assert measured and all(isinstance(row[name], int | float) for name in measured)
+    stamp = store.path(spec).stat().st_mtime_ns
+    again = run(spec)
+    assert store.path(spec).stat().st_mtime_ns == stamp and again.row == row
+    for table in again.extra.values():
+        assert table and len({tuple(line) for line in table}) == 1
+    assert len(store.frame(Evaluation)) == 1
+
+
+def test_calibration_and_domain_gap_are_those_of_the_measures(trained):
+    data, model = load("digits", size=8, n_train=60), network(LINEAR)
+    row = run(Evaluation(LINEAR)).row
+    assert row["accuracy"] == training.correct(model, data.test) / len(data.test)
+    assert row["accuracy"] == run(LINEAR).row["accuracy"] and row["n"] == len(data.test)
+    found = run(EACH[4]).row
+    source, task = load("digits", size=8).test, load("glyphs", size=8).test
+    assert found["fid"] == pytest.approx(
+        domain_gap(network(PRETRAIN), source, task, 30)["fid"], rel=1e-6
+    )
+
+
+def test_a_network_before_any_transfer_is_measured_on_its_source(trained):
+    dense, pruned = (run(Evaluation(of)).row for of in (PRETRAIN, TICKET))
+    assert dense["accuracy"] == run(PRETRAIN).row["accuracy"] != pruned["accuracy"]
+    assert (dense["of"], pruned["of"]) == ("pretrain", "ticket") and "task" not in dense
+    alike = run(Evaluation(PRETRAIN, "similarity", other=PRETRAIN, limit=20)).row
+    assert alike["cka"] == pytest.approx(1) and alike["other"] == key(PRETRAIN)
+
+
+@pytest.mark.parametrize("spec", [*EACH, Evaluation(), Evaluation(Transfer(), other=None)], ids=str)
+def test_an_evaluation_survives_as_data(spec):
+    for defaults in (False, True):
+        assert from_dict(Evaluation, to_dict(spec, defaults=defaults)) == spec
+    assert specs.parents(spec) == tuple(s for s in (spec.of, spec.other) if s is not None)
+    order = sweeps.closure([spec])
+    assert order[-1] == spec and set(specs.parents(spec)) <= set(order[:-1])
+    assert sweeps.cost(spec) > 0
+
+
+def test_no_two_evaluations_share_a_key():
+    more = [
+        *EACH,
+        Evaluation(),
+        Evaluation(Ticket()),
+        Evaluation(Pretrain()),
+        Evaluation(scaled=True),
+        Evaluation(limit=5),
+        Evaluation(seed=1),
+        *(Evaluation(suite="similarity", other=o) for o in (Transfer(), Ticket(), Pretrain())),
+        *(Evaluation(suite="adversarial", eps=0.1, **f) for f in ({}, {"norm": "linf"})),
+        Evaluation(suite="adversarial", eps=0.1, attack="standard"),
+        Evaluation(suite="certified", sigma=0.1, draws=7),
+    ]
+    assert len({key(spec) for spec in more}) == len(more)
+    assert to_dict(Evaluation(), defaults=False) == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"suite": "calibrated"}, "did you mean 'calibration'"),
+        ({"eps": 0.1}, "eps=0.1: suite='calibration' does not use it"),
+        ({"suite": "adversarial"}, "eps=0.0: suite='adversarial' needs it"),
+        ({"suite": "certified", "draws": 0, "sigma": 0.1}, "draws=0"),
+        ({"suite": "ood"}, "against='': suite='ood' needs it"),
+        ({"suite": "similarity"}, "other=None: suite='similarity' needs it"),
+        ({"suite": "similarity", "other": "dense"}, "other='dense': must be a Pretrain, a Ticket"),
+        ({"of": 3}, "of=3: must be a Pretrain"),
+        ({"of": SCENES}, "labels pixels"),
+    ],
+)
+def test_what_a_suite_does_not_use_or_lacks_is_refused(fields, says):
+    with pytest.raises(ValueError, match=says):
+        Evaluation(**fields)
+    with pytest.raises(ValueError, match="of={}: must be a table of one of pretrain"):
+        from_dict(Evaluation, {"of": {}})
+
+
+def test_a_set_that_is_not_there_is_refused_before_anything_is_computed():
+    with pytest.raises(ValueError, match="glyfs.*did you mean 'glyphs'"):
+        run(Evaluation(LINEAR, "ood", against="glyfs"))
+    assert not store.has(PRETRAIN)
+
+
+def test_a_segmentation_is_stored_with_its_counts_and_comes_back(trained):
+    artifact, model = run(SCENES), network(SCENES)
+    data = load_segmentation("glyphs_seg", n_train=20)
+    counts = artifact.tensors()["confusion"]
+    assert counts.shape == (len(data.test), data.n_classes, data.n_classes)
+    row = artifact.row
+    assert {"miou", "pixel_accuracy", "val_miou", "n"} <= set(row) and "accuracy" not in row
+    assert row["miou"] == measures(counts)["miou"]
+    with torch.no_grad():
+        x = data.test.x[:3].permute(0, 3, 1, 2).float() / 255
+        predicted = model(x).argmax(1)
+    right = ((predicted == data.test.y[:3]) & (data.test.y[:3] != data.ignore)).sum((1, 2))
+    assert right.tolist() == counts[:3].diagonal(dim1=1, dim2=2).sum(1).tolist()
+    mask = tickets.unpack(run(TICKET).tensors(), run(TICKET).extra["shapes"])
+    for name, kept in mask.items():
+        assert not model.backbone.get_parameter(name)[~kept].any()
+    assert row["multiply_adds"] == models.multiply_adds(model, tuple(data.test.x.shape[1:3]))
+
+
+def test_a_channel_ticket_segments_as_the_small_network_it_is(trained):
+    spec = replace(SCENES, ticket=replace(TICKET, pattern="channel"))
+    row = run(spec).row
+    assert row["parameters"] < run(SCENES).row["parameters"] * 1.5
+    assert sum(p.numel() for p in network(spec).parameters()) < sum(
+        p.numel() for p in network(SCENES).parameters()
+    )
+
+
+def test_a_profile_asks_for_evaluations_by_name():
+    asked = study.evaluations("quick:properties")
+    assert {"adversarial", "similarity with dense", "similarity with natural"} <= set(asked)
+    for spec in asked["similarity with dense"]:
+        assert spec.other.ticket == Ticket(spec.of.ticket.pretrain)
+        assert spec.other != spec.of
+    for spec in asked["similarity with natural"]:
+        own, natural = spec.of.ticket.pretrain, spec.other.ticket.pretrain
+        assert (own.objective, natural.objective) == ("pgd", "natural")
+        assert own.seed == natural.seed and spec.of.ticket.sparsity == spec.other.ticket.sparsity
+    assert study.evaluations("quick:patterns") == {}
