@@ -59,8 +59,7 @@ def by_mask(frame: pd.DataFrame) -> Figure:
     """Accuracy by whose mask (places on the axis) and whose weights (colours).
 
     frame: rows of `sweep` that differ in mask_from and control, of one sparsity; a panel for each
-    task and mode. Small dots are the seeds, large ones their means; a bar is the 95 % interval of
-    the mean over seeds.
+    task and mode. Small dots are the seeds, large ones their means.
     """
     rows = labelled(frame)
     rows = rows.assign(mask=[mask_label(r) for r in rows.to_dict("records")])
@@ -84,7 +83,7 @@ def by_mask(frame: pd.DataFrame) -> Figure:
                 within(ax, own.accuracy)
                 ax.set_title(task)
         fig.supxlabel("mask", fontsize=8)
-        legend(fig, colours, "colour: whose weights; bars: 95 % interval over seeds")
+        legend(fig, colours, "colour: whose weights; small dots: seeds")
     return fig
 
 
@@ -140,16 +139,24 @@ def mask_label(row: Mapping[str, Any]) -> str:
     return label(named | {"steps": 1}) + ", shuffled" * (row["control"] == "shuffle")
 
 
-def spots(ax: Axes, rows: pd.DataFrame, value: str, at: float, look: Mapping[str, Any]) -> None:
-    """Seeds as small dots, their mean as a large one with its 95 % interval, at one place."""
+def spots(
+    ax: Axes,
+    rows: pd.DataFrame,
+    value: str,
+    at: float,
+    look: Mapping[str, Any],
+    bar: bool = False,
+) -> None:
+    """Seeds as small dots and their mean as a large one, at one place; with its 95 % interval where
+    seeds are independent: for differences that are paired by seed."""
     if rows.empty:
         return
     look = {k: v for k, v in look.items() if k not in ("ls", "label")}
     dots = np.full(len(rows), at - 0.12)
     ax.plot(dots, 100 * rows[value], **(look | {"ms": 1.8, "mew": 0}), ls="", alpha=0.6)
     mean, low, _ = stats.mean_interval(rows.groupby("seed")[value].mean())
-    half = 0.0 if np.isnan(low) else 100 * (mean - low)
-    ax.errorbar(at, 100 * mean, half or None, lw=0.8, capsize=1.5, **look)
+    half = 100 * (mean - low) if bar and not np.isnan(low) else None
+    ax.errorbar(at, 100 * mean, half, lw=0.8, capsize=1.5, **look)
 
 
 def within(ax: Axes, values: pd.Series, zero: bool = False, scale: float = 100) -> None:

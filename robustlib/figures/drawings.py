@@ -32,7 +32,7 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
 
     frame: rows of `sweep` that differ in pattern or scheme, of one mode. Two rows of panels for
     each task, a column for each sparsity: above accuracies, below robust minus natural, paired by
-    seed. Small dots are the seeds, bars 95 % intervals over them. Patterns n:m share one place on
+    seed, with 95 % intervals over seeds. Small dots are the seeds. Patterns n:m share one place on
     the axis. Raises ValueError when a robust row has no natural partner.
     """
     frame = labelled(_placed(frame))
@@ -53,7 +53,7 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
                     for x, place in enumerate(places):
                         cell = (r[(r.label == name) & (r.place == place)] for r in (here, own))
                         spots(ax, next(cell), "accuracy", x + shift, look)
-                        spots(below, next(cell), "difference", x + shift, look)
+                        spots(below, next(cell), "difference", x + shift, look, bar=True)
                 ticks(ax, places)
                 ticks(below, places)
                 ax.set_title(f"{task}, sparsity {sparsity:g}")

@@ -135,7 +135,7 @@ def corruptions(tables: Mapping[Evaluation, list[dict]]) -> Figure:
     """Accuracy on each corruption at the highest sparsity, severities averaged.
 
     tables: the table `corruptions` of corruption evaluations, by spec. Small dots are the seeds,
-    bars the 95 % interval of their mean.
+    large ones their means.
     """
     rows = _long(tables)
     rows = rows[rows.sparsity == rows.sparsity.max()]
@@ -152,7 +152,7 @@ def corruptions(tables: Mapping[Evaluation, list[dict]]) -> Figure:
         ticks(ax, [place.replace("_", " ") for place in places])
         within(ax, each.accuracy)
         ax.set_ylabel("accuracy (%)")
-        legend(fig, colours, f"sparsity {rows.sparsity.max():g}; bars: 95 % interval over seeds")
+        legend(fig, colours, f"sparsity {rows.sparsity.max():g}; small dots: single seeds")
     return fig
 
 

@@ -59,7 +59,7 @@ def by_class(frame: pd.DataFrame) -> Figure:
     """IoU of each class, natural against robust, one panel for each sparsity.
 
     frame: a row for each network and class, with the columns of stats.PRETRAINING, sparsity, seed,
-    name (of the class) and iou. Small dots are the seeds, bars the 95 % interval of their mean.
+    name (of the class) and iou. Small dots are the seeds, large ones their means.
     """
     rows = labelled(frame)
     places = list(dict.fromkeys(rows["name"]))
@@ -78,5 +78,5 @@ def by_class(frame: pd.DataFrame) -> Figure:
             ticks(ax, places)
             ax.set(title=f"sparsity {sparsity:g}", ylim=(-2, 102))
             ax.set_ylabel("IoU (%)")
-        legend(fig, colours, "small dots: single seeds; bars: 95 % interval over seeds")
+        legend(fig, colours, "small dots: single seeds")
     return fig
