@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robustlib import models, specs, training
+from robustlib import models, specs, stats, training
 from robustlib.data import load
 from robustlib.data.splits import balanced, take
 from robustlib.export import export, file_sizes, latencies, logits, quantise
@@ -135,10 +135,10 @@ def channels(frame: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     of dense (of masked for the training step)."""
     shared = [c for c in steps if c in frame and not c.startswith("training_step")]
     rows = frame[frame.form == "fp32"].merge(steps, on=shared)
-    shown_ = ["sparsity", "objective", "eps", "multiply_adds_ratio"]
+    shown_ = ["scope", "sparsity", *stats.PRETRAINING, "multiply_adds_ratio"]
     times = [c for c in rows if c.endswith("_ratio") and c.startswith(("latency", "training"))]
     out = rows[[*shown_, *times]].rename(columns=lambda c: c.removesuffix("_ratio"))
-    return out.sort_values(["sparsity", "objective", "eps"], ignore_index=True).round(3)
+    return out.sort_values(["scope", "sparsity", "objective", "eps"], ignore_index=True).round(3)
 
 
 def int8(frame: pd.DataFrame) -> pd.DataFrame:

@@ -196,7 +196,8 @@ def test_training_steps_are_those_of_the_ticket_small_and_as_a_mask(measured, mo
     assert {n for _, n in seen} == {1}
     table = deployment.channels(frame, steps)
     assert list(table.objective) == ["natural", "pgd"]
-    assert list(table.columns[3:]) == ["multiply_adds", "latency_1", "latency_4", "training_step"]
+    assert list(table.columns[7:]) == ["multiply_adds", "latency_1", "latency_4", "training_step"]
+    assert figures.channels(table).axes[0].get_title() == "latency at batch 1"
     assert table.multiply_adds[0] == round(one(frame, HALF[1]).multiply_adds_ratio, 3)
 
 

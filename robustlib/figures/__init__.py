@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from robustlib.figures.ablations import by_mask, by_pretraining, gap, gap_rows
 from robustlib.figures.drawings import by_drawing, drawing
-from robustlib.figures.edge import edge, saved
+from robustlib.figures.edge import channels, edge, saved
 from robustlib.figures.networks import adversarial_examples, curves, robust_accuracy
 from robustlib.figures.properties import (
     corruptions,
@@ -42,6 +42,7 @@ __all__ = [
     "by_drawing",
     "by_mask",
     "by_pretraining",
+    "channels",
     "corruptions",
     "curves",
     "drawing",

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from robustlib import stats
-from robustlib.figures.style import OTHER, PAGE, labelled, looks, panels, style
+from robustlib.figures.style import OTHER, PAGE, labelled, legend, looks, panels, style
 from robustlib.specs import n_of_m
 
 _MARKERS = {
@@ -158,3 +158,32 @@ def _key(ax: Axes, colours: dict[str, dict[str, Any]], kinds: list[str], reduced
         hollow = plain | {"mfc": "none", "mew": 0.8}
         own.append(plt.Line2D([], [], marker="o", ms=4, label="hollow: int8", **hollow))
     ax.legend(handles=own, loc="center", ncols=1)
+
+
+def channels(table: pd.DataFrame) -> Figure:
+    """Time against arithmetic of channel tickets, as fractions of dense, with the diagonal on which
+    time follows arithmetic.
+
+    table: as `deployment.channels` gives it. Colours are networks; filled: channels ranked across
+    layers, hollow: within each, so that all layers lose the same fraction.
+    """
+    table = labelled(table)
+    colours = looks(table.sort_values(["objective", "eps"]).label)
+    times = [c for c in table if c.startswith(("latency_", "training_step"))]
+    with style():
+        fig, ((*axes,),) = panels(1, len(times), PAGE, 2.9, sharey=True)
+        for ax, column in zip(axes, times, strict=True):
+            ax.plot([0, 1], [0, 1], color=OTHER, lw=0.8, zorder=0)
+            for name, look in colours.items():
+                for scope, fill in (("global", look["color"]), ("layer", "none")):
+                    own = table[(table.label == name) & (table.scope == scope)]
+                    dot = {"color": look["color"], "marker": look["marker"], "mfc": fill, "ms": 4}
+                    ax.plot(own.multiply_adds, own[column], ls="", **dot)
+            batch = column.removeprefix("latency_")
+            title = "training step" if column == "training_step" else f"latency at batch {batch}"
+            ax.set(title=title, xlim=(0, 1.1), ylim=(0, max(1.1, 1.05 * table[times].max().max())))
+        axes[0].set_ylabel("time over dense")
+        fig.supxlabel("multiply-adds over dense", fontsize=8)
+        note = "filled: ranked across layers; hollow: within each; line: time is arithmetic"
+        legend(fig, colours, note)
+    return fig
