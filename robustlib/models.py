@@ -109,11 +109,15 @@ def build(
     return ResNet(block, blocks, n_classes, 64, None, mean, std)
 
 
-def swap_head(model: nn.Module, n_classes: int, seed: int = 0) -> nn.Module:
-    """Replaces the classifier `fc` by a fresh one for `n_classes`, in place; returns the model."""
+def swap_head(model: nn.Module, n_classes: int, seed: int | None = None) -> nn.Module:
+    """Replaces the classifier `fc` by a fresh one for `n_classes`, in place; returns the model.
+
+    It is drawn by the seed; None: from torch's global generator.
+    """
     old = model.fc
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
         model.fc = nn.Linear(old.in_features, n_classes).to(old.weight.device)
     return model
 

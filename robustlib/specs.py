@@ -301,6 +301,8 @@ class Ticket:
                 f"eps={self.eps:g} with objective={self.objective!r}: pgd needs an eps above 0, "
                 "natural has no attack"
             )
+        if self.rounds and n_of_m(self.pattern):
+            raise ValueError(f"rounds={self.rounds}: pattern={self.pattern!r} has one round")
         if list(self.rounds) != sorted(set(self.rounds)) or 0 in self.rounds:
             raise ValueError(f"rounds={self.rounds}: must be growing sparsities in (0, 1)")
         if self.rounds and self.rate != Ticket.rate:
@@ -402,8 +404,10 @@ class Evaluation:
                 raise ValueError(f"{name}={getattr(self, name)!r}: suite={self.suite!r} needs it")
         if self.other is not None:
             _any_of("other", self.other)
-        if getattr(self.of, "mode", "") == "segment":
-            raise ValueError(f"of={shown(self.of)}: its network labels pixels, suites need images")
+        for name in ("of", "other"):
+            if getattr(getattr(self, name), "mode", "") == "segment":
+                given = shown(getattr(self, name))
+                raise ValueError(f"{name}={given}: its network labels pixels, suites need images")
 
 
 Spec = Pretrain | Ticket | Transfer | Evaluation
@@ -444,7 +448,11 @@ def previous(ticket: Ticket) -> Ticket | None:
     elif not n_of_m(ticket.pattern):
         # Rounded, so that 1 - 0.8 ** 2 is the 0.36 that someone may ask for.
         kept = math.log(1 - ticket.sparsity) / math.log(1 - ticket.rate)
-        before = round(1 - (1 - ticket.rate) ** (math.ceil(kept - 1e-6) - 1), 9)
+        done = math.ceil(kept - 1e-6) - 1
+        before = round(1 - (1 - ticket.rate) ** done, 9)
+        while before >= ticket.sparsity:  # rounds so small that rounding counts one too many
+            done -= 1
+            before = round(1 - (1 - ticket.rate) ** done, 9)
     if before == 0:
         return rewound(ticket)
     return replace(ticket, sparsity=before, mask_from=None, control="none")

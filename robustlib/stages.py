@@ -78,6 +78,8 @@ def _check_data(spec: Spec) -> None:
     if isinstance(spec, Transfer):
         _task(spec)
     elif isinstance(spec, Evaluation):
+        if not isinstance(spec.of, Transfer):
+            _images_of(spec.of)
         if spec.against:
             load(spec.against, size=_size_of(spec.of), seed=spec.seed)
     elif isinstance(spec, Ticket):
@@ -244,8 +246,8 @@ def _ticket(spec: Ticket) -> tuple[dict, dict, dict]:
 
 
 def _start(spec: Ticket) -> nn.Module:
-    """The network whose weights a ticket takes: the pretrained one, or that network early in the
-    training of imp, or a fresh one."""
+    """The network whose weights a ticket takes: the pretrained one, or that network after the short
+    training that imp rewinds to, or a fresh one."""
     model = network(spec.pretrain)
     if spec.control == "reinit":
         with torch.random.fork_rng():
@@ -289,8 +291,8 @@ def _trained_mask(spec: Ticket, model: nn.Module) -> tuple[tickets.Mask, list[di
 
 
 def _early(spec: Ticket, model: nn.Module) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """The weights that imp rewinds to: those after `rewind` epochs on the dense network. The head
-    stays that of the source."""
+    """The weights that imp rewinds to: those of a short training of the dense network, `rewind`
+    epochs with a schedule of their own. The head stays that of the source."""
     data = _images(spec)
     headed = _with_head(spec, copy.deepcopy(model), data)
     recipe = replace(training.Recipe.of(spec), epochs=spec.rewind)

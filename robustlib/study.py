@@ -93,8 +93,11 @@ def ablations(name: str, chosen: str | Sequence[str] = "") -> list[str]:
 
 def _raw(name: str) -> tuple[Path, dict[str, Any], str]:
     """The file of a profile, what it holds, and the ablation that the name asks for."""
-    stem, colon, ablation = str(name).rpartition(":")
-    name, ablation = (stem, ablation) if colon and ablation.isidentifier() else (name, "")
+    ablation = ""
+    if isinstance(name, str | Path):
+        stem, colon, last = str(name).rpartition(":")
+        if colon and last.isidentifier():
+            name, ablation = stem, last
     if isinstance(name, str | Path) and str(name).endswith(".toml"):
         path = Path(name)
         if not os.path.isfile(path):  # Path's own raises for a name that is too long
@@ -203,17 +206,23 @@ def pretrains(
 
 
 def family(
-    study: str | Profile, *, seed: int = 0, eps: str | Sequence[float] = "", arch: str = ""
+    study: str | Profile,
+    *,
+    seed: int | None = None,
+    eps: str | Sequence[float] = "",
+    arch: str = "",
 ) -> list[Pretrain]:
     """A natural network of a study and the robust ones that differ from it in nothing but how they
     were pretrained.
 
-    `seed`, `eps` and `arch` choose among the profile's; an empty arch is its first. Raises
+    `seed`, `eps` and `arch` choose among the profile's; no seed, an empty arch: its first. Raises
     ValueError that lists the profile's values, or says that it has no natural network.
     """
     from robustlib import stats
 
-    sources = pretrains(study, seeds=[specs.integer("seed", seed, 0)], eps=eps)
+    study = study if isinstance(study, Profile) else profile(study)
+    seed = study.seeds[0] if seed is None else specs.integer("seed", seed, 0)
+    sources = pretrains(study, seeds=[seed], eps=eps)
     chosen = _choose("arch", arch, list(dict.fromkeys(p.arch for p in sources)), str)[0]
     sources = [p for p in sources if p.arch == chosen]
     if not sources or sources[0].objective != "natural":
@@ -308,10 +317,15 @@ def evaluations(
             suite = values.get("suite", Evaluation.suite)
             told = [f"{k} {v}" for k, v in values.items() if isinstance(entry[k], list)]
             name = " ".join([suite, *told, *([f"with {other}"] if other else [])])
+            if name in out:
+                raise ValueError(
+                    f"evaluation: two are called {name!r}; write the values that differ as a list"
+                )
+            out[name] = []
             for spec in transfers:
                 own = values | ({"other": _other(study, spec, other)} if other else {})
                 if own.get("other") != spec:
-                    out.setdefault(name, []).append(Evaluation(spec, **own))
+                    out[name].append(Evaluation(spec, **own))
     return out
 
 
@@ -523,12 +537,15 @@ def run_study(
     from robustlib.sweeps import sweep
 
     study = profile(name)
+    if ":" in study.name:
+        raise ValueError(f"profile={name!r}: a study has all ablations; `robustlib sweep` has one")
     if not NOTEBOOKS.is_dir():
         raise ValueError(f"{NOTEBOOKS}: not there; a study runs from a clone of the project")
     frame = sweep(grid(study), workers, scheduler=scheduler, retries=retries)
     (out / "notebooks").mkdir(parents=True, exist_ok=True)
     frame.to_csv(out / "results.csv", index=False)
     given = {"profile": name, "figures": str((out / "figures").resolve()), "workers": workers or 0}
+    given["seed"] = study.seeds[0]
     bar = tqdm(sorted(NOTEBOOKS.glob("[0-9]*.ipynb")), unit="notebook", dynamic_ncols=True)
     here = ablations(name)
     for notebook in bar:

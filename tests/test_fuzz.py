@@ -689,7 +689,7 @@ def test_a_profile_of_anything(content):
         ("seeds = [0, 1]", "seeds = {}", "seeds={}: must be a list"),
         ("[pretrain]", "[[pretrain]]", "pretrain=.*: must be a table"),
         ("[ticket]", "[[ticket.x]]", "field of .ticket.='x'"),
-        ("[ticket]", "[[ticket]]\nmask_from = 'x'", "field of .ticket.='mask_from'"),
+        ("[ticket]", "[[ticket]]\nmask_from = 'x'", "mask_from='x': must be a table"),
         ("sparsity = [0.0, 0.9]", "rounds = [0.5]", "rounds=0.5: must be a list of numbers"),
         ("[[transfer]]", "[transfer]", "transfer=.*: must be a list of tables"),
         ("[[transfer]]", "transfer = ['', 3]\n[x]", "table='x'"),

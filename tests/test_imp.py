@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 from pathlib import Path
 
@@ -258,3 +259,19 @@ def test_a_round_leaves_the_model_and_the_callers_random_numbers_alone():
     assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
     assert not model.training and torch.equal(torch.random.get_rng_state(), state)
     assert all(not (m & ~earlier[n]).any() for n, m in mask.items()) and len(curve) == 1
+
+
+@pytest.mark.parametrize(
+    ("rate", "sparsity"), [(0.2, 0.999), (0.02, 0.99), (0.01, 0.98), (0.1, 0.998)]
+)
+def test_every_round_is_sparser_than_the_one_before(rate, sparsity):
+    ticket, rounds = Ticket(Pretrain(), "imp", sparsity=sparsity, rate=rate), 0
+    while (before := specs.previous(ticket)) is not None:
+        assert 0 < before.sparsity < ticket.sparsity
+        ticket, rounds = before, rounds + 1
+    assert rounds == math.ceil(math.log(1 - sparsity) / math.log(1 - rate)) - 1
+
+
+def test_a_pattern_n_of_m_has_no_rounds():
+    with pytest.raises(ValueError, match="rounds=.0.3,.: pattern='2:4' has one round"):
+        Ticket(scheme="imp", pattern="2:4", sparsity=0.5, rounds=(0.3,))

@@ -12,7 +12,7 @@ from test_patterns import NETS, SCOPES, basic, fits, members, odd, sparsity_of
 from torch import nn
 from torch.func import functional_call
 
-from robustlib import specs, stages, store, training
+from robustlib import models, specs, stages, store, tickets, training
 from robustlib.data import load
 from robustlib.data.splits import Split, take
 from robustlib.specs import PATTERNS, Pretrain, Ticket
@@ -188,3 +188,22 @@ def test_the_mask_follows_from_the_spec(objective, split):
     assert lmp(basic(), split, other)[0] != one
     if attack:
         assert lmp(basic(), split, ticket("kernel", 0.5, epochs=1, lr=0.5))[0] != one
+
+
+def test_a_channel_is_learned_with_its_norm_and_a_removed_one_gets_a_gradient():
+    """What is learned on is the ticket's own network: nothing flows where a channel is removed."""
+    torch.manual_seed(0)
+    model = models.build("resnet10s", 3, width=8)
+    for m in model.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(m.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(m.bias, 0.1, 0.5)
+    spec = Ticket(scheme="lmp", pattern="channel", sparsity=0.5, dataset="digits")
+    x = torch.rand(4, 3, 16, 16)
+    mask = tickets.omp(model, 0.5, "channel")
+    ticket = tickets.masked(copy.deepcopy(model), mask, "channel").eval()
+    scored, scores = learned.score(copy.deepcopy(model), spec)
+    assert torch.allclose(scored.eval()(x), ticket(x), atol=1e-5)
+    scored(x).square().sum().backward()
+    removed = torch.cat([s.scores.grad[~s.kept] for s in scores.values()])
+    assert len(removed) and (removed != 0).float().mean() > 0.5

@@ -32,6 +32,7 @@ def by_pretraining(frame: pd.DataFrame) -> Figure:
     network of the seed; bars their 95 % interval, cut off at the panel (see `within`). Raises
     ValueError when a robust row has no natural partner.
     """
+    single(frame, "arch", "n_train", "sparsity", "scheme", "pattern")
     pairs = labelled(stats.differences(frame)).sort_values(["objective", "norm", "eps", "steps"])
     places = list(dict.fromkeys(pairs.label))
     colours = looks(places)
@@ -45,9 +46,8 @@ def by_pretraining(frame: pd.DataFrame) -> Figure:
                 own = pairs[(pairs["mode"] == mode) & (pairs.task == task)]
                 ax.axhline(0, color=NATURAL, lw=1, zorder=0)
                 for name in places:
-                    spots(
-                        ax, own[own.label == name], "difference", places.index(name), colours[name]
-                    )
+                    here, at = own[own.label == name], places.index(name)
+                    spots(ax, here, "difference", at, colours[name], bar=True)
                 ticks(ax, places)
                 ax.set_title(task)
             within(row[0], pairs[pairs["mode"] == mode].difference, zero=True)
@@ -61,6 +61,9 @@ def by_mask(frame: pd.DataFrame) -> Figure:
     frame: rows of `sweep` that differ in mask_from and control, of one sparsity; a panel for each
     task and mode. Small dots are the seeds, large ones their means.
     """
+    single(frame, "arch", "n_train", "sparsity", "scheme", "pattern")
+    if (frame.control == "reinit").any():
+        raise ValueError("control='reinit': its weights are nobody's, draw it by `by_drawing`")
     rows = labelled(frame)
     rows = rows.assign(mask=[mask_label(r) for r in rows.to_dict("records")])
     order = rows.sort_values(["control", "mask_objective", "mask_eps"])
@@ -157,6 +160,14 @@ def spots(
     mean, low, _ = stats.mean_interval(rows.groupby("seed")[value].mean())
     half = 100 * (mean - low) if bar and not np.isnan(low) else None
     ax.errorbar(at, 100 * mean, half, lw=0.8, capsize=1.5, **look)
+
+
+def single(frame: pd.DataFrame, *columns: str) -> None:
+    """Refuses rows that differ in what a figure has no place for: it would average over it."""
+    for column in columns:
+        if frame[column].nunique(dropna=False) > 1:
+            values = ", ".join(map(str, frame[column].unique()))
+            raise ValueError(f"{column}: the rows have {values}; this figure draws one at a time")
 
 
 def within(ax: Axes, values: pd.Series, zero: bool = False, scale: float = 100) -> None:

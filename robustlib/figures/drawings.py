@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from robustlib import stats
-from robustlib.figures.ablations import spots, ticks, within
+from robustlib.figures.ablations import single, spots, ticks, within
 from robustlib.figures.style import COLUMN, NATURAL, PAGE, labelled, legend, looks, panels, style
 from robustlib.specs import PATTERNS, SCHEMES, n_of_m
 
@@ -20,8 +20,8 @@ def drawing(row: Mapping[str, Any]) -> str:
     row: anything with the columns of a ticket. Unstructured goes without saying.
     """
     name = row["scheme"].upper() if row["scheme"] in ("omp", "imp", "lmp") else row["scheme"]
-    if row["scheme"] == "imp":
-        name = "A-" * (row["ticket_objective"] == "pgd") + name
+    name = "A-" * (row["ticket_objective"] == "pgd") + name
+    if row["scheme"] == "imp" or (row["scheme"] == "lmp" and not row["dataset"]):
         name += " downstream" if row["dataset"] else " upstream"
     control = {"shuffle": ", shuffled", "reinit": ", fresh weights"}.get(row["control"], "")
     return name + control + f", {row['pattern']}" * (row["pattern"] != "unstructured")
@@ -35,6 +35,7 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
     seed, with 95 % intervals over seeds. Small dots are the seeds. Patterns n:m share one place on
     the axis. Raises ValueError when a robust row has no natural partner.
     """
+    single(frame, "mode", "arch", "recalibrate", "n_train", "scope")
     frame = labelled(_placed(frame))
     pairs = stats.differences(frame)
     places = sorted(frame.place.unique(), key=_order(frame).get)

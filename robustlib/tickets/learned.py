@@ -22,7 +22,8 @@ Chosen on the validation images of one natural ticket."""
 
 
 class Scored(nn.Module):
-    """A parametrization of a convolution's weight: the weight times a mask that scores decide.
+    """A parametrization of a weight, a convolution's or for channels that of its norm: the weight
+    times a mask that scores decide.
 
     scores: one a group of the pattern, trained. `kept` says which groups the mask keeps; the
     gradient passes through it to the scores as if it were them (straight through: Bengio et al.,
@@ -78,10 +79,18 @@ def score(model: nn.Module, spec: Ticket) -> tuple[nn.Module, dict[str, Scored]]
     model.requires_grad_(False)
     model.fc.requires_grad_(True)
     scores = {}
+    after = patterns.norms(model) if spec.pattern == "channel" else {}
     for name, module in list(model.named_modules()):
         if (own := f"{name}.weight") in weights:
             scores[own] = Scored(UNIT * start[own] / means[own], weights[own].shape)
-            parametrize.register_parametrization(module, "weight", scores[own])
+            if own not in after:
+                parametrize.register_parametrization(module, "weight", scores[own])
+                continue
+            # A channel goes with its norm's scale and shift, and its convolution feeds nothing
+            # else: masked here alone, its gradient is that of what it would send.
+            norm = model.get_submodule(after[own])
+            parametrize.register_parametrization(norm, "weight", scores[own])
+            parametrize.register_parametrization(norm, "bias", scores[own])
     rank(scores, spec)
     model.register_forward_pre_hook(lambda *_: rank(scores, spec))
     return model, scores

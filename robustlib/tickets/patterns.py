@@ -175,15 +175,23 @@ def with_norms(mask: Mask, model: nn.Module) -> Mask:
     That norm is the first one that the model holds after the convolution and before the next.
     """
     out = dict(mask)
-    layer = None
+    for layer, norm in norms(model).items():
+        if layer in mask:
+            channels = mask[layer].flatten(1).any(1)
+            out |= {f"{norm}.{part}": channels for part in ("weight", "bias")}
+    return Mask(out)
+
+
+def norms(model: nn.Module) -> dict[str, str]:
+    """The BatchNorm after each convolution that has one, by the name of the weight."""
+    out: dict[str, str] = {}
+    layer = ""
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             layer = f"{name}.weight"
-        elif isinstance(module, nn.BatchNorm2d) and layer in mask:
-            channels = mask[layer].flatten(1).any(1)
-            out |= {f"{name}.{part}": channels for part in ("weight", "bias")}
-            layer = None
-    return Mask(out)
+        elif isinstance(module, nn.BatchNorm2d) and layer:
+            out[layer], layer = name, ""
+    return out
 
 
 def masked(model: nn.Module, mask: Mask, pattern: str) -> nn.Module:
