@@ -270,13 +270,12 @@ def grid(
         given["task"] = [one_of("tasks", t, _datasets()) for t in values]
     if specs.integer("n_train", n_train, 0):
         given["n_train"] = n_train
-    tickets = [dict(entry) for entry in study.tickets]
-    if values := items("sparsities", sparsities, float):
-        values = [specs.number("sparsities", s, 0, 1, open_high=True) for s in values]
-        for entry in tickets:
-            # A pattern n:m has one sparsity.
-            if not any(specs.n_of_m(p) for p in _axis(entry.get("pattern", Ticket.pattern))):
-                entry["sparsity"] = values
+    replaced = items("sparsities", sparsities, float)
+    replaced = [specs.number("sparsities", s, 0, 1, open_high=True) for s in replaced]
+    drawings = []
+    for drawn in (drawn for entry in study.tickets for drawn in _product(entry)):
+        fixed = specs.n_of_m(drawn.get("pattern", Ticket.pattern)) or drawn.get("scheme") == "dense"
+        drawings += [drawn] if fixed else [drawn | {"sparsity": s} for s in replaced] or [drawn]
     ways = [way for entry in study.transfers for way in _product({**entry, **given})]
     if n_train:
         for task in dict.fromkeys(way.get("task", Transfer.task) for way in ways):
@@ -285,7 +284,6 @@ def grid(
     kept = _choose("modes", modes, list(known), str)
     chosen = _choose("seeds", seeds, study.seeds, int)
     out: dict[str, Transfer] = {}
-    drawings = [drawn for entry in tickets for drawn in _product(entry)]
     for pretrain, drawn, way in itertools.product(
         pretrains(study, seeds=seeds, eps=eps), drawings, ways
     ):

@@ -87,7 +87,8 @@ def score(model: nn.Module, spec: Ticket) -> tuple[nn.Module, dict[str, Scored]]
                 parametrize.register_parametrization(module, "weight", scores[own])
                 continue
             # A channel goes with its norm's scale and shift, and its convolution feeds nothing
-            # else: masked here alone, its gradient is that of what it would send.
+            # else. Where a ReLU follows, a removed one has no gradient: it comes back only when the
+            # scores of kept ones fall below its own.
             norm = model.get_submodule(after[own])
             parametrize.register_parametrization(norm, "weight", scores[own])
             parametrize.register_parametrization(norm, "bias", scores[own])
