@@ -113,9 +113,12 @@ def gap(frame: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
             ax.errorbar(
                 own.gap, 100 * own["mean"], xerr=side, yerr=np.nan_to_num(up), **bars, **look
             )
-            for row in own.to_dict("records"):
+            for i, row in enumerate(own.sort_values("gap").to_dict("records")):
                 at = (row["gap"], 100 * row["mean"])
-                ax.annotate(row["task"], at, xytext=(3, 3), textcoords="offset points", fontsize=6)
+                # In turn to the right and to the left, for near tasks stand close.
+                side = {"xytext": (3, 4)} if i % 2 else {"xytext": (-3, -8), "ha": "right"}
+                ax.annotate(row["task"], at, fontsize=6, textcoords="offset points", **side)
+        within(ax, rows["mean"], zero=True)
         ax.set_xlabel("Fréchet distance of the task to the source")
         ax.set_ylabel("robust − natural (points)")
         legend(fig, colours, "bars: 95 % intervals, over images and over seeds")

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from robustlib import stats
+from robustlib.figures.ablations import within
 from robustlib.figures.style import COLUMN, NATURAL, PAGE, labelled, legend, looks, panels, style
 from robustlib.specs import Transfer, columns
 
@@ -106,6 +107,8 @@ def _lines(
         line = means[means.label == name].sort_values(against)
         bars = {"yerr": 100 * line.half, "capsize": 1.5, "elinewidth": 0.7}
         ax.errorbar(_x(line, against) * shift, 100 * line["mean"], **bars, **look)
+    if seeds.seed.nunique() == 2:  # intervals of two are a dozen times as long as they are apart
+        within(ax, seeds[value])
 
 
 def _blocks(
@@ -188,7 +191,8 @@ def _axis(ax: Axes, against: str, frame: pd.DataFrame) -> None:
     """Log of density: 0.9 to 0.95 is half the weights, and as far as 0.8 to 0.9; log of images."""
     values = frame[[against]].drop_duplicates().sort_values(against)
     ax.set_xscale("log")
-    ax.set_xticks(_x(values, against), [f"{v:g}" for v in values[against]])
+    names = [f"{v:g}" for v in values[against]]
+    ax.set_xticks(_x(values, against), names, rotation=90 if against == "n_train" else 0)
     ax.xaxis.set_minor_locator(NullLocator())
 
 
