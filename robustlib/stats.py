@@ -65,14 +65,16 @@ def differences(frame: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
     """The robust rows of `frame`, each paired with the natural row that differs from it in nothing
     but RECIPE. Columns: as given, the natural `value` as {value}_natural, and `difference`.
 
-    Raises ValueError when a robust row has no natural partner: averages over the two sides would
-    then be averages over different things.
+    Raises ValueError when there is no robust row, or one without a natural partner: averages over
+    the two sides would then be averages over different things.
     """
     twin = [c for c in columns(Transfer()) if c in frame and c not in RECIPE]
     natural = frame[frame.objective == "natural"]
     if natural.duplicated(twin).any():
         raise ValueError("several natural rows differ in none of " + ", ".join(twin))
     robust = frame[frame.objective != "natural"]
+    if robust.empty:
+        raise ValueError("there is no robust row to compare with natural ones")
     pairs = robust.merge(natural[[*twin, value]], on=twin, how="left", suffixes=("", "_natural"))
     lonely = pairs[pairs[f"{value}_natural"].isna()]
     if len(lonely):

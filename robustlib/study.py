@@ -193,11 +193,9 @@ def pretrains(
     out: dict[str, Pretrain] = {}
     for entry in study.objectives:
         for values in _product({**study.pretrain, **entry}):
-            if checkpoint := values.get("checkpoint"):
-                values["checkpoint"] = _filled(checkpoint, values)
             for seed in chosen:
                 # A checkpoint is one network: its repetitions are those of the transfer.
-                spec = Pretrain(**values, seed=0 if checkpoint else seed)
+                spec = _network(values, 0 if values.get("checkpoint") else seed)
                 out.setdefault(specs.key(spec), spec)
     radii = sorted({p.eps for p in out.values() if p.eps > 0})
     kept = _choose("eps", eps, radii, float) if radii else []
@@ -230,6 +228,12 @@ def family(
     recipe = {name.removeprefix("pretrain_") for name in stats.RECIPE}
     alike = [{k: v for k, v in specs.columns(p).items() if k not in recipe} for p in sources]
     return [p for p, own in zip(sources, alike, strict=True) if own == alike[0]]
+
+
+def _network(values: dict[str, Any], seed: int) -> Pretrain:
+    if checkpoint := values.get("checkpoint"):
+        values = values | {"checkpoint": _filled(checkpoint, values)}
+    return Pretrain(**values, seed=seed)
 
 
 def _filled(checkpoint: str, values: dict[str, Any]) -> str:
@@ -339,10 +343,7 @@ def _other(study: Profile, spec: Transfer, which: str) -> Transfer:
 
 def _partner(study: Profile, entry: dict[str, Any], of: Pretrain) -> Pretrain:
     """The network of another entry of [[objective]], else like `of`."""
-    values = {name: getattr(of, name) for name in study.pretrain} | entry
-    if checkpoint := values.get("checkpoint"):
-        values["checkpoint"] = _filled(checkpoint, values)
-    return Pretrain(**values, seed=of.seed)
+    return _network({name: getattr(of, name) for name in study.pretrain} | entry, of.seed)
 
 
 def _drawing(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 from robustlib.data import packs
 from robustlib.data.packs import MAX_CLASSES, MAX_OVERLAP, SPLITS, _arrays, _error, _text
 from robustlib.data.scenes import IGNORE, SCENES, Arrays, glyphs_seg, voc2012
-from robustlib.data.sources import data_root
+from robustlib.data.sources import build_once, data_root
 from robustlib.data.splits import RESIZE_CHUNK, VAL_CAP, VAL_FRACTION, MaskSplit, seed_for, take
 from robustlib.specs import integer, one_of, shown
 
@@ -82,7 +81,7 @@ def load_segmentation(
         path = folder / f"{name}.npz"
         if name not in here:
             path = folder / f"{name}@{size or VOC_SIZE}.npz"
-            _build_once(path, lambda: voc2012(folder, size or VOC_SIZE))
+            build_once(path, lambda: write(path, *voc2012(folder, size or VOC_SIZE)))
         stat = path.stat()
         data = _pack(name, path, stat.st_mtime_ns, stat.st_size)
     if n_train is not None:
@@ -202,27 +201,6 @@ def _dataset(name: str, arrays: Arrays, names: tuple[str, ...]) -> Segmentation:
         parts["val"] = take(parts["train"], np.sort(order[:cut]))
         parts["train"] = take(parts["train"], np.sort(order[cut:]))
     return Segmentation(name, parts["train"], parts["val"], parts["test"], names)
-
-
-def _build_once(path: Path, build: Callable[[], tuple[Arrays, tuple[str, ...]]]) -> None:
-    """Write build()'s pack to `path`, unless it is there, or another process does so meanwhile."""
-    from filelock import FileLock
-
-    if path.exists():
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(f".{path.name}.lock"))
-        lock.acquire()
-    except OSError as e:
-        raise PermissionError(
-            f"{path} cannot be written ({e.strerror}); set ROBUSTLIB_DATA to a folder of yours"
-        ) from e
-    try:
-        if not path.exists():
-            write(path, *build())
-    finally:
-        lock.release()
 
 
 def _few(data: Segmentation, n_train: int, seed: int) -> Segmentation:

@@ -76,7 +76,7 @@ def find(name: str, size: int, root: str | Path | None = None) -> Path | None:
         return path
     size = min(size, PUBLISHED[name].native)
     path = folder / _file(name, size)
-    _build_once(path, lambda: torchsets.build(name, size, folder))
+    build_once(path, lambda: packs.write(path, torchsets.build(name, size, folder)))
     return path
 
 
@@ -111,7 +111,7 @@ def build_folder(
         splits = {"all": class_folders(folder)}
     pack = _from_folders(name, splits, size, fraction, seed)
     packs.validate(pack, path)  # before the data root is made: a refusal leaves nothing there
-    _build_once(path, lambda: pack)
+    build_once(path, lambda: packs.write(path, pack))
     return path
 
 
@@ -177,9 +177,15 @@ def _size_of(path: Path) -> int:
     return int(digits) if digits.isdecimal() else 0
 
 
-def _build_once(path: Path, build: Callable[[], Pack]) -> None:
-    """Write build()'s pack to `path`, unless another process has done so in the meantime."""
+def build_once(path: Path, write: Callable[[], None]) -> None:
+    """Calls what writes the pack `path`, unless it is there, or another process does so meanwhile.
+
+    Raises PermissionError where the data root cannot be written.
+    """
     from filelock import FileLock
+
+    if path.exists():
+        return
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -191,7 +197,7 @@ def _build_once(path: Path, build: Callable[[], Pack]) -> None:
         ) from e
     try:
         if not path.exists():
-            packs.write(path, build())
+            write()
     finally:
         lock.release()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,8 @@ def by_pretraining(frame: pd.DataFrame) -> Figure:
                 ax.set_title(task)
             within(row[0], pairs[pairs["mode"] == mode].difference, zero=True)
         fig.align_ylabels()
+        note = "small dots: single seeds; bars: 95 % interval\nover seeds, cut off at the panel"
+        fig.supxlabel(note, fontsize=6.5)
     return fig
 
 
@@ -77,12 +79,7 @@ def by_mask(frame: pd.DataFrame) -> Figure:
             line[0].set_ylabel(f"{mode}\naccuracy (%)")
             for ax, task in zip(line, tasks, strict=True):
                 own = rows[(rows["mode"] == mode) & (rows.task == task)]
-                for i, (name, look) in enumerate(colours.items()):
-                    shift = 0.3 * (i - (len(colours) - 1) / 2) / max(1, len(colours) - 1)
-                    for place, mask in enumerate(places):
-                        cell = own[(own.label == name) & (own["mask"] == mask)]
-                        spots(ax, cell, "accuracy", place + shift, look)
-                ticks(ax, places)
+                beside(ax, own, "accuracy", colours, "mask", places)
                 within(ax, own.accuracy)
                 ax.set_title(task)
         fig.supxlabel("mask", fontsize=8)
@@ -121,7 +118,9 @@ def gap(frame: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
         within(ax, rows["mean"], zero=True)
         ax.set_xlabel("Fréchet distance of the task to the source")
         ax.set_ylabel("robust − natural (points)")
-        legend(fig, colours, "bars: 95 % intervals, over images and over seeds")
+        legend(
+            fig, colours, "bars: 95 % intervals, over images and over seeds, cut off at the panel"
+        )
     return fig
 
 
@@ -143,6 +142,24 @@ def mask_label(row: Mapping[str, Any]) -> str:
     """
     named = {name: row[f"mask_{name}"] for name in ("objective", "norm", "eps", "sigma")}
     return label(named | {"steps": 1}) + ", shuffled" * (row["control"] == "shuffle")
+
+
+def beside(
+    ax: Axes,
+    rows: pd.DataFrame,
+    value: str,
+    looks: Mapping[str, Mapping[str, Any]],
+    column: str,
+    places: Sequence[str],
+    bar: bool = False,
+) -> None:
+    """`spots` of every label beside each other at each place: the values of `column`."""
+    for i, (name, look) in enumerate(looks.items()):
+        shift = 0.3 * (i - (len(looks) - 1) / 2) / max(1, len(looks) - 1)
+        for at, place in enumerate(places):
+            own = rows[(rows.label == name) & (rows[column] == place)]
+            spots(ax, own, value, at + shift, look, bar)
+    ticks(ax, places)
 
 
 def spots(
@@ -183,7 +200,7 @@ def within(ax: Axes, values: pd.Series, zero: bool = False, scale: float = 100) 
     ax.set_ylim(low - margin, high + margin)
 
 
-def ticks(ax: Axes, places: list[str]) -> None:
+def ticks(ax: Axes, places: Sequence[str]) -> None:
     """Names on the axis, upright."""
     ax.set_xticks(range(len(places)), places, rotation=90)
     ax.grid(axis="x", visible=False)

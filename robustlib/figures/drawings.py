@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from robustlib import stats
-from robustlib.figures.ablations import single, spots, ticks, within
+from robustlib.figures.ablations import beside, single, within
 from robustlib.figures.style import COLUMN, NATURAL, PAGE, labelled, legend, looks, panels, style
 from robustlib.specs import PATTERNS, SCHEMES, n_of_m
 
@@ -49,14 +49,8 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
             for ax, below, sparsity in zip(*grid[2 * t : 2 * t + 2], sparsities, strict=True):
                 here, own = (r[(r.task == task) & (r.sparsity == sparsity)] for r in (frame, pairs))
                 below.axhline(0, color=NATURAL, lw=1, zorder=0)
-                for i, (name, look) in enumerate(colours.items()):
-                    shift = 0.3 * (i - (len(colours) - 1) / 2) / max(1, len(colours) - 1)
-                    for x, place in enumerate(places):
-                        cell = (r[(r.label == name) & (r.place == place)] for r in (here, own))
-                        spots(ax, next(cell), "accuracy", x + shift, look)
-                        spots(below, next(cell), "difference", x + shift, look, bar=True)
-                ticks(ax, places)
-                ticks(below, places)
+                beside(ax, here, "accuracy", colours, "place", places)
+                beside(below, own, "difference", colours, "place", places, bar=True)
                 ax.set_title(f"{task}, sparsity {sparsity:g}")
             within(grid[2 * t][0], frame[frame.task == task].accuracy)
             within(grid[2 * t + 1][0], pairs[pairs.task == task].difference, zero=True)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from robustlib import stats
-from robustlib.figures.ablations import spots, ticks, within
+from robustlib.figures.ablations import beside, single, within
 from robustlib.figures.style import OTHER, PAGE, labelled, legend, looks, panels, style
 from robustlib.specs import Evaluation, columns
 
@@ -39,6 +39,8 @@ def properties(frames: Mapping[str, pd.DataFrame]) -> Figure:
     Lines join means over seeds, small dots are the seeds, bars 95 % intervals of the mean.
     """
     cells = list(_cells(frames))
+    for _, _, rows in cells:
+        single(rows, "task", "mode", "arch", "scheme", "pattern")
     labels = pd.concat(labelled(rows) for _, _, rows in cells)
     colours = looks(labels.sort_values(["objective", "eps"]).label)
     down = -(-len(cells) // ACROSS)
@@ -61,8 +63,8 @@ def properties(frames: Mapping[str, pd.DataFrame]) -> Figure:
                 ax.errorbar(shift / (1 - line.sparsity), line["mean"], **bars, **look)
             within(ax, rows[column], scale=1)
             ax.set_xscale("log")
-            ticks = sorted(rows.sparsity.unique())
-            ax.set_xticks([1 / (1 - s) for s in ticks], [f"{s:g}" for s in ticks])
+            values = sorted(rows.sparsity.unique())
+            ax.set_xticks([1 / (1 - s) for s in values], [f"{s:g}" for s in values])
             ax.xaxis.set_minor_locator(NullLocator())
             arrow = "↓" if column in LOW_IS_GOOD else "↑"
             ax.set_title(f"{PROPERTIES[column]} {'' if column == 'cka' else arrow}\n{name}")
@@ -140,16 +142,12 @@ def corruptions(tables: Mapping[Evaluation, list[dict]]) -> Figure:
     rows = _long(tables)
     rows = rows[rows.sparsity == rows.sparsity.max()]
     colours = looks(rows.sort_values(["objective", "eps"]).label)
+    rows = rows.assign(corruption=rows.corruption.str.replace("_", " "))
     each = rows.groupby(["label", "corruption", "seed"], sort=False).accuracy.mean().reset_index()
     places = list(dict.fromkeys(each.corruption))
     with style():
         fig, ((ax,),) = panels(1, 1, PAGE, 2.6)
-        for i, (name, look) in enumerate(colours.items()):
-            shift = 0.3 * (i - (len(colours) - 1) / 2) / max(1, len(colours) - 1)
-            for place, corruption in enumerate(places):
-                own = each[(each.label == name) & (each.corruption == corruption)]
-                spots(ax, own, "accuracy", place + shift, look)
-        ticks(ax, [place.replace("_", " ") for place in places])
+        beside(ax, each, "accuracy", colours, "corruption", places)
         within(ax, each.accuracy)
         ax.set_ylabel("accuracy (%)")
         legend(fig, colours, f"sparsity {rows.sparsity.max():g}; small dots: single seeds")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from robustlib.figures.ablations import spots, ticks
+from robustlib.figures.ablations import beside
 from robustlib.figures.style import COLUMN, PAGE, labelled, legend, looks, panels, style
 
 IGNORED = "#FFFFFF"
@@ -35,7 +35,8 @@ def scenes(
     shown = [colours[i % 20] for i in range(len(class_names))]
     known = ListedColormap(shown).with_extremes(bad=IGNORED)
     height = len(rows) * (PAGE / n * high / wide + 0.08) + 0.5
-    present = [i for i in range(len(class_names)) if bool((masks == i).any())]
+    labels = [masks, *predicted.values()]
+    present = [i for i in range(len(class_names)) if any(bool((m == i).any()) for m in labels)]
     with style():
         fig, grid = panels(len(rows), n, PAGE, height)
         for line, (name, pictures) in zip(grid, rows.items(), strict=True):
@@ -47,7 +48,11 @@ def scenes(
                     continue
                 labels = np.ma.masked_equal(picture.numpy(), ignore)
                 ax.imshow(
-                    labels, cmap=known, vmin=0, vmax=len(class_names), interpolation="nearest"
+                    labels,
+                    cmap=known,
+                    vmin=-0.5,
+                    vmax=len(class_names) - 0.5,
+                    interpolation="nearest",
                 )
             line[0].set_ylabel(name)
         patches = [Patch(fc=known(i), label=class_names[i]) for i in present]
@@ -70,12 +75,7 @@ def by_class(frame: pd.DataFrame) -> Figure:
         fig, grid = panels(len(sparsities), 1, *size, sharex=True, sharey=True)
         for (ax,), sparsity in zip(grid, sparsities, strict=True):
             here = rows[rows.sparsity == sparsity]
-            for i, (name, look) in enumerate(colours.items()):
-                shift = 0.3 * (i - (len(colours) - 1) / 2) / max(1, len(colours) - 1)
-                for place, of in enumerate(places):
-                    own = here[(here.label == name) & (here["name"] == of)]
-                    spots(ax, own, "iou", place + shift, look)
-            ticks(ax, places)
+            beside(ax, here, "iou", colours, "name", places)
             ax.set(title=f"sparsity {sparsity:g}", ylim=(-2, 102))
             ax.set_ylabel("IoU (%)")
         legend(fig, colours, "small dots: single seeds")
