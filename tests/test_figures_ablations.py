@@ -205,14 +205,36 @@ def test_properties_have_a_panel_each_and_a_row_in_the_table():
     }
     fig = figures.properties(frames)
     titles = [ax.get_title() for ax in fig.axes if ax.axison]
-    assert [t.split("\n")[1] for t in titles] == list(frames) and inside(fig)
-    assert "↑" in titles[0] and "↓" in titles[1]
+    assert [t.split("\n")[1] for t in titles] == [
+        "adversarial, L2 ε = 0.1, 100 images",
+        "calibration, 100 images",
+    ]
+    assert "↑" in titles[0] and "↓" in titles[1] and inside(fig)
     table = figures.property_table(frames)
-    assert len(table) == 2 * 2 * 2
-    robust = table[(table.network != "natural") & (table.property == "accuracy under AutoAttack")]
-    assert list(robust.difference) == ["+0.050 [+0.050, +0.050]"] * 2
-    assert list(table[table.network == "natural"].difference.unique()) == [""]
-    assert len(figures.property_rows(frames)) == 2 * 8
+    attacked, ece = "accuracy under AutoAttack", "calibration error (ECE)"
+    assert list(table.property) == [attacked, attacked, ece, ece]
+    assert list(table.sparsity) == [0.0, 0.9] * 2
+    assert set(table.images) == {100} and set(table.seeds) == {2}
+    robust = figures.label(specs.columns(ROBUST))
+    assert list(table.columns[-3:]) == ["natural", robust, f"{robust} − natural"]
+    # Two seeds, 0.01 apart: Student's factor of 12.7 over the root of 2, times the deviation.
+    assert table.natural[0] == "0.505 [0.441, 0.569]" and table[robust][1].startswith("0.375 [")
+    assert list(table.iloc[:, -1]) == ["+0.050 [+0.050, +0.050]"] * 4
+    saved = figures.property_rows(frames)
+    assert len(saved) == 2 * 8 and list(saved.n) == [100] * 16
+
+
+def test_a_property_of_robust_networks_alone_has_no_difference():
+    frames = {
+        "similarity": evaluated("similarity", "cka", other=Transfer()).query("objective == 'pgd'"),
+        "certified": evaluated("certified", "mean_radius", sigma=0.1).rename(
+            columns={"n": "n_images"}
+        ),
+    }
+    table = figures.property_table(frames)
+    assert list(table.natural[:2]) == ["", ""] and list(table.iloc[:2, -1]) == ["", ""]
+    assert table.natural[2] and table.iloc[2, -1] and set(table.images) == {100}
+    assert set(figures.property_rows(frames).n) == {100}
 
 
 def test_reliability_adds_up_seeds_and_leaves_out_empty_bins():
@@ -227,6 +249,9 @@ def test_reliability_adds_up_seeds_and_leaves_out_empty_bins():
     curve = fig.axes[0].lines[1]
     assert list(curve.get_xdata()) == pytest.approx([0.6])
     assert list(curve.get_ydata()) == pytest.approx([(10 * 0.3 + 20 * 0.6) / 30]) and inside(fig)
+    lines = figures.table_rows(tables)
+    assert list(lines["count"]) == [0, 10, 0, 20] and list(lines.seed) == [0, 0, 1, 1]
+    assert list(lines.key.unique()) == [specs.key(spec) for spec in tables]
 
 
 def test_corruptions_are_averaged_over_severities_at_the_highest_sparsity():

@@ -15,6 +15,7 @@ from robustlib.figures.properties import (
     property_rows,
     property_table,
     reliability,
+    table_rows,
 )
 from robustlib.figures.results import accuracy_vs_labels, accuracy_vs_sparsity, advantage
 from robustlib.figures.scenes import by_class, scenes
@@ -71,5 +72,6 @@ __all__ = [
     "saved",
     "scenes",
     "section",
+    "table_rows",
     "verdict",
 ]

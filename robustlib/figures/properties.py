@@ -10,11 +10,11 @@ from matplotlib.ticker import NullLocator
 
 from robustlib import stats
 from robustlib.figures.ablations import beside, single, within
-from robustlib.figures.style import OTHER, PAGE, labelled, legend, looks, panels, style
-from robustlib.specs import Evaluation, columns
+from robustlib.figures.style import OTHER, PAGE, labelled, legend, looks, panels, radius, style
+from robustlib.specs import Evaluation, columns, key
 
 PROPERTIES = {
-    "clean_accuracy": "accuracy",
+    "clean_accuracy": "clean accuracy",
     "pgd_accuracy": "accuracy under PGD-20",
     "autoattack_accuracy": "accuracy under AutoAttack",
     "corruption_accuracy": "accuracy on corruptions",
@@ -29,6 +29,8 @@ PROPERTIES = {
 }
 """The measures of evaluations that are drawn, by column."""
 LOW_IS_GOOD = ("ece", "nll", "brier")
+MINUS = "{} − natural"
+"""The column of a difference, by the robust network's label."""
 ACROSS = 3
 
 
@@ -67,7 +69,8 @@ def properties(frames: Mapping[str, pd.DataFrame]) -> Figure:
             ax.set_xticks([1 / (1 - s) for s in values], [f"{s:g}" for s in values])
             ax.xaxis.set_minor_locator(NullLocator())
             arrow = "↓" if column in LOW_IS_GOOD else "↑"
-            ax.set_title(f"{PROPERTIES[column]} {'' if column == 'cka' else arrow}\n{name}")
+            what = f"{PROPERTIES[column]} {'' if column == 'cka' else arrow}"
+            ax.set_title(f"{what}\n{_asked(name, rows)}, {_images(rows).iloc[0]:,} images")
         fig.supxlabel("sparsity (fraction of convolution weights removed)", fontsize=8)
         note = "dots: seeds; bars: 95 % interval over seeds, cut off at the panel; arrows: better"
         legend(fig, colours, note)
@@ -75,32 +78,51 @@ def properties(frames: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def property_table(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Natural and robust by property and sparsity: means with 95 % intervals over seeds, and the
-    difference paired by seed."""
-    out = []
+    """Natural and robust networks beside each other, a row a property and sparsity.
+
+    Columns: property, asked, images (measured on), sparsity, seeds; each network's mean with its
+    95 % interval over seeds; for each robust one what it has over the natural one, paired by seed.
+    Empty where a property is of robust networks alone.
+    """
+    lines = []
+    labels: list[str] = []
     for name, column, rows in _cells(frames):
-        by = ["sparsity"]
-        each = labelled(stats.summary(rows, [*stats.PRETRAINING, *by], column))
-        natural = each[each.objective == "natural"].set_index("sparsity")
-        paired = (rows.objective == "natural").any() and (rows.objective != "natural").any()
-        added = labelled(stats.advantage(rows, by, column)) if paired else None
-        for row in each.to_dict("records"):
-            line = {"asked": name, "property": PROPERTIES[column], "sparsity": row["sparsity"]}
-            line |= {"network": row["label"], "value": _cell(row), "seeds": row["seeds"]}
-            if added is not None and row["label"] != "natural" and row["sparsity"] in natural.index:
-                same = added[(added.label == row["label"]) & (added.sparsity == row["sparsity"])]
-                line["difference"] = _cell(same.iloc[0], "+")
-            out.append(line)
-    return pd.DataFrame(out).fillna({"difference": ""})
+        each = labelled(stats.summary(rows, [*stats.PRETRAINING, "sparsity"], column))
+        labels += each.label.to_list()
+        added = each[:0]
+        if (rows.objective == "natural").any() and (rows.objective != "natural").any():
+            added = labelled(stats.advantage(rows, ["sparsity"], column))
+        images = int(_images(rows).iloc[0])
+        for sparsity, own in each.groupby("sparsity"):
+            line = {"property": PROPERTIES[column], "asked": _asked(name, rows)}
+            line |= {"images": images, "sparsity": sparsity, "seeds": own.seeds.min()}
+            line |= {row["label"]: _cell(row) for row in own.to_dict("records")}
+            more = added[added.sparsity == sparsity].to_dict("records")
+            lines.append(line | {MINUS.format(row["label"]): _cell(row, "+") for row in more})
+    networks = list(looks(labels))
+    differences = [MINUS.format(n) for n in networks if n != "natural"]
+    order = ["property", "asked", "images", "sparsity", "seeds", *networks, *differences]
+    return pd.DataFrame(lines).reindex(columns=order).fillna(dict.fromkeys(order[5:], ""))
 
 
 def property_rows(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The rows behind `properties`, one a network and property: columns of the specs, asked,
-    property and value."""
+    """The rows behind `properties`, one a network and property: columns of the specs, n (images),
+    asked, property and value."""
     return pd.concat(
-        rows.assign(asked=name, property=column, value=rows[column])
+        rows.assign(asked=name, property=column, value=rows[column], n=_images(rows))
         for name, column, rows in _cells(frames)
     )[["asked", "property", "value", "task", "sparsity", *stats.PRETRAINING, "seed", "n", "key"]]
+
+
+def table_rows(tables: Mapping[Evaluation, list[dict]]) -> pd.DataFrame:
+    """The rows behind `reliability` and `corruptions`: each table's, with what tells its network
+    and its key."""
+    kept = ["task", "sparsity", *stats.PRETRAINING, "seed"]
+    lines = []
+    for spec, table in tables.items():
+        told = columns(spec)
+        lines += [{c: told[c] for c in kept} | line | {"key": key(spec)} for line in table]
+    return labelled(pd.DataFrame(lines))
 
 
 def reliability(tables: Mapping[Evaluation, list[dict]]) -> Figure:
@@ -108,7 +130,7 @@ def reliability(tables: Mapping[Evaluation, list[dict]]) -> Figure:
 
     tables: the table `reliability` of calibration evaluations, by spec.
     """
-    rows = _long(tables)
+    rows = table_rows(tables)
     rows = rows[rows["count"] > 0]
     rows = rows.assign(sure=rows.confidence * rows["count"], right=rows.accuracy * rows["count"])
     colours = looks(rows.sort_values(["objective", "eps"]).label)
@@ -139,7 +161,7 @@ def corruptions(tables: Mapping[Evaluation, list[dict]]) -> Figure:
     tables: the table `corruptions` of corruption evaluations, by spec. Small dots are the seeds,
     large ones their means.
     """
-    rows = _long(tables)
+    rows = table_rows(tables)
     rows = rows[rows.sparsity == rows.sparsity.max()]
     colours = looks(rows.sort_values(["objective", "eps"]).label)
     rows = rows.assign(corruption=rows.corruption.str.replace("_", " "))
@@ -154,17 +176,25 @@ def corruptions(tables: Mapping[Evaluation, list[dict]]) -> Figure:
     return fig
 
 
-def _long(tables: Mapping[Evaluation, list[dict]]) -> pd.DataFrame:
-    lines = (columns(spec) | line for spec, table in tables.items() for line in table)
-    return labelled(pd.DataFrame(lines))
-
-
 def _cells(frames: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, str, pd.DataFrame]]:
     for name, rows in frames.items():
         for column in PROPERTIES:
             # Accuracy is measured by two suites; one is enough.
             if column in rows and not (column == "clean_accuracy" and "corruption" in name):
                 yield name, column, rows
+
+
+def _asked(name: str, rows: pd.DataFrame) -> str:
+    """What was asked, with the attack's radius or the noise where there is one."""
+    row = rows.iloc[0]
+    if row.evaluation_eps:
+        return f"{name}, {radius(row.evaluation_norm, row.evaluation_eps)}"
+    return f"{name}, σ = {row.evaluation_sigma:g}" if row.evaluation_sigma else name
+
+
+def _images(rows: pd.DataFrame) -> pd.Series:
+    """How many images of the task each row was measured on: suites name it in their ways."""
+    return rows[next(c for c in ("n", "n_images", "n_inside") if c in rows)].astype(int)
 
 
 def _cell(row: Mapping, sign: str = "") -> str:
