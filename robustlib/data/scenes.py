@@ -20,6 +20,9 @@ CANVAS = (48, 64)  # height and width, px
 N_CANVAS = {"train": 600, "test": 200}
 VOC_URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 N_VOC = {"train": 1_464, "val": 1_449}
+VOC_CLASSES = 21
+VOC_FOLDER = Path("downloads", "VOCdevkit", "VOC2012")
+"""Where torchvision unpacks VOC, below the data root."""
 SCENES = ("glyphs_seg", "voc2012_seg")
 
 
@@ -71,8 +74,8 @@ def voc2012(root: Path, size: int) -> tuple[Arrays, tuple[str, ...]]:
     from torchvision.datasets import VOCSegmentation
     from torchvision.models.segmentation import FCN_ResNet50_Weights
 
-    folder = root / "downloads"
-    here = (folder / "VOCdevkit/VOC2012/ImageSets/Segmentation").is_dir()
+    folder = root / VOC_FOLDER.parts[0]
+    here = (root / VOC_FOLDER / "ImageSets" / "Segmentation").is_dir()
     parts = {}
     try:
         for split in N_VOC:

@@ -13,11 +13,13 @@ import numpy as np
 from robustlib.data import packs, torchsets
 from robustlib.data.embedded import EMBEDDED, GLYPHS, N_DIGITS, N_GLYPHS
 from robustlib.data.images import class_folders, divide, opened, stack
-from robustlib.data.packs import Pack
+from robustlib.data.packs import Pack, _arrays
+from robustlib.data.scenes import LETTERS, N_CANVAS, N_VOC, SCENES, VOC_CLASSES, VOC_FOLDER
 from robustlib.data.torchsets import PUBLISHED, TINY
 from robustlib.specs import integer, number, one_of, shown
 
 IMAGENET = "imagenet"
+MASKS = "masks, for segmentation"
 BUILT_IN = (*EMBEDDED, *PUBLISHED, IMAGENET)
 
 
@@ -97,7 +99,7 @@ def build_folder(
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise ValueError(f"name={shown(name)}: use letters, digits, _ and -, 64 at most")
-    if name in BUILT_IN:
+    if name in (*BUILT_IN, *SCENES):
         raise ValueError(f"name={name!r}: is a set of robustlib's own; choose another name")
     size = integer("size", size, 8, 4096)
     fraction = number("test_fraction", test_fraction, 0.01, 0.99)
@@ -124,6 +126,14 @@ def available(root: str | Path | None = None) -> list[Row]:
         Row(
             *("glyphs", "embedded", True, *N_GLYPHS, len(GLYPHS), "free fonts"),
             "rendered from matplotlib's fonts; test faces are not in train",
+        ),
+        Row(
+            *("glyphs_seg", "embedded", True, *N_CANVAS.values(), 1 + len(LETTERS), "free fonts"),
+            f"{MASKS}; letters on texture, test faces are not in train",
+        ),
+        Row(
+            *("voc2012_seg", "download", (folder / VOC_FOLDER).is_dir(), *N_VOC.values()),
+            *(VOC_CLASSES, "Flickr terms, research only", f"{MASKS}; test is the published val"),
         ),
         *(
             Row(
@@ -233,7 +243,9 @@ def _pack_row(folder: Path, name: str) -> Row:
         heads = packs.headers(path)
         n = {s: heads[f"x_{s}"][0][0] for s in packs.SPLITS if f"x_{s}" in heads}
         classes = heads["class_names"][0][0]
-        note = "masks, for segmentation" if "m_train" in heads else ""
+        note = MASKS if "m_train" in heads else ""
+        if note:  # the last name may be of the pixels that have no class
+            classes -= "(ignore=" in str(_arrays(path, ["class_names"])["class_names"][-1])
         return Row(name, "pack", True, n["train"], n["test"], classes, licence, note)
     except (ValueError, KeyError, IndexError, OSError) as e:
         return Row(name, "pack", False, 0, 0, 0, licence, f"bad pack: {e}")
