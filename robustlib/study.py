@@ -271,7 +271,8 @@ def grid(
     study = study if isinstance(study, Profile) else profile(study)
     given: dict[str, Any] = {}
     if values := items("tasks", tasks, str):
-        given["task"] = [one_of("tasks", t, _datasets()) for t in values]
+        known = _datasets()
+        given["task"] = [one_of("tasks", t, known) for t in values]
     if specs.integer("n_train", n_train, 0):
         given["n_train"] = n_train
     replaced = items("sparsities", sparsities, float)
@@ -281,11 +282,16 @@ def grid(
         fixed = specs.n_of_m(drawn.get("pattern", Ticket.pattern)) or drawn.get("scheme") == "dense"
         drawings += [drawn] if fixed else [drawn | {"sparsity": s} for s in replaced] or [drawn]
     ways = [way for entry in study.transfers for way in _product({**entry, **given})]
-    if n_train:
-        for task in dict.fromkeys(way.get("task", Transfer.task) for way in ways):
-            _load(task, n_train)  # refuses more images than there are
-    known = dict.fromkeys(way.get("mode", Transfer.mode) for way in ways)
-    kept = _choose("modes", modes, list(known), str)
+    has = dict.fromkeys(way.get("mode", Transfer.mode) for way in ways)
+    kept = _choose("modes", modes, list(has), str)
+    for task, mode in dict.fromkeys(
+        (way.get("task", Transfer.task), way.get("mode", Transfer.mode)) for way in ways
+    ):
+        if values and mode in kept and known[task] != (mode == "segment"):
+            word = "labels each image" if mode == "segment" else "labels each pixel"
+            raise ValueError(f"tasks: {task!r} {word}, which is not for mode={mode!r}")
+        if n_train and mode in kept:
+            _load(task, mode, n_train)  # refuses more images than there are
     chosen = _choose("seeds", seeds, study.seeds, int)
     out: dict[str, Transfer] = {}
     for pretrain, drawn, way in itertools.product(
@@ -423,16 +429,17 @@ def _choose(name: str, value: Any, among: Sequence[Any], to: type) -> list[Any]:
     return chosen
 
 
-def _load(name: str, n_train: int) -> None:
-    from robustlib.data import load
+def _load(name: str, mode: str, n_train: int) -> None:
+    from robustlib.data import load, load_segmentation
 
-    load(name, n_train=n_train)
+    (load_segmentation if mode == "segment" else load)(name, n_train=n_train)
 
 
-def _datasets() -> list[str]:
+def _datasets() -> dict[str, bool]:
+    """The sets by name, and whether their labels are masks."""
     from robustlib.data import sources
 
-    return [row.name for row in sources.available()]
+    return {row.name: row.masks for row in sources.available()}
 
 
 def plan(study: str | Profile) -> str:

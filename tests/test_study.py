@@ -116,6 +116,7 @@ def test_arguments_narrow_and_replace(good):
         ("seeds", "7", "seeds=7: choose among 0, 1"),
         ("eps", "0.3", "eps=0.3: choose among 0.03"),
         ("tasks", "digit", "did you mean 'digits'.*glyphs"),
+        ("tasks", "glyphs_seg", "'glyphs_seg' labels each pixel, .* mode='finetune'"),
         ("modes", "segment", "choose among finetune, linear"),
         ("sparsities", "1.0", r"sparsities=1.0: must be a number in \[0, 1\)"),
         ("sparsities", "a", "'a': must be float"),
@@ -125,6 +126,15 @@ def test_arguments_narrow_and_replace(good):
 def test_bad_arguments_list_the_good_ones(good, argument, value, says):
     with pytest.raises(ValueError, match=says):
         study.grid(good, **{argument: value})
+
+
+def test_segmentation_takes_sets_with_masks_alone():
+    few = study.grid("quick:segmentation", tasks="glyphs_seg", n_train=20)
+    assert {(t.task, t.mode, t.n_train) for t in few} == {("glyphs_seg", "segment", 20)}
+    with pytest.raises(ValueError, match="'digits' labels each image, .* mode='segment'"):
+        study.grid("quick:segmentation", tasks="digits")
+    with pytest.raises(ValueError, match="n_train=100000: glyphs_seg has 540"):
+        study.grid("quick:segmentation", n_train=100_000)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from robustlib.data.torchsets import PUBLISHED, TINY
 from robustlib.specs import integer, number, one_of, shown
 
 IMAGENET = "imagenet"
-MASKS = "masks, for segmentation"
 BUILT_IN = (*EMBEDDED, *PUBLISHED, IMAGENET)
 
 
@@ -39,6 +38,8 @@ class Row:
     classes: int
     licence: str
     note: str = ""
+    masks: bool = False
+    """Every pixel is labelled: for segmentation, read by `load_segmentation`."""
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -129,11 +130,11 @@ def available(root: str | Path | None = None) -> list[Row]:
         ),
         Row(
             *("glyphs_seg", "embedded", True, *N_CANVAS.values(), 1 + len(LETTERS), "free fonts"),
-            f"{MASKS}; letters on texture, test faces are not in train",
+            *("letters on texture, test faces are not in train", True),
         ),
         Row(
             *("voc2012_seg", "download", (folder / VOC_FOLDER).is_dir(), *N_VOC.values()),
-            *(VOC_CLASSES, "Flickr terms, research only", f"{MASKS}; test is the published val"),
+            *(VOC_CLASSES, "Flickr terms, research only", "test is the published val", True),
         ),
         *(
             Row(
@@ -243,9 +244,9 @@ def _pack_row(folder: Path, name: str) -> Row:
         heads = packs.headers(path)
         n = {s: heads[f"x_{s}"][0][0] for s in packs.SPLITS if f"x_{s}" in heads}
         classes = heads["class_names"][0][0]
-        note = MASKS if "m_train" in heads else ""
-        if note:  # the last name may be of the pixels that have no class
+        masks = "m_train" in heads
+        if masks:  # the last name may be of the pixels that have no class
             classes -= "(ignore=" in str(_arrays(path, ["class_names"])["class_names"][-1])
-        return Row(name, "pack", True, n["train"], n["test"], classes, licence, note)
+        return Row(name, "pack", True, n["train"], n["test"], classes, licence, masks=masks)
     except (ValueError, KeyError, IndexError, OSError) as e:
         return Row(name, "pack", False, 0, 0, 0, licence, f"bad pack: {e}")
