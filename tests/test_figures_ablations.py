@@ -100,8 +100,13 @@ def test_pretraining_shows_paired_differences_in_the_order_of_the_radius():
     fig = figures.by_pretraining(pd.DataFrame(frame))
     (ax,) = fig.axes
     ball = "robust, L2 ε = "
-    assert names(ax) == [ball + "0.15", ball + "0.15, 3 steps", ball + "0.5"]
-    assert [y for _, y in large(ax)] == pytest.approx([1.5, 3.5, 5.0]) and inside(fig)
+    assert names(ax) == [ball + "0.15", ball + "0.5", ball + "0.15, 3 steps"]
+    assert [y for _, y in large(ax)] == pytest.approx([1.5, 5.0, 3.5]) and inside(fig)
+    # The radii of one way are joined, what has other steps is not.
+    joined = [line for line in ax.lines if line.get_ls() == "-" and line.get_label()[0] == "_"]
+    joined = [line.get_xydata().tolist() for line in joined if line.get_marker() == "None"]
+    assert [[0, pytest.approx(1.5)], [1, pytest.approx(5)]] in joined
+    assert [[2, pytest.approx(3.5)]] in joined
 
 
 def test_masks_are_places_and_weights_are_colours():

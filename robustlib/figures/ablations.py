@@ -24,18 +24,26 @@ from robustlib.figures.style import (
     style,
 )
 
+_OBJECTIVES = ("pgd", "trades", "free", "smoothing")
+"""From left to right."""
+_WAY = ["objective", "steps", "norm"]
+"""What a line holds fixed."""
+
 
 def by_pretraining(frame: pd.DataFrame) -> Figure:
     """What each way to pretrain adds to natural pretraining, in points, by task and mode.
 
-    frame: rows of `sweep` of one sparsity. Small dots are the seeds, paired with the natural
-    network of the seed; bars their 95 % interval, cut off at the panel (see `within`). Raises
-    ValueError when a robust row has no natural partner.
+    frame: rows of `sweep` of one sparsity. A line joins the radii (or the sigmas) of one way. Small
+    dots are the seeds, paired with the natural network of the seed; bars their 95 % interval, cut
+    off at the panel (see `within`). Raises ValueError when a robust row has no natural partner.
     """
     single(frame, "arch", "n_train", "sparsity", "scheme", "pattern")
-    pairs = labelled(stats.differences(frame)).sort_values(["objective", "norm", "eps", "steps"])
+    pairs = labelled(stats.differences(frame))
+    pairs = pairs.assign(place=pairs.objective.map(_OBJECTIVES.index))
+    pairs = pairs.sort_values(["place", *_WAY[1:], "eps", "sigma"])
+    pairs = pairs.assign(way=pairs[_WAY].astype(str).agg(" ".join, axis=1))
     places = list(dict.fromkeys(pairs.label))
-    colours = looks(places)
+    colours = looks(pairs.way)
     modes, tasks = list(dict.fromkeys(frame["mode"])), list(dict.fromkeys(frame.task))
     size = PAGE if len(tasks) > 1 else COLUMN, 1.6 + 1.5 * len(modes)
     with style():
@@ -43,11 +51,15 @@ def by_pretraining(frame: pd.DataFrame) -> Figure:
         for row, mode in zip(grid, modes, strict=True):
             row[0].set_ylabel(f"{mode}\nrobust − natural (points)")
             for ax, task in zip(row, tasks, strict=True):
-                own = pairs[(pairs["mode"] == mode) & (pairs.task == task)]
                 ax.axhline(0, color=NATURAL, lw=1, zorder=0)
-                for name in places:
-                    here, at = own[own.label == name], places.index(name)
-                    spots(ax, here, "difference", at, colours[name], bar=True)
+                own = pairs[(pairs["mode"] == mode) & (pairs.task == task)]
+                for way, rows in own.groupby("way", sort=False):
+                    means = rows.groupby("label", sort=False).difference.mean()
+                    at = [places.index(name) for name in means.index]
+                    ax.plot(at, 100 * means, color=colours[way]["color"], lw=0.8)
+                    for x, name in zip(at, means.index, strict=True):
+                        here = rows[rows.label == name]
+                        spots(ax, here, "difference", x, colours[way], bar=True)
                 ticks(ax, places)
                 ax.set_title(task)
             within(row[0], pairs[pairs["mode"] == mode].difference, zero=True)
