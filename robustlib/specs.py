@@ -381,27 +381,38 @@ class Evaluation:
     """Test images measured on (ood, domain_gap: of each set), drawn once for all networks; None:
     all."""
     seed: int = 0
-    """Seeds attack, noise, corruptions and resampling."""
+    """Seeds attack, noise, corruptions and resampling (adversarial, certified, corruption,
+    domain_gap)."""
 
     def __post_init__(self) -> None:
         _coerce(self)
         _any_of("of", self.of)
         used = {
-            "adversarial": {"norm", "eps", "attack"},
+            "adversarial": {"norm", "eps", "attack", "seed"},
             "calibration": {"scaled"},
-            "certified": {"sigma", "draws"},
-            "corruption": set(),
-            "domain_gap": {"against"},
+            "certified": {"sigma", "draws", "seed"},
+            "corruption": {"seed"},
+            "domain_gap": {"against", "seed"},
             "ood": {"against"},
             "similarity": {"other"},
         }[self.suite]
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name not in used | {"of", "suite", "limit", "seed"} and value != f.default:
+            if f.name not in used | {"of", "suite", "limit"} and value != f.default:
                 raise ValueError(f"{f.name}={shown(value)}: suite={self.suite!r} does not use it")
         for name in used & {"eps", "sigma", "against", "other"}:
             if not getattr(self, name):
                 raise ValueError(f"{name}={getattr(self, name)!r}: suite={self.suite!r} needs it")
+        if self.suite == "domain_gap" and not isinstance(self.of, Pretrain):
+            raise ValueError(
+                f"of={shown(self.of)}: suite='domain_gap' measures tasks from a source, in the "
+                "features of a Pretrain"
+            )
+        if self.suite == "ood" and self.against == getattr(self.of, "task", None):
+            raise ValueError(f"against={self.against!r}: is the task itself")
+        least = {"domain_gap": 8, "similarity": 4}.get(self.suite, 1)
+        if self.limit is not None and self.limit < least:
+            raise ValueError(f"limit={self.limit}: suite={self.suite!r} needs {least} images")
         if self.other is not None:
             _any_of("other", self.other)
         for name in ("of", "other"):
@@ -549,9 +560,9 @@ def columns(spec: Spec) -> dict[str, Any]:
 
     Where two levels share a name, the transfer's keeps it, then the pretraining's; the other gets
     its level in front: `seed` is the transfer's, `pretrain_seed` and `ticket_seed` the others'.
-    mask_objective, mask_norm, mask_eps, mask_sigma and mask_seed say of which network a ticket's
-    mask is; `rounds` is text; `of` is the kind of the spec that is evaluated, `other` the key of
-    that which it is compared with.
+    mask_objective, mask_norm, mask_eps, mask_sigma, mask_steps and mask_seed say of which network a
+    ticket's mask is; `rounds` is text; `of` is the kind of the spec that is evaluated, `other` the
+    key of that which it is compared with.
     """
     own = {kind(spec): spec}
     if isinstance(spec, Evaluation):
@@ -570,7 +581,7 @@ def columns(spec: Spec) -> dict[str, Any]:
     if "ticket" in own:
         row["rounds"] = ", ".join(map(str, row["rounds"]))
         mask = own["ticket"].mask_from or own["ticket"].pretrain
-        for name in ("objective", "norm", "eps", "sigma", "seed"):
+        for name in ("objective", "norm", "eps", "sigma", "steps", "seed"):
             row[f"mask_{name}"] = getattr(mask, name)
     if isinstance(spec, Evaluation):
         row |= {"of": kind(spec.of), "other": "" if spec.other is None else key(spec.other)}

@@ -29,6 +29,7 @@ from robustlib.data import batches, load, load_segmentation
 from robustlib.data.splits import Split, take
 from robustlib.devices import device, devices
 from robustlib.metrics.evaluate import evaluate
+from robustlib.metrics.similarity import overlap
 from robustlib.specs import Evaluation, Pretrain, Spec, Ticket, Transfer
 from robustlib.store import Artifact
 from robustlib.transfer import finetune, linear, segment
@@ -78,10 +79,12 @@ def _check_data(spec: Spec) -> None:
     if isinstance(spec, Transfer):
         _task(spec)
     elif isinstance(spec, Evaluation):
-        if not isinstance(spec.of, Transfer):
-            _images_of(spec.of)
-        if spec.against:
-            load(spec.against, size=_size_of(spec.of), seed=spec.seed)
+        data = None if isinstance(spec.of, Transfer) else _images_of(spec.of)
+        against = _against(spec, data)
+        if spec.suite == "domain_gap" and spec.limit is not None:
+            n = min(len(data.test), len(against))
+            if spec.limit > n:
+                raise ValueError(f"limit={spec.limit}: only {n} images of each set are there")
     elif isinstance(spec, Ticket):
         if spec.scheme in ("imp", "lmp"):
             _images(spec)
@@ -357,11 +360,30 @@ def _transfer(spec: Transfer) -> tuple[dict, dict, dict]:
 def _evaluation(spec: Evaluation) -> tuple[dict, dict, dict]:
     data = _images_of(spec.of)
     other = None if spec.other is None else network(spec.other)
-    against = None
-    if spec.against:
-        against = load(spec.against, size=_size_of(spec.of), seed=spec.seed).test
-    row, tables = evaluate(spec, network(spec.of), data, other, against)
+    row, tables = evaluate(spec, network(spec.of), data, other, _against(spec, data))
+    if spec.suite == "similarity":
+        masks = [_mask_of(s) for s in (spec.of, spec.other)]
+        masks = [m for m in masks if m and m.sparsity > 0]
+        shapes = [{name: kept.shape for name, kept in m.items()} for m in masks]
+        if len(masks) == 2 and shapes[0] == shapes[1]:
+            row |= overlap(*masks)
     return row, {}, tables
+
+
+def _against(spec: Evaluation, data: Any) -> Any:
+    """The images of `spec.against`, none of which are among the test images of `data`."""
+    if not spec.against:
+        return None
+    if spec.suite == "domain_gap" and spec.against == spec.of.source:
+        return data.train  # from the source to itself, by images of two splits
+    return load(spec.against, size=_size_of(spec.of)).test
+
+
+def _mask_of(spec: Spec) -> tickets.Mask | None:
+    """The mask of the network that a spec ends with."""
+    if isinstance(spec, Pretrain):
+        return None
+    return mask(spec.ticket if isinstance(spec, Transfer) else spec)
 
 
 def _images_of(spec: Spec) -> Any:

@@ -24,7 +24,7 @@ RECIPE = [
     *("step_size", "beta", "replays", "checkpoint", "schedule", "momentum"),
     *("decay_norms", "pretrain_epochs", "pretrain_lr", "pretrain_batch_size"),
     *("pretrain_weight_decay", "pretrain_augment", "pretrain_precision"),
-    *("mask_objective", "mask_norm", "mask_eps", "mask_sigma"),
+    *("mask_objective", "mask_norm", "mask_eps", "mask_sigma", "mask_steps"),
 ]
 """All the columns in which a robust network may differ from its natural partner."""
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from robustlib import models, specs, store, study, sweeps, tickets, training
+from robustlib import models, specs, stats, store, study, sweeps, tickets, training
 from robustlib.data import load, load_segmentation
 from robustlib.metrics import domain_gap
+from robustlib.metrics.sample import sample
 from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer, from_dict, key, to_dict
-from robustlib.stages import network, run
+from robustlib.stages import mask, network, run
 from robustlib.transfer.segment import measures
 
 PRETRAIN = Pretrain(source="digits", width=4, stem_stride=1, size=8, epochs=2)
@@ -102,7 +103,7 @@ def test_no_two_evaluations_share_a_key():
         Evaluation(Pretrain()),
         Evaluation(scaled=True),
         Evaluation(limit=5),
-        Evaluation(seed=1),
+        Evaluation(suite="corruption", seed=1),
         *(Evaluation(suite="similarity", other=o) for o in (Transfer(), Ticket(), Pretrain())),
         *(Evaluation(suite="adversarial", eps=0.1, **f) for f in ({}, {"norm": "linf"})),
         Evaluation(suite="adversarial", eps=0.1, attack="standard"),
@@ -122,6 +123,14 @@ def test_no_two_evaluations_share_a_key():
         ({"suite": "ood"}, "against='': suite='ood' needs it"),
         ({"suite": "similarity"}, "other=None: suite='similarity' needs it"),
         ({"suite": "similarity", "other": "dense"}, "other='dense': must be a Pretrain, a Ticket"),
+        ({"seed": 1}, "seed=1: suite='calibration' does not use it"),
+        ({"suite": "domain_gap", "against": "digits"}, "measures tasks from a source"),
+        ({"suite": "ood", "against": Transfer.task}, "is the task itself"),
+        ({"suite": "similarity", "other": PRETRAIN, "limit": 3}, "limit=3: .* needs 4 images"),
+        (
+            {"of": PRETRAIN, "suite": "domain_gap", "against": "digits", "limit": 7},
+            "needs 8 images",
+        ),
         ({"of": 3}, "of=3: must be a Pretrain"),
         ({"of": SCENES}, "labels pixels"),
     ],
@@ -136,7 +145,38 @@ def test_what_a_suite_does_not_use_or_lacks_is_refused(fields, says):
 def test_a_set_that_is_not_there_is_refused_before_anything_is_computed():
     with pytest.raises(ValueError, match="glyfs.*did you mean 'glyphs'"):
         run(Evaluation(LINEAR, "ood", against="glyfs"))
+    with pytest.raises(ValueError, match="limit=360: only 359 images"):
+        run(Evaluation(PRETRAIN, "domain_gap", against="glyphs", limit=360))
     assert not store.has(PRETRAIN)
+
+
+def test_the_source_is_at_no_distance_from_itself(trained):
+    """Its test images against training images: no image against itself, which would be too near."""
+    row = run(Evaluation(PRETRAIN, "domain_gap", against=PRETRAIN.source, limit=300)).row
+    far = run(Evaluation(PRETRAIN, "domain_gap", against="glyphs", limit=300)).row
+    assert row["fid"] > 0 and row["low"] < 0.1 * far["low"] and far["low"] > row["high"] > 0
+    data, model = load("digits", size=8), network(PRETRAIN)
+    assert row["fid"] == pytest.approx(domain_gap(model, data.test, data.train, 300)["fid"])
+
+
+def test_similarity_has_the_overlap_of_the_masks_where_both_removed_something(trained):
+    sparser = replace(TICKET, sparsity=0.8)
+    row = run(Evaluation(LINEAR, "similarity", other=sparser, limit=20)).row
+    masks = [mask(t) for t in (TICKET, sparser)]
+    assert row["mask_overlap"] == masks[0].overlap(masks[1]) > 1.5 * row["mask_chance"] > 0
+    layers = stats.mask_overlap(*masks)
+    kept = layers.weights * (layers.density_first + layers.density_second)
+    both = layers.weights * layers.density_first * layers.density_second
+    assert row["mask_chance"] == pytest.approx(both.sum() / (kept.sum() - both.sum()))
+    assert "mask_overlap" not in run(Evaluation(LINEAR, "similarity", other=PRETRAIN, limit=20)).row
+
+
+def test_a_network_before_any_transfer_is_attacked_on_its_source(trained):
+    spec = Evaluation(PRETRAIN, "adversarial", norm="linf", eps=4 / 255, limit=30)
+    row = run(spec).row
+    assert row["autoattack_accuracy"] <= row["clean_accuracy"] and row["n"] == 30
+    split = sample(load("digits", size=8).test, 30)
+    assert row["clean_accuracy"] == training.correct(network(PRETRAIN), split) / 30
 
 
 def test_a_segmentation_is_stored_with_its_counts_and_comes_back(trained):

@@ -138,6 +138,7 @@ def test_the_gap_stands_against_the_advantage_of_its_task():
         for task, more in (("near", 0.0), ("far", 0.1))
     )
     gaps = pd.DataFrame({"against": ["far", "near"], "fid_infinity": [9.0, 2.0]})
+    gaps = gaps.assign(n=300, key=["f", "n"])
     gaps = gaps.assign(low=[8.0, 1.5], high=[10.5, 2.5])
     table = figures.gap_rows(frame, gaps)
     assert list(table.task) == ["near", "far"] and list(table.gap) == [2, 9]
@@ -172,7 +173,7 @@ def test_a_section_is_drawn_and_saved_or_says_why_not(tmp_path):
     assert (tmp_path / "patterns.pdf").is_file()
     assert len(pd.read_csv(tmp_path / "patterns.csv")) == len(frames["patterns"])
     word = figures.section(frames, "schemes", figures.by_drawing, tmp_path)
-    assert "schemes: the profile has no such ablation" in word
+    assert "schemes: not in the profile" in word
 
 
 def test_masks_of_each_pattern_and_their_overlaps_are_drawn():
@@ -250,13 +251,45 @@ def test_reliability_adds_up_seeds_and_leaves_out_empty_bins():
             {"bin": 0.0, "count": 0, "confidence": np.nan, "accuracy": np.nan},
             {"bin": 0.5, "count": 10 * (1 + seed), "confidence": 0.6, "accuracy": 0.3 * (1 + seed)},
         ]
-    fig = figures.reliability(tables)
+    lines = figures.table_rows(tables)
+    fig = figures.reliability(lines)
     curve = fig.axes[0].lines[1]
     assert list(curve.get_xdata()) == pytest.approx([0.6])
     assert list(curve.get_ydata()) == pytest.approx([(10 * 0.3 + 20 * 0.6) / 30]) and inside(fig)
-    lines = figures.table_rows(tables)
     assert list(lines["count"]) == [0, 10, 0, 20] and list(lines.seed) == [0, 0, 1, 1]
     assert list(lines.key.unique()) == [specs.key(spec) for spec in tables]
+
+
+def test_certified_accuracy_falls_with_the_radius_in_a_panel_a_sparsity():
+    tables = {}
+    for seed, s in itertools.product((0, 1), (0.0, 0.9)):
+        of = Transfer(Ticket(replace(NATURAL, seed=seed), sparsity=s), "mnist", seed=seed)
+        tables[Evaluation(of, "certified", sigma=0.1)] = [
+            {"radius": r, "certified_accuracy": 0.8 - s / 2 - r + 0.1 * seed} for r in (0.0, 0.2)
+        ]
+    fig = figures.certified(figures.table_rows(tables))
+    panels = [ax for ax in fig.axes if ax.axison]
+    assert [ax.get_title() for ax in panels] == ["sparsity 0", "sparsity 0.9"] and inside(fig)
+    curves = [ax.lines[-1].get_ydata().tolist() for ax in panels]
+    assert curves[0] == pytest.approx([0.85, 0.65]) and curves[1] == pytest.approx([0.4, 0.2])
+
+
+def test_clean_accuracy_is_shown_once_and_without_a_radius():
+    attacked = evaluated("adversarial", "clean_accuracy", eps=0.1).assign(autoattack_accuracy=0.1)
+    linf = evaluated("adversarial", "clean_accuracy", norm="linf", eps=1 / 255)
+    frames = {
+        "adversarial": attacked,
+        "adversarial norm linf eps 1/255": linf.assign(autoattack_accuracy=0.2),
+        "corruption": evaluated("corruption", "clean_accuracy").assign(corruption_accuracy=0.3),
+    }
+    table = figures.property_table(frames).drop_duplicates(["property", "asked"])
+    assert list(zip(table.property, table.asked, strict=True)) == [
+        ("clean accuracy", "not attacked"),
+        ("accuracy under AutoAttack", "adversarial, L2 ε = 0.1"),
+        ("accuracy under AutoAttack", "adversarial, L∞ ε = 1/255"),
+        ("accuracy on corruptions", "corruption"),
+    ]
+    assert len([ax for ax in figures.properties(frames).axes if ax.axison]) == 4
 
 
 def test_corruptions_are_averaged_over_severities_at_the_highest_sparsity():
@@ -268,7 +301,7 @@ def test_corruptions_are_averaged_over_severities_at_the_highest_sparsity():
             {"corruption": c, "severity": k, "accuracy": s / k + 0.1 * (c == "fog")}
             for c, k in lines
         ]
-    fig = figures.corruptions(tables)
+    fig = figures.corruptions(figures.table_rows(tables))
     assert names(fig.axes[0]) == ["fog", "gaussian noise"]
     assert [y for _, y in large(fig.axes[0])] == pytest.approx([64, 54]) and inside(fig)
 

@@ -16,6 +16,7 @@ from robustlib.metrics.domain_gap import (
     features,
     frechet,
     frechet_infinity,
+    projected,
     rank_correlation,
 )
 
@@ -98,6 +99,49 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     assert biased >= 20
 
 
+class Given(nn.Module):
+    """An extractor that reads off the features that an image holds as pixels."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+def test_many_features_and_few_images_are_taken_in_few_directions():
+    """With 300 images and 300 features neither the distance nor its interval would hold."""
+    hit, own, found = 0, 0, []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        spread = 60 / np.sqrt(np.arange(1, 301)).reshape(10, 10, 3)
+        sets = [
+            Split(
+                torch.from_numpy(
+                    (128 + spread * rng.standard_normal((300, 10, 10, 3))).clip(0, 255)
+                ).to(torch.uint8),
+                torch.zeros(300).long(),
+            )
+            for _ in range(2)
+        ]
+        row = domain_gap(Given(), *sets, 300, draws=60)
+        assert row["dimensions"] == 32
+        hit += row["low"] < 0 < row["high"]
+        own += row["low"] < row["fid_infinity"] < row["high"]
+        found.append((row["fid"], row["fid_infinity"]))
+    assert hit >= 10 and own >= 10
+    assert abs(np.mean([f for _, f in found])) < 0.1 * np.mean([f for f, _ in found])
+
+
+def test_directions_are_the_same_for_all_and_keep_distances_on_average():
+    x = drawn(40, 256, 0)
+    few = projected(x, 8)
+    assert few.shape == (40, 8) and torch.equal(projected(x[:5], 8), few[:5])
+    assert projected(x, 1000).shape == (40, 32)
+    assert torch.equal(projected(x[:, :20], 40), x[:, :20])
+    ratio = projected(x, 32).square().sum(1) / x.square().sum(1)
+    assert float(ratio.mean()) == pytest.approx(1, abs=0.1)
+    gram = projected(torch.eye(256, dtype=torch.float64), 32)
+    assert torch.allclose(gram.T @ gram, torch.eye(32, dtype=torch.float64) * 8)
+
+
 def test_a_nearer_set_has_a_smaller_gap_whatever_the_network_is_in():
     glyphs, digits = load("glyphs", size=16), load("digits", size=16)
     with torch.random.fork_rng():
@@ -112,7 +156,8 @@ def test_a_nearer_set_has_a_smaller_gap_whatever_the_network_is_in():
     assert near["fid_infinity"] < near["fid"]
     assert domain_gap(model, glyphs.train, digits.test, 150, draws=20) == far
     found = features(model, glyphs.test)
-    assert found.dtype == torch.float64 and found.shape == (len(glyphs.test), far["dimensions"])
+    assert found.dtype == torch.float64 and found.shape == (len(glyphs.test), 32)
+    assert far["dimensions"] == 150 // 8
 
 
 def test_a_split_that_is_too_small_is_refused_by_name():

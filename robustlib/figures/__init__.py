@@ -10,6 +10,7 @@ from robustlib.figures.drawings import by_drawing, drawing
 from robustlib.figures.edge import channels, edge, saved
 from robustlib.figures.networks import adversarial_examples, curves, robust_accuracy
 from robustlib.figures.properties import (
+    certified,
     corruptions,
     properties,
     property_rows,
@@ -43,6 +44,7 @@ __all__ = [
     "by_drawing",
     "by_mask",
     "by_pretraining",
+    "certified",
     "channels",
     "corruptions",
     "curves",

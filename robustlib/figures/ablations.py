@@ -107,6 +107,7 @@ def gap(frame: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
     high. Points are tasks; bars their 95 % intervals: over resampled images to the side, over seeds
     upwards.
     """
+    single(frame, "mode", "sparsity", "n_train", "scheme", "pattern")
     rows = labelled(gap_rows(frame, gaps))
     colours = looks(rows.label)
     with style():
@@ -115,7 +116,8 @@ def gap(frame: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
         ax.axhline(0, color=NATURAL, lw=1, zorder=0)
         for name, look in colours.items():
             own = rows[rows.label == name]
-            side = np.abs(own[["gap_low", "gap_high"]].to_numpy().T - own.gap.to_numpy())
+            # The interval is not made from the point, and might leave it out.
+            side = np.stack([own.gap - own.gap_low, own.gap_high - own.gap]).clip(min=0)
             up = 100 * np.abs(own[["low", "high"]].to_numpy().T - own["mean"].to_numpy())
             bars = {"elinewidth": 0.6, "capsize": 1.5}
             look = look | {"ls": ""}
@@ -137,14 +139,17 @@ def gap(frame: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
 
 
 def gap_rows(frame: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
-    """A row a task: its gap (gap, gap_low, gap_high) and what robust pretraining adds there, as of
-    `stats.advantage`. Raises ValueError for a task without a gap."""
+    """A row a task: its gap (gap, gap_low, gap_high), on how many images and under which key it is
+    stored (gap_n, gap_key), and what robust pretraining adds there, as of `stats.advantage`. Raises
+    ValueError for a task without a gap."""
     own = gaps.rename(columns={"against": "task", "fid_infinity": "gap"})
-    own = own.rename(columns={"low": "gap_low", "high": "gap_high"})
+    own = own.rename(columns={name: f"gap_{name}" for name in ("low", "high", "n", "key")})
     if missing := sorted(set(frame.task) - set(own.task)):
         raise ValueError(f"gaps: none is given for {', '.join(missing)}")
     added = stats.advantage(frame, ["task"])
-    return added.merge(own[["task", "gap", "gap_low", "gap_high"]], on="task").sort_values("gap")
+    return added.merge(
+        own[["task", "gap", "gap_low", "gap_high", "gap_n", "gap_key"]], on="task"
+    ).sort_values("gap")
 
 
 def mask_label(row: Mapping[str, Any]) -> str:
@@ -152,8 +157,8 @@ def mask_label(row: Mapping[str, Any]) -> str:
 
     row: anything with the columns of a ticket.
     """
-    named = {name: row[f"mask_{name}"] for name in ("objective", "norm", "eps", "sigma")}
-    return label(named | {"steps": 1}) + ", shuffled" * (row["control"] == "shuffle")
+    named = {name: row[f"mask_{name}"] for name in stats.PRETRAINING}
+    return label(named) + ", shuffled" * (row["control"] == "shuffle")
 
 
 def beside(

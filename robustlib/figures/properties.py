@@ -23,11 +23,17 @@ PROPERTIES = {
     "brier": "Brier score",
     "msp_auroc": "AUROC, softmax",
     "energy_auroc": "AUROC, energy",
+    "msp_fpr95": "FPR at 95 %, softmax",
+    "energy_fpr95": "FPR at 95 %, energy",
     "smoothed_accuracy": "smoothed accuracy",
     "mean_radius": "certified radius, mean",
+    "abstained": "images abstained on",
     "cka": "CKA",
+    "mask_overlap": "overlap of the masks",
+    "mask_chance": "overlap of random masks",
 }
-"""The measures of evaluations that are drawn, by column."""
+"""The measures of evaluations, by column."""
+IN_TABLE_ALONE = ("msp_fpr95", "energy_fpr95", "abstained", "mask_overlap", "mask_chance")
 LOW_IS_GOOD = ("ece", "nll", "brier")
 MINUS = "{} − natural"
 """The column of a difference, by the robust network's label."""
@@ -40,7 +46,7 @@ def properties(frames: Mapping[str, pd.DataFrame]) -> Figure:
     frames: rows of evaluations by the name of what was asked (`study.evaluations`), of one task.
     Lines join means over seeds, small dots are the seeds, bars 95 % intervals of the mean.
     """
-    cells = list(_cells(frames))
+    cells = [cell for cell in _cells(frames) if cell[1] not in IN_TABLE_ALONE]
     for _, _, rows in cells:
         single(rows, "task", "mode", "arch", "scheme", "pattern")
     labels = pd.concat(labelled(rows) for _, _, rows in cells)
@@ -70,7 +76,7 @@ def properties(frames: Mapping[str, pd.DataFrame]) -> Figure:
             ax.xaxis.set_minor_locator(NullLocator())
             arrow = "↓" if column in LOW_IS_GOOD else "↑"
             what = f"{PROPERTIES[column]} {'' if column == 'cka' else arrow}"
-            ax.set_title(f"{what}\n{_asked(name, rows)}, {_images(rows).iloc[0]:,} images")
+            ax.set_title(f"{what}\n{_asked(name, column, rows)}, {_images(rows).iloc[0]:,} images")
         fig.supxlabel("sparsity (fraction of convolution weights removed)", fontsize=8)
         note = "dots: seeds; bars: 95 % interval over seeds, cut off at the panel; arrows: better"
         legend(fig, colours, note)
@@ -94,7 +100,7 @@ def property_table(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             added = labelled(stats.advantage(rows, ["sparsity"], column))
         images = int(_images(rows).iloc[0])
         for sparsity, own in each.groupby("sparsity"):
-            line = {"property": PROPERTIES[column], "asked": _asked(name, rows)}
+            line = {"property": PROPERTIES[column], "asked": _asked(name, column, rows)}
             line |= {"images": images, "sparsity": sparsity, "seeds": own.seeds.min()}
             line |= {row["label"]: _cell(row) for row in own.to_dict("records")}
             more = added[added.sparsity == sparsity].to_dict("records")
@@ -115,8 +121,7 @@ def property_rows(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def table_rows(tables: Mapping[Evaluation, list[dict]]) -> pd.DataFrame:
-    """The rows behind `reliability` and `corruptions`: each table's, with what tells its network
-    and its key."""
+    """The rows of the tables of evaluations, each with what tells its network and its key."""
     kept = ["task", "sparsity", *stats.PRETRAINING, "seed"]
     lines = []
     for spec, table in tables.items():
@@ -125,12 +130,38 @@ def table_rows(tables: Mapping[Evaluation, list[dict]]) -> pd.DataFrame:
     return labelled(pd.DataFrame(lines))
 
 
-def reliability(tables: Mapping[Evaluation, list[dict]]) -> Figure:
+def certified(rows: pd.DataFrame) -> Figure:
+    """Certified accuracy against radius, a panel for each sparsity, the mean over seeds.
+
+    rows: `table_rows` of the table `radii` of certified evaluations.
+    """
+    single(rows, "task")
+    colours = looks(rows.sort_values(["objective", "eps"]).label)
+    sparsities = sorted(rows.sparsity.unique())
+    with style():
+        size = PAGE, 0.8 + 0.8 * PAGE / max(3, len(sparsities))
+        fig, grid = panels(1, max(3, len(sparsities)), *size, sharey=True)
+        for ax in grid.flat[len(sparsities) :]:
+            ax.set_axis_off()
+        for ax, sparsity in zip(grid.flat, sparsities, strict=False):
+            for name, look in colours.items():
+                own = rows[(rows.label == name) & (rows.sparsity == sparsity)]
+                for _, seed in own.groupby("seed"):
+                    ax.plot(seed.radius, seed.certified_accuracy, color=look["color"], lw=0.4)
+                means = own.groupby("radius").certified_accuracy.mean()
+                ax.plot(means.index, means, **(look | {"marker": None}))
+            ax.set(ylim=(0, None), xlabel="L2 radius", title=f"sparsity {sparsity:g}")
+        grid[0][0].set_ylabel("certified accuracy")
+        legend(fig, colours, "thin lines: single seeds")
+    return fig
+
+
+def reliability(rows: pd.DataFrame) -> Figure:
     """Reliability diagrams, a panel for each sparsity, seeds added up.
 
-    tables: the table `reliability` of calibration evaluations, by spec.
+    rows: `table_rows` of the table `reliability` of calibration evaluations.
     """
-    rows = table_rows(tables)
+    single(rows, "task")
     rows = rows[rows["count"] > 0]
     rows = rows.assign(sure=rows.confidence * rows["count"], right=rows.accuracy * rows["count"])
     colours = looks(rows.sort_values(["objective", "eps"]).label)
@@ -155,13 +186,13 @@ def reliability(tables: Mapping[Evaluation, list[dict]]) -> Figure:
     return fig
 
 
-def corruptions(tables: Mapping[Evaluation, list[dict]]) -> Figure:
+def corruptions(rows: pd.DataFrame) -> Figure:
     """Accuracy on each corruption at the highest sparsity, severities averaged.
 
-    tables: the table `corruptions` of corruption evaluations, by spec. Small dots are the seeds,
-    large ones their means.
+    rows: `table_rows` of the table `corruptions` of corruption evaluations. Small dots are the
+    seeds, large ones their means.
     """
-    rows = table_rows(tables)
+    single(rows, "task")
     rows = rows[rows.sparsity == rows.sparsity.max()]
     colours = looks(rows.sort_values(["objective", "eps"]).label)
     rows = rows.assign(corruption=rows.corruption.str.replace("_", " "))
@@ -177,18 +208,21 @@ def corruptions(tables: Mapping[Evaluation, list[dict]]) -> Figure:
 
 
 def _cells(frames: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    clean = False
     for name, rows in frames.items():
-        for column in PROPERTIES:
-            # Accuracy is measured by two suites; one is enough.
-            if column in rows and not (column == "clean_accuracy" and "corruption" in name):
-                yield name, column, rows
+        for column in (c for c in PROPERTIES if c in rows):
+            # Accuracy is measured by every attack and by corruption; once is enough.
+            if column != "clean_accuracy" or not (clean or "corruption" in name):
+                clean |= column == "clean_accuracy"
+                yield name, column, rows.dropna(subset=[column])
 
 
-def _asked(name: str, rows: pd.DataFrame) -> str:
-    """What was asked, with the attack's radius or the noise where there is one."""
+def _asked(name: str, column: str, rows: pd.DataFrame) -> str:
+    """What was asked, with the attack's radius or the noise where the property has one."""
     row = rows.iloc[0]
     if row.evaluation_eps:
-        return f"{name}, {radius(row.evaluation_norm, row.evaluation_eps)}"
+        ball = radius(row.evaluation_norm, row.evaluation_eps)
+        return "not attacked" if column == "clean_accuracy" else f"{row.suite}, {ball}"
     return f"{name}, σ = {row.evaluation_sigma:g}" if row.evaluation_sigma else name
 
 

@@ -146,7 +146,7 @@ def section(
     """A notebook's section on one of several frames: drawn and saved under its name; a word on it
     where the frame is not there."""
     if name not in frames:
-        return f"{name}: the profile has no such ablation, or it was not chosen"
+        return f"{name}: not in the profile, or not chosen"
     figure = draw(frames[name])
     save(figure, out, name, frames[name])
     return figure

@@ -34,7 +34,7 @@ def certify(
     CERTIFY of Cohen et al. (2019): the class is guessed from n0 draws of Gaussian noise of standard
     deviation sigma (pixel units of [0, 1] images; images are not clipped), its probability bounded
     from below with n fresh ones. Each image's radius holds with probability 1 - alpha, in L2 and
-    pixel units. The noise of an image follows from the seed and its place in the split.
+    pixel units. The noise of an image follows from the seed, its place in the split and batch_size.
 
     The row: n_images, abstained (count), smoothed_accuracy (right and not abstained: certified at
     radius 0), mean_radius (of the right ones, 0 for the others: Zhai et al., 2020) and max_radius

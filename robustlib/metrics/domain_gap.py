@@ -17,6 +17,9 @@ from robustlib.metrics.sample import sample
 from robustlib.specs import integer
 
 FID_SIZES = 15
+DIMENSIONS = 32
+"""At most; and at most one for every eight images. With as many dimensions as images neither the
+extrapolation nor the resampling holds what it says."""
 
 
 def domain_gap(
@@ -31,7 +34,8 @@ def domain_gap(
     """Frechet distance between source and task images in the features of one fixed network.
 
     The network (anything with `features`) must be the same for all tasks that are compared, and so
-    must n: both splits give exactly n images, those of `sample`. The row:
+    must n: both splits give exactly n images, those of `sample`. Its features are taken in
+    DIMENSIONS fixed random directions, scaled so that distances keep their size. The row:
 
     - fid: the distance (`frechet`), too large by about 1 / n, more so in many dimensions;
     - fid_infinity: what it would be for endless images (`frechet_infinity`);
@@ -39,7 +43,7 @@ def domain_gap(
       as much too far from its images as those are from the truth, so that the interval is turned
       around fid (reverse percentiles) and takes its bias away. Where the distance is about as small
       as its bias, low may be negative;
-    - n, and dimensions of the features.
+    - n, and the dimensions that are left of the features.
 
     Raises ValueError when a split has fewer than n images, or n is below 8.
     """
@@ -48,7 +52,7 @@ def domain_gap(
     for name, split in (("source", source), ("task", task)):
         if len(split) < n:
             raise ValueError(f"n={n}: the {name} split has only {len(split)} images")
-        sets.append(features(model, sample(split, n)))
+        sets.append(projected(features(model, sample(split, n)), n // 8))
     fid = frechet(*sets)
     low, high = _interval(*sets, fid, seed, integer("draws", draws, 2), level)
     row: dict[str, float | int] = {"fid": fid, "fid_infinity": frechet_infinity(*sets, seed=seed)}
@@ -60,6 +64,18 @@ def features(model: nn.Module, split: Any) -> Tensor:
     with training.inference(model) as where:
         parts = [model.features(x).cpu() for x, _ in batches.ordered(split, device=where)]
     return torch.cat(parts).double()
+
+
+def projected(x: Tensor, dimensions: int) -> Tensor:
+    """Features [N, D] in so many random orthogonal directions, but DIMENSIONS at most: the same for
+    all features of D dimensions, and all of them where D is no more. Squared distances are those of
+    [N, D] on average."""
+    d, k = x.shape[1], max(1, min(dimensions, DIMENSIONS))
+    if k >= d:
+        return x
+    directions = np.random.default_rng(seed_for("projection")).standard_normal((d, k))
+    q, _ = torch.linalg.qr(torch.from_numpy(directions))
+    return x @ q * math.sqrt(d / k)
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
