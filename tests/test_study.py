@@ -170,6 +170,18 @@ def test_unknown_profile_lists_the_known():
         study.profile("nowhere.toml")
 
 
+def test_the_papers_ablations_name_published_checkpoints():
+    from robustlib import checkpoints
+
+    for name in study.ablations("paper"):
+        networks = {t.ticket.pretrain for t in study.grid(f"paper:{name}")}
+        assert {p.checkpoint for p in networks} <= set(checkpoints.NAMES)
+        for p in networks:  # the radius that it says is the radius of the file
+            kind, _, named = p.checkpoint.partition("_l")[2].partition("_eps")
+            assert float(named) / (255 if kind == "inf" else 1) == pytest.approx(p.eps)
+            assert (p.norm == "linf") == (kind == "inf")
+
+
 def test_checkpoint_profiles_repeat_the_transfer_not_the_network():
     from robustlib import checkpoints
 
