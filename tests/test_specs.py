@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustlib import specs
-from robustlib.specs import Pretrain, Ticket, Transfer, columns, from_dict, key, to_dict
+from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer, columns, from_dict, key, to_dict
 
 SPECS = (Pretrain, Ticket, Transfer)
 LITERALS = {
@@ -161,6 +161,13 @@ def test_a_spec_survives_json_with_or_without_its_defaults(spec, defaults):
 def test_keys_never_change(spec, pinned):
     """Results are stored under these: if one differs, everybody's stored results are lost."""
     assert key(spec) == pinned
+
+
+def test_a_new_edition_of_a_measure_has_new_keys_and_no_other_has(monkeypatch):
+    before = [key(Evaluation(suite=s)) for s in ("corruption", "calibration")]
+    monkeypatch.setitem(specs.EDITIONS, "corruption", specs.EDITIONS["corruption"] + 1)
+    after = [key(Evaluation(suite=s)) for s in ("corruption", "calibration")]
+    assert after[0] != before[0] and after[1] == before[1]
 
 
 @pytest.mark.parametrize(

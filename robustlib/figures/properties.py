@@ -137,6 +137,7 @@ def certified(rows: pd.DataFrame) -> Figure:
     """
     single(rows, "task")
     colours = looks(rows.sort_values(["objective", "eps"]).label)
+    colours = {name: look | {"marker": None} for name, look in colours.items()}
     sparsities = sorted(rows.sparsity.unique())
     with style():
         size = PAGE, 0.8 + 0.8 * PAGE / max(3, len(sparsities))
@@ -149,8 +150,8 @@ def certified(rows: pd.DataFrame) -> Figure:
                 for _, seed in own.groupby("seed"):
                     ax.plot(seed.radius, seed.certified_accuracy, color=look["color"], lw=0.4)
                 means = own.groupby("radius").certified_accuracy.mean()
-                ax.plot(means.index, means, **(look | {"marker": None}))
-            ax.set(ylim=(0, None), xlabel="L2 radius", title=f"sparsity {sparsity:g}")
+                ax.plot(means.index, means, **look)
+            ax.set(ylim=(0, 1), xlabel="L2 radius", title=f"sparsity {sparsity:g}")
         grid[0][0].set_ylabel("certified accuracy")
         legend(fig, colours, "thin lines: single seeds")
     return fig
