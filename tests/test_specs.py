@@ -367,7 +367,7 @@ def test_columns_are_the_fields_and_a_shared_name_is_the_transfers_then_the_pret
     assert (row["n_train"], row["pretrain_n_train"]) == (50, 500)
     assert (row["scheme"], row["sparsity"], row["objective"]) == ("random", 0.5, "natural")
     # Nothing is lost to a shared name, and the specs themselves are no columns.
-    mask = {f"mask_{f}" for f in ("objective", "norm", "eps", "sigma", "seed")}
+    mask = {f"mask_{f}" for f in ("objective", "norm", "eps", "sigma", "steps", "seed")}
     assert len(row) == sum(len(fields(cls)) for cls in SPECS) - len(NESTED) + len(mask)
     assert not set(row) & set(NESTED) and mask <= set(row)
     below = columns(ticket)
