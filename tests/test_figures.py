@@ -148,6 +148,8 @@ def test_looks_tell_labels_apart_without_colour():
 )
 def test_label(spec, expected):
     assert figures.label(specs.columns(spec)) == expected
+    # A row of a table, whose numbers are numpy's.
+    assert figures.label(pd.DataFrame([specs.columns(spec)] * 2).iloc[0]) == expected
 
 
 def test_save_writes_three_files_and_the_same_bytes(tmp_path):

@@ -130,6 +130,7 @@ def gap(frame: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
                 side = {"xytext": (3, 4)} if i % 2 else {"xytext": (-3, -8), "ha": "right"}
                 ax.annotate(row["task"], at, fontsize=6, textcoords="offset points", **side)
         within(ax, rows["mean"], zero=True)
+        ax.margins(x=0.1)  # room for the names
         ax.set_xlabel("Fréchet distance of the task to the source")
         ax.set_ylabel("robust − natural (points)")
         legend(

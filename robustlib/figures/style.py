@@ -72,7 +72,8 @@ def label(row: Mapping[str, Any]) -> str:
         return "natural"
     if row["objective"] == "smoothing":
         return f"noise σ = {row['sigma']:g}"
-    ball = radius(row["norm"], row["eps"]) + f", {row['steps']} steps" * (row["steps"] > 1)
+    more = f", {row['steps']:g} steps" if row["steps"] > 1 else ""
+    ball = radius(row["norm"], row["eps"]) + more
     return f"robust, {ball}" if row["objective"] == "pgd" else f"{row['objective']}, {ball}"
 
 
