@@ -212,7 +212,7 @@ def test_properties_have_a_panel_each_and_a_row_in_the_table():
     fig = figures.properties(frames)
     titles = [ax.get_title() for ax in fig.axes if ax.axison]
     assert [t.split("\n")[1] for t in titles] == [
-        "adversarial, L2 ε = 0.1, 100 images",
+        "cheap, L2 ε = 0.1, 100 images",
         "calibration, 100 images",
     ]
     assert "↑" in titles[0] and "↓" in titles[1] and inside(fig)
@@ -285,8 +285,8 @@ def test_clean_accuracy_is_shown_once_and_without_a_radius():
     table = figures.property_table(frames).drop_duplicates(["property", "asked"])
     assert list(zip(table.property, table.asked, strict=True)) == [
         ("clean accuracy", "not attacked"),
-        ("accuracy under AutoAttack", "adversarial, L2 ε = 0.1"),
-        ("accuracy under AutoAttack", "adversarial, L∞ ε = 1/255"),
+        ("accuracy under AutoAttack", "cheap, L2 ε = 0.1"),
+        ("accuracy under AutoAttack", "cheap, L∞ ε = 1/255"),
         ("accuracy on corruptions", "corruption"),
     ]
     assert len([ax for ax in figures.properties(frames).axes if ax.axison]) == 4

@@ -219,12 +219,14 @@ def _cells(frames: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, str, pd.Da
 
 
 def _asked(name: str, column: str, rows: pd.DataFrame) -> str:
-    """What was asked, with the attack's radius or the noise where the property has one."""
+    """What was asked; of attacks and noise how strong they were."""
     row = rows.iloc[0]
+    if column == "clean_accuracy":
+        return "not attacked"
     if row.evaluation_eps:
-        ball = radius(row.evaluation_norm, row.evaluation_eps)
-        return "not attacked" if column == "clean_accuracy" else f"{row.suite}, {ball}"
-    return f"{name}, σ = {row.evaluation_sigma:g}" if row.evaluation_sigma else name
+        part = "cheap, " if (column, row.attack) == ("autoattack_accuracy", "cheap") else ""
+        return part + radius(row.evaluation_norm, row.evaluation_eps)
+    return f"σ = {row.evaluation_sigma:g}" if row.evaluation_sigma else name
 
 
 def _images(rows: pd.DataFrame) -> pd.Series:
