@@ -408,8 +408,10 @@ class Evaluation:
                 f"of={shown(self.of)}: suite='domain_gap' measures tasks from a source, in the "
                 "features of a Pretrain"
             )
-        if self.suite == "ood" and self.against == getattr(self.of, "task", None):
-            raise ValueError(f"against={self.against!r}: is the task itself")
+        if self.suite == "ood":
+            start = self.of.pretrain if isinstance(self.of, Ticket) else self.of
+            if self.against == (start.task if isinstance(start, Transfer) else start.source):
+                raise ValueError(f"against={self.against!r}: is the network's own set")
         least = {"domain_gap": 8, "similarity": 4}.get(self.suite, 1)
         if self.limit is not None and self.limit < least:
             raise ValueError(f"limit={self.limit}: suite={self.suite!r} needs {least} images")
@@ -552,9 +554,19 @@ def key(spec: Spec) -> str:
         raise ValueError(
             f"{spec.__name__}: is a kind of spec, not a spec; did you mean () after it?"
         )
+    return _key(spec, EDITIONS.get(spec.suite, 1) if isinstance(spec, Evaluation) else 1)
+
+
+def earlier_keys(spec: Spec) -> list[str]:
+    """The keys that a spec had in the earlier editions of its suite (EDITIONS)."""
+    current = EDITIONS.get(spec.suite, 1) if isinstance(spec, Evaluation) else 1
+    return [_key(spec, edition) for edition in range(1, current)]
+
+
+def _key(spec: Spec, edition: int) -> str:
     content: dict[str, Any] = {kind(spec): to_dict(spec, defaults=False)}
-    if isinstance(spec, Evaluation) and spec.suite in EDITIONS:
-        content["edition"] = EDITIONS[spec.suite]
+    if edition > 1:
+        content["edition"] = edition
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:20]
 

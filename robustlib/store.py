@@ -48,6 +48,10 @@ class Damaged(RuntimeError):
     """A stored file is not what was written; the message names it."""
 
 
+class Superseded(Damaged):
+    """What is stored was measured by an earlier edition of its measure (`specs.EDITIONS`)."""
+
+
 @dataclass(frozen=True)
 class Artifact:
     """What `run` returns: a stored result."""
@@ -214,10 +218,15 @@ def read_checked(file: Path) -> bytes:
 
 
 def artifacts(cls: type) -> Iterator[Artifact]:
-    """All stored artifacts of one kind of spec, by key. Raises Damaged."""
+    """All stored artifacts of one kind of spec, by key; not those of an earlier edition of their
+    measure. Raises Damaged."""
     folder = root() / specs.kind(cls)
     for where in sorted(folder.glob("[0-9a-f]*/[0-9a-f]*")):
-        yield _load(where)
+        try:
+            artifact = _load(where)
+        except Superseded:
+            continue
+        yield artifact
 
 
 def frame(cls: type) -> pd.DataFrame:
@@ -279,6 +288,8 @@ def _load(where: Path) -> Artifact:
     except (KeyError, ValueError) as e:
         raise Damaged(f"{by}, holds a spec that this version does not know: {e}") from None
     # A folder moved by hand, or a default that was changed: it would pass for another experiment.
+    if where.name in specs.earlier_keys(spec):
+        raise Superseded(f"{by}, is of an earlier edition of its measure")
     if specs.key(spec) != where.name:
         raise Damaged(f"{by}, holds the result of {specs.key(spec)}, not of {where.name}")
     row = specs.columns(spec) | meta["row"] | {"key": meta["key"]} | meta["versions"]

@@ -125,7 +125,8 @@ def test_no_two_evaluations_share_a_key():
         ({"suite": "similarity", "other": "dense"}, "other='dense': must be a Pretrain, a Ticket"),
         ({"seed": 1}, "seed=1: suite='calibration' does not use it"),
         ({"suite": "domain_gap", "against": "digits"}, "measures tasks from a source"),
-        ({"suite": "ood", "against": Transfer.task}, "is the task itself"),
+        ({"suite": "ood", "against": Transfer.task}, "is the network's own set"),
+        ({"suite": "ood", "of": TICKET, "against": "digits"}, "is the network's own set"),
         ({"suite": "similarity", "other": PRETRAIN, "limit": 3}, "limit=3: .* needs 4 images"),
         (
             {"of": PRETRAIN, "suite": "domain_gap", "against": "digits", "limit": 7},
@@ -169,6 +170,20 @@ def test_similarity_has_the_overlap_of_the_masks_where_both_removed_something(tr
     both = layers.weights * layers.density_first * layers.density_second
     assert row["mask_chance"] == pytest.approx(both.sum() / (kept.sum() - both.sum()))
     assert "mask_overlap" not in run(Evaluation(LINEAR, "similarity", other=PRETRAIN, limit=20)).row
+
+
+def test_rows_of_an_earlier_edition_are_left_out(trained, monkeypatch):
+    old, other = Evaluation(LINEAR, "corruption", limit=10), Evaluation(LINEAR)
+    with monkeypatch.context() as patch:
+        patch.delitem(specs.EDITIONS, "corruption")
+        run(old), run(other)
+        assert len(store.frame(Evaluation)) == 2 and specs.earlier_keys(old) == []
+        before = key(old)
+    assert specs.earlier_keys(old) == [before] and not store.has(old)
+    assert list(store.frame(Evaluation).key) == [key(other)]
+    run(old)
+    assert set(store.frame(Evaluation).key) == {key(old), key(other)}
+    assert specs.earlier_keys(other) == specs.earlier_keys(LINEAR) == []
 
 
 def test_a_network_before_any_transfer_is_attacked_on_its_source(trained):
