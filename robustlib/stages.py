@@ -29,7 +29,6 @@ from robustlib.data import batches, load, load_segmentation
 from robustlib.data.splits import Split, take
 from robustlib.devices import device, devices
 from robustlib.metrics.evaluate import evaluate
-from robustlib.metrics.similarity import overlap
 from robustlib.specs import Evaluation, Pretrain, Spec, Ticket, Transfer
 from robustlib.store import Artifact
 from robustlib.transfer import finetune, linear, segment
@@ -366,7 +365,8 @@ def _evaluation(spec: Evaluation) -> tuple[dict, dict, dict]:
         masks = [m for m in masks if m and m.sparsity > 0]
         shapes = [{name: kept.shape for name, kept in m.items()} for m in masks]
         if len(masks) == 2 and shapes[0] == shapes[1]:
-            row |= overlap(*masks)
+            first, second = masks
+            row |= {"mask_overlap": first.overlap(second), "mask_chance": first.chance(second)}
     return row, {}, tables
 
 

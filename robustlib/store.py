@@ -287,9 +287,9 @@ def _load(where: Path) -> Artifact:
         spec = specs.from_dict(specs.KINDS[meta["kind"]], meta["spec"])
     except (KeyError, ValueError) as e:
         raise Damaged(f"{by}, holds a spec that this version does not know: {e}") from None
-    # A folder moved by hand, or a default that was changed: it would pass for another experiment.
     if where.name in specs.earlier_keys(spec):
         raise Superseded(f"{by}, is of an earlier edition of its measure")
+    # A folder moved by hand, or a default that was changed: it would pass for another experiment.
     if specs.key(spec) != where.name:
         raise Damaged(f"{by}, holds the result of {specs.key(spec)}, not of {where.name}")
     row = specs.columns(spec) | meta["row"] | {"key": meta["key"]} | meta["versions"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -138,21 +139,17 @@ def certified(rows: pd.DataFrame) -> Figure:
     single(rows, "task")
     colours = looks(rows.sort_values(["objective", "eps"]).label)
     colours = {name: look | {"marker": None} for name, look in colours.items()}
-    sparsities = sorted(rows.sparsity.unique())
     with style():
-        size = PAGE, 0.8 + 0.8 * PAGE / max(3, len(sparsities))
-        fig, grid = panels(1, max(3, len(sparsities)), *size, sharey=True)
-        for ax in grid.flat[len(sparsities) :]:
-            ax.set_axis_off()
-        for ax, sparsity in zip(grid.flat, sparsities, strict=False):
+        fig, cells = _by_sparsity(rows, 0.8)
+        for ax, here in cells:
             for name, look in colours.items():
-                own = rows[(rows.label == name) & (rows.sparsity == sparsity)]
+                own = here[here.label == name]
                 for _, seed in own.groupby("seed"):
                     ax.plot(seed.radius, seed.certified_accuracy, color=look["color"], lw=0.4)
                 means = own.groupby("radius").certified_accuracy.mean()
                 ax.plot(means.index, means, **look)
-            ax.set(ylim=(0, 1), xlabel="L2 radius", title=f"sparsity {sparsity:g}")
-        grid[0][0].set_ylabel("certified accuracy")
+            ax.set(ylim=(0, 1), xlabel="L2 radius")
+        cells[0][0].set_ylabel("certified accuracy")
         legend(fig, colours, "thin lines: single seeds")
     return fig
 
@@ -166,23 +163,19 @@ def reliability(rows: pd.DataFrame) -> Figure:
     rows = rows[rows["count"] > 0]
     rows = rows.assign(sure=rows.confidence * rows["count"], right=rows.accuracy * rows["count"])
     colours = looks(rows.sort_values(["objective", "eps"]).label)
-    sparsities = sorted(rows.sparsity.unique())
     with style():
-        size = PAGE, 0.8 + PAGE / max(3, len(sparsities))
-        fig, grid = panels(1, max(3, len(sparsities)), *size, sharey=True)
-        for ax in grid.flat[len(sparsities) :]:
-            ax.set_axis_off()
-        for ax, sparsity in zip(grid.flat, sparsities, strict=False):
+        fig, cells = _by_sparsity(rows, 1)
+        for ax, here in cells:
             ax.plot([0, 1], [0, 1], color=OTHER, lw=0.8, zorder=0)
             for name, look in colours.items():
-                own = rows[(rows.label == name) & (rows.sparsity == sparsity)]
+                own = here[here.label == name]
                 sums = own.groupby("bin")[["count", "sure", "right"]].sum()
                 x, y = sums.sure / sums["count"], sums.right / sums["count"]
                 ax.plot(x, y, **(look | {"marker": None}))
                 area = 3 + 60 * sums["count"] / sums["count"].sum()
                 ax.scatter(x, y, s=area, color=look["color"], marker=look["marker"])
-            ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=f"sparsity {sparsity:g}")
-        grid[0][0].set_ylabel("accuracy")
+            ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence")
+        cells[0][0].set_ylabel("accuracy")
         legend(fig, colours, "area: share of the images")
     return fig
 
@@ -206,6 +199,21 @@ def corruptions(rows: pd.DataFrame) -> Figure:
         ax.set_ylabel("accuracy (%)")
         legend(fig, colours, f"sparsity {rows.sparsity.max():g}; small dots: single seeds")
     return fig
+
+
+def _by_sparsity(
+    rows: pd.DataFrame, shape: float
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """A figure with a panel for each sparsity, `shape` as high as it is wide, and its rows."""
+    sparsities = sorted(rows.sparsity.unique())
+    across = max(3, len(sparsities))
+    fig, grid = panels(1, across, PAGE, 0.8 + shape * PAGE / across, sharey=True)
+    for ax in grid.flat[len(sparsities) :]:
+        ax.set_axis_off()
+    cells = [(ax, rows[rows.sparsity == s]) for ax, s in zip(grid.flat, sparsities, strict=False)]
+    for (ax, _), s in zip(cells, sparsities, strict=True):
+        ax.set_title(f"sparsity {s:g}")
+    return fig, cells
 
 
 def _cells(frames: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, str, pd.DataFrame]]:

@@ -214,10 +214,7 @@ def pair_overlaps(masks: Mapping[str, Mask]) -> pd.DataFrame:
     rows = []
     for first, a in masks.items():
         for second, b in masks.items():
-            table = stats.mask_overlap(a, b)
-            kept = (table.weights * (table.density_first + table.density_second)).sum()
-            both = (table.weights * table.density_first * table.density_second).sum()
-            rows.append([first, second, a.overlap(b), both / (kept - both)])
+            rows.append([first, second, a.overlap(b), a.chance(b)])
     return pd.DataFrame(rows, columns=["first", "second", "overlap", "chance"])
 
 

@@ -13,7 +13,6 @@ from robustlib import training
 from robustlib.data import batches
 from robustlib.metrics.sample import sample
 from robustlib.specs import one_of
-from robustlib.tickets import Mask
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4", "avgpool")
 """The four stages of our ResNets (`pyramid`) and their pooled features."""
@@ -47,16 +46,6 @@ def cka(
         table.append({"layer": layer, "cka": plain, "cka_debiased": debiased})
     means = {k: sum(r[k] for r in table) / len(table) for k in ("cka", "cka_debiased")}
     return {"n": len(split)} | means, table
-
-
-def overlap(first: Mask, second: Mask) -> dict[str, float]:
-    """mask_overlap: the Jaccard index of the weights that two masks of one network keep, and
-    mask_chance, what two random masks of their densities in every layer would have. Raises
-    ValueError when the masks are of different networks."""
-    both = first.overlap(second)
-    kept = sum(int(m.sum()) for mask in (first, second) for m in mask.values())
-    expected = sum(int(m.sum()) * int(second[n].sum()) / m.numel() for n, m in first.items())
-    return {"mask_overlap": both, "mask_chance": expected / (kept - expected) if kept else 1.0}
 
 
 def activations(model: nn.Module, split: Any, layer: str) -> Tensor:

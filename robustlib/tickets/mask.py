@@ -78,6 +78,14 @@ class Mask(Mapping[str, Tensor]):
         either = sum(int((m | other[n]).sum()) for n, m in self.items())
         return both / either if either else 1.0
 
+    def chance(self, other: Mask) -> float:
+        """What `overlap` would be, about, of random masks that keep as much in every layer."""
+        self._must_match({n: m.shape for n, m in other.items()}, "the other mask")
+        kept = [(int(m.sum()), int(other[n].sum()), m.numel()) for n, m in self.items()]
+        both = sum(a * b / of for a, b, of in kept)
+        either = sum(a + b for a, b, _ in kept) - both
+        return both / either if either else 1.0
+
     def apply(self, model: nn.Module) -> nn.Module:
         """Zeroes the removed weights in place and keeps them at zero; returns the model.
 
