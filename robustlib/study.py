@@ -323,7 +323,7 @@ def evaluations(
             if other is not None:
                 one_of("other", other, OTHERS)
             suite = values.get("suite", Evaluation.suite)
-            told = [f"{k} {v}" for k, v in values.items() if isinstance(entry[k], list)]
+            told = [_told(k, v) for k, v in values.items() if isinstance(entry[k], list)]
             name = " ".join([suite, *told, *([f"with {other}"] if other else [])])
             if name in out:
                 raise ValueError(
@@ -335,6 +335,10 @@ def evaluations(
                 if own.get("other") != spec:
                     out[name].append(Evaluation(spec, **own))
     return out
+
+
+def _told(name: str, value: Any) -> str:
+    return ("" if value else "not ") + name if isinstance(value, bool) else f"{name} {value}"
 
 
 def _other(study: Profile, spec: Transfer, which: str) -> Transfer:

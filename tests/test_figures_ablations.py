@@ -208,26 +208,28 @@ def test_properties_have_a_panel_each_and_a_row_in_the_table():
     frames = {
         "adversarial": evaluated("adversarial", "autoattack_accuracy", eps=0.1),
         "calibration": evaluated("calibration", "ece"),
+        "calibration scaled": evaluated("calibration", "ece", scaled=True),
     }
     fig = figures.properties(frames)
     titles = [ax.get_title() for ax in fig.axes if ax.axison]
     assert [t.split("\n")[1] for t in titles] == [
         "cheap, L2 ε = 0.1, 100 images",
-        "calibration, 100 images",
+        "not scaled, 100 images",
+        "scaled on val, 100 images",
     ]
     assert "↑" in titles[0] and "↓" in titles[1] and inside(fig)
     table = figures.property_table(frames)
     attacked, ece = "accuracy under AutoAttack", "calibration error (ECE)"
-    assert list(table.property) == [attacked, attacked, ece, ece]
-    assert list(table.sparsity) == [0.0, 0.9] * 2
+    assert list(table.property) == [attacked, attacked, ece, ece, ece, ece]
+    assert list(table.sparsity) == [0.0, 0.9] * 3
     assert set(table.images) == {100} and set(table.seeds) == {2}
     robust = figures.label(specs.columns(ROBUST))
     assert list(table.columns[-3:]) == ["natural", robust, f"{robust} − natural"]
     # Two seeds, 0.01 apart: Student's factor of 12.7 over the root of 2, times the deviation.
     assert table.natural[0] == "0.505 [0.441, 0.569]" and table[robust][1].startswith("0.375 [")
-    assert list(table.iloc[:, -1]) == ["+0.050 [+0.050, +0.050]"] * 4
+    assert list(table.iloc[:, -1]) == ["+0.050 [+0.050, +0.050]"] * 6
     saved = figures.property_rows(frames)
-    assert len(saved) == 2 * 8 and list(saved.n) == [100] * 16
+    assert len(saved) == 3 * 8 and list(saved.n) == [100] * 24
 
 
 def test_a_property_of_robust_networks_alone_has_no_difference():
@@ -272,6 +274,31 @@ def test_certified_accuracy_falls_with_the_radius_in_a_panel_a_sparsity():
     assert [ax.get_title() for ax in panels] == ["sparsity 0", "sparsity 0.9"] and inside(fig)
     curves = [ax.lines[-1].get_ydata().tolist() for ax in panels]
     assert curves[0] == pytest.approx([0.85, 0.65]) and curves[1] == pytest.approx([0.4, 0.2])
+
+
+def test_similarity_by_layer_tells_dense_from_natural_and_keeps_the_layers_order():
+    tables = {}
+    names = ("stem", "block", "avgpool")  # Not in the order of the alphabet.
+    for seed, s in itertools.product((0, 1), (0.0, 0.9)):
+        natural, robust = (Ticket(replace(p, seed=seed), sparsity=s) for p in (NATURAL, ROBUST))
+        of = Transfer(robust, "mnist", seed=seed)
+        others = {"natural": natural} | ({"dense": Ticket(robust.pretrain)} if s else {})
+        for name, ticket in others.items():
+            spec = Evaluation(of, "similarity", other=replace(of, ticket=ticket))
+            start = 0.9 if name == "dense" else 0.5
+            tables[spec] = [
+                {"layer": n, "cka": start - 0.1 * i + 0.02 * seed} for i, n in enumerate(names)
+            ]
+    lines = figures.table_rows(tables)
+    assert list(lines.against.unique()) == ["natural", "dense"]
+    fig = figures.layers(lines)
+    panels = [ax for ax in fig.axes if ax.axison]
+    assert [t.get_text() for t in panels[0].get_xticklabels()] == list(names) and inside(fig)
+    means = [[li for li in ax.lines if li.get_linewidth() > 0.5] for ax in panels]
+    assert [[li.get_linestyle() for li in own] for own in means] == [["--"], ["-", "--"]]
+    assert means[1][0].get_ydata().tolist() == pytest.approx([0.91, 0.81, 0.71])
+    assert means[1][1].get_ydata().tolist() == pytest.approx([0.51, 0.41, 0.31])
+    assert any("and dense" in t for t in texts(fig)) and any("and natural" in t for t in texts(fig))
 
 
 def test_clean_accuracy_is_shown_once_and_without_a_radius():

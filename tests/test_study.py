@@ -232,6 +232,13 @@ def test_every_profile_and_ablation_pairs_robust_with_natural(name):
     study.evaluations(name)
 
 
+def test_what_is_asked_is_called_by_suite_and_by_the_values_that_tell_it_apart():
+    asked = study.evaluations("quick:properties")
+    assert {"calibration not scaled", "calibration scaled", "similarity with dense"} <= set(asked)
+    assert {spec.scaled for spec in asked["calibration scaled"]} == {True}
+    assert {spec.scaled for spec in asked["calibration not scaled"]} == {False}
+
+
 def test_an_ablation_replaces_tables_and_keeps_the_others(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(GOOD + "\n[ablation.few]\nseeds = [1]\nticket = [{ sparsity = 0.5 }]\n")

@@ -12,6 +12,7 @@ from robustlib.figures.networks import adversarial_examples, curves, robust_accu
 from robustlib.figures.properties import (
     certified,
     corruptions,
+    layers,
     properties,
     property_rows,
     property_table,
@@ -56,6 +57,7 @@ __all__ = [
     "gap_rows",
     "label",
     "layer_density",
+    "layers",
     "looks",
     "mask_overlap",
     "masks",

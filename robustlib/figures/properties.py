@@ -11,8 +11,18 @@ from matplotlib.ticker import NullLocator
 
 from robustlib import stats
 from robustlib.figures.ablations import beside, single, within
-from robustlib.figures.style import OTHER, PAGE, labelled, legend, looks, panels, radius, style
-from robustlib.specs import Evaluation, columns, key
+from robustlib.figures.style import (
+    OTHER,
+    PAGE,
+    label,
+    labelled,
+    legend,
+    looks,
+    panels,
+    radius,
+    style,
+)
+from robustlib.specs import Evaluation, Ticket, columns, key
 
 PROPERTIES = {
     "clean_accuracy": "clean accuracy",
@@ -60,13 +70,13 @@ def properties(frames: Mapping[str, pd.DataFrame]) -> Figure:
         for ax, (name, column, rows) in zip(grid.flat, cells, strict=False):
             means = labelled(stats.summary(rows, [*stats.PRETRAINING, "sparsity"], column))
             seeds = labelled(rows)
-            for i, (label, look) in enumerate(colours.items()):
+            for i, (network, look) in enumerate(colours.items()):
                 shift = 1 + 0.06 * (i - (len(colours) - 1) / 2)
-                dots = seeds[seeds.label == label]
+                dots = seeds[seeds.label == network]
                 small = {"color": look["color"], "marker": look["marker"], "ms": 1.8, "mew": 0}
                 at = shift / (1 - dots.sparsity)
                 ax.plot(0.95 * at, dots[column], ls="", alpha=0.6, **small)
-                line = means[means.label == label].sort_values("sparsity")
+                line = means[means.label == network].sort_values("sparsity")
                 half = (line.high - line["mean"]).fillna(0)
                 bars = {"yerr": half, "capsize": 1.5, "elinewidth": 0.7}
                 ax.errorbar(shift / (1 - line.sparsity), line["mean"], **bars, **look)
@@ -122,12 +132,18 @@ def property_rows(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def table_rows(tables: Mapping[Evaluation, list[dict]]) -> pd.DataFrame:
-    """The rows of the tables of evaluations, each with what tells its network and its key."""
+    """The rows of the tables of evaluations, each with what tells its network and its key; of
+    similarity also with how the network it is compared with was pretrained, `against`: "dense"
+    where that is the one that the ticket was drawn from."""
     kept = ["task", "sparsity", *stats.PRETRAINING, "seed"]
     lines = []
     for spec, table in tables.items():
         told = columns(spec)
-        lines += [{c: told[c] for c in kept} | line | {"key": key(spec)} for line in table]
+        own = {c: told[c] for c in kept}
+        if spec.suite == "similarity":
+            dense = spec.other.ticket == Ticket(spec.of.ticket.pretrain)
+            own["against"] = "dense" if dense else label(columns(spec.other))
+        lines += [own | line | {"key": key(spec)} for line in table]
     return labelled(pd.DataFrame(lines))
 
 
@@ -145,12 +161,46 @@ def certified(rows: pd.DataFrame) -> Figure:
             for name, look in colours.items():
                 own = here[here.label == name]
                 for _, seed in own.groupby("seed"):
-                    ax.plot(seed.radius, seed.certified_accuracy, color=look["color"], lw=0.4)
+                    ax.plot(seed.radius, seed.certified_accuracy, **_thin(look))
                 means = own.groupby("radius").certified_accuracy.mean()
                 ax.plot(means.index, means, **look)
             ax.set(ylim=(0, 1), xlabel="L2 radius")
         cells[0][0].set_ylabel("certified accuracy")
         legend(fig, colours, "thin lines: single seeds")
+    return fig
+
+
+def layers(rows: pd.DataFrame) -> Figure:
+    """CKA by layer, a panel for each sparsity: a full line for tickets beside their dense networks,
+    a dashed one for those beside another pretraining's. Means over seeds.
+
+    rows: `table_rows` of the table `layers` of similarity evaluations.
+    """
+    single(rows, "task")
+    colours = looks(rows.sort_values(["objective", "eps"]).label)
+    pairs = rows.drop_duplicates(["label", "against"])[["label", "against"]]
+    pairs = pairs.sort_values("against", key=lambda column: column != "dense", kind="stable")
+    curves = {
+        (name, other): colours[name]
+        | {"label": f"{name} and {other}", "ls": "-" if other == "dense" else "--"}
+        for name, other in pairs.itertuples(index=False)
+    }
+    names = list(dict.fromkeys(rows.layer))
+    with style():
+        fig, cells = _by_sparsity(rows, 0.8)
+        for ax, here in cells:
+            for (name, other), look in curves.items():
+                own = here[(here.label == name) & (here.against == other)]
+                if own.empty:  # A dense network beside itself.
+                    continue
+                for _, seed in own.groupby("seed"):
+                    ax.plot([names.index(n) for n in seed.layer], seed.cka, "-", **_thin(look))
+                means = own.groupby("layer").cka.mean().reindex(names).dropna()
+                ax.plot([names.index(n) for n in means.index], means, **look)
+            turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+            ax.set_xticks(range(len(names)), names, **turned)
+        cells[0][0].set(ylim=(None, 1), ylabel="CKA")
+        legend(fig, curves, "thin lines: single seeds")
     return fig
 
 
@@ -216,6 +266,11 @@ def _by_sparsity(
     return fig, cells
 
 
+def _thin(look: Mapping) -> dict:
+    """How a single seed's line is drawn beside the mean's."""
+    return {"color": look["color"], "lw": 0.4}
+
+
 def _cells(frames: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, str, pd.DataFrame]]:
     clean = False
     for name, rows in frames.items():
@@ -227,13 +282,15 @@ def _cells(frames: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, str, pd.Da
 
 
 def _asked(name: str, column: str, rows: pd.DataFrame) -> str:
-    """What was asked; of attacks and noise how strong they were."""
+    """What was asked; of attacks and noise how strong they were, of calibration whether scaled."""
     row = rows.iloc[0]
     if column == "clean_accuracy":
         return "not attacked"
     if row.evaluation_eps:
         part = "cheap, " if (column, row.attack) == ("autoattack_accuracy", "cheap") else ""
         return part + radius(row.evaluation_norm, row.evaluation_eps)
+    if row.suite == "calibration":
+        return "scaled on val" if row.scaled else "not scaled"
     return f"σ = {row.evaluation_sigma:g}" if row.evaluation_sigma else name
 
 
