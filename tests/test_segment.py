@@ -294,6 +294,42 @@ def test_intervals_at_the_limits():
         iou_interval(counts, level=1)
 
 
+def test_the_interval_of_a_difference_is_of_the_same_resampled_images():
+    answers, truth = random_case(n=60)
+    counts = counted(answers, truth, 5)
+    assert iou_interval(counts, minus=counts) == (0, 0, 0)
+    # A second network that is right at half of the first one's mistakes.
+    better = torch.where(torch.arange(answers.shape[-1]) % 2 == 0, truth, answers)
+    other = counted(better, truth, 5)
+    found, low, high = iou_interval(other, minus=counts)
+    assert found == pytest.approx(measures(other)["miou"] - measures(counts)["miou"], abs=1e-12)
+    assert low < found < high
+    back = iou_interval(counts, minus=other)
+    assert [-v for v in back] == pytest.approx([found, high, low], abs=0.05 * (high - low))
+    # Independent images would add the widths of the two in squares.
+    alone = [high - low for _, low, high in map(iou_interval, (other, counts))]
+    assert high - low < 0.8 * math.hypot(*alone)
+    rng = np.random.default_rng(5)
+    drawn = [rng.integers(0, 60, 60) for _ in range(1000)]
+    drawn = [measures(other[i])["miou"] - measures(counts[i])["miou"] for i in drawn]
+    assert np.quantile(drawn, [0.025, 0.975]) == pytest.approx([low, high], abs=0.2 * (high - low))
+
+
+def test_the_interval_of_a_difference_worked_by_hand():
+    """Each image has four pixels of one class; one network is right on all, the other on half of
+    them: mean IoU 1 and, of two classes that are confused alike, 1/3, in any resample with both."""
+    right = torch.tensor([[[4, 0], [0, 0]], [[0, 0], [0, 4]]] * 40)
+    half = torch.tensor([[[2, 2], [0, 0]], [[0, 0], [2, 2]]] * 40)
+    found, low, high = iou_interval(right, minus=half)
+    assert found == pytest.approx(2 / 3) and 0.64 < low <= found <= high < 0.7
+    one = iou_interval(right[:1], minus=half[:1])
+    assert one[0] == pytest.approx(1 - 1 / 2) and math.isnan(one[1]) and math.isnan(one[2])
+    with pytest.raises(ValueError, match="must be of the same images"):
+        iou_interval(right, minus=half.flip(0))
+    with pytest.raises(ValueError, match="must be of the same images"):
+        iou_interval(right, minus=half[:2])
+
+
 # Training
 
 

@@ -88,33 +88,40 @@ def measures(confusion: Tensor) -> dict[str, Any]:
 
 
 def iou_interval(
-    confusion: Tensor, level: float = 0.95, seed: int = 0
+    confusion: Tensor, level: float = 0.95, seed: int = 0, minus: Tensor | None = None
 ) -> tuple[float, float, float]:
     """Mean IoU and its BCa bootstrap interval over images (Efron, 1987): (mean IoU, low, high).
 
-    confusion: counts [N, K, K], as of `confusions`. Images are resampled, not pixels: the pixels of
-    an image are far from independent. So are frames of one drive, for which the interval is too
-    narrow. Low and high are nan with fewer than two images that have a labelled pixel, and the mean
-    IoU itself where leaving out any one image changes nothing.
+    confusion: counts [N, K, K], as of `confusions`. minus: those of another network on the same
+    images; it is then the difference of the two mean IoUs, both of the same resampled images, for
+    what is hard in an image is so for both. Images are resampled, not pixels: the pixels of an
+    image are far from independent. So are frames of one drive, for which the interval is too
+    narrow. Low and high are nan with fewer than two images that have a labelled pixel, and the
+    value itself where leaving out any one image changes nothing. Raises ValueError when `minus` is
+    of other images.
     """
     from scipy import stats
 
     level = number("level", level, 0.5, 1, open_high=True)
-    counts = confusion.double().numpy()
+    networks = [confusion] if minus is None else [confusion, minus]
+    if any(not torch.equal(c.sum(-1), confusion.sum(-1)) for c in networks):
+        raise ValueError("minus: its images have other labels; it must be of the same images")
+    sign = np.array([1.0, -1.0])[: len(networks)]
+    counts = torch.stack(networks, 1).double().numpy()
     # A resample of images without a label would have no mean.
-    counts = counts[counts.sum((1, 2)) > 0]
-    n, k = len(counts), counts.shape[1]
+    counts = counts[counts.sum((1, 2, 3)) > 0]
+    n, shape = len(counts), counts.shape[1:]
     if n < 2:
-        return float(_mean_iou(counts[0])) if n else math.nan, math.nan, math.nan
+        return float(_mean_iou(counts[0]) @ sign) if n else math.nan, math.nan, math.nan
     total = counts.sum(0)
-    mean = float(_mean_iou(total))
-    if np.ptp(_mean_iou(total - counts)) < 1e-12:  # BCa divides by that spread
-        return mean, mean, mean
-    flat = counts.reshape(n, k * k)
+    value = float(_mean_iou(total) @ sign)
+    if np.ptp(_mean_iou(total - counts) @ sign) < 1e-12:  # BCa divides by that spread
+        return value, value, value
+    flat = counts.reshape(n, -1)
 
     def of_images(rows: np.ndarray, axis: int) -> np.ndarray:
         times = np.apply_along_axis(np.bincount, axis, rows, minlength=n)
-        return _mean_iou((times @ flat).reshape(*times.shape[:-1], k, k))
+        return _mean_iou((times @ flat).reshape(*times.shape[:-1], *shape)) @ sign
 
     rng = np.random.default_rng(seed)
     found = stats.bootstrap(
@@ -125,7 +132,7 @@ def iou_interval(
         method="BCa",
         random_state=rng,
     )
-    return mean, *map(float, found.confidence_interval)
+    return value, *map(float, found.confidence_interval)
 
 
 def _iou(total: np.ndarray) -> np.ndarray:
