@@ -10,7 +10,7 @@ import re
 import papermill
 import pytest
 
-from robustlib.study import NOTEBOOKS
+from robustlib.study import NOTEBOOKS, PROFILES
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 CHECKED = {
@@ -71,12 +71,22 @@ def test_parameters_are_scalars_with_type_and_comment(path):
 
 
 def checks(path, **given):
-    """Runs what follows the parameters, as papermill would have set them."""
+    """Runs what follows the parameters, as papermill would have set them; what it has defined."""
     _, _, code = load(path)
     scope = {}
     exec(code[0]["text"], scope)
     assert set(given) <= set(scope)
-    exec(code[1]["text"], scope | given)
+    scope |= given
+    exec(code[1]["text"], scope)
+    return scope
+
+
+def later(name, cell, scope):
+    """Runs a later cell of a notebook, by its id."""
+    _, _, code = load(NOTEBOOKS / f"{name}.ipynb")
+    (text,) = [c["text"] for c in code if c["id"] == cell]
+    exec(text, scope)
+    return scope
 
 
 COMMON = [
@@ -125,6 +135,8 @@ BAD = {
     "04_segmentation": [
         *COMMON,
         ("seeds", "0,9", "choose among 0, 1"),
+        ("task", "glyphs_sag", "did you mean 'glyphs_seg'"),
+        ("task", "digits", "labels each image"),
         ("sparsities", 1, "must be a number in [0, 1)"),
         ("n_shown", 0, "n_shown=0"),
         ("workers", -1, "workers=-1"),
@@ -170,3 +182,14 @@ def test_good_values_of_any_kind_pass(name, tmp_path):
     known = papermill.inspect_notebook(str(path))
     checks(path, **{k: v for k, v in given.items() if k in known})
     assert (tmp_path / "new").is_dir()
+
+
+def test_segmentation_is_of_one_task(tmp_path):
+    """A profile may name several sets, whose classes are not the same."""
+    two = tmp_path / "two.toml"
+    text = (PROFILES / "quick.toml").read_text(encoding="utf-8")
+    two.write_text(text.replace('"glyphs_seg"', '["glyphs_seg", "voc2012_seg"]'), encoding="utf-8")
+    path = NOTEBOOKS / "04_segmentation.ipynb"
+    for task, expected in (("", "glyphs_seg"), ("voc2012_seg", "voc2012_seg")):
+        wanted = checks(path, profile=str(two), task=task)["wanted"]
+        assert {spec.task for spec in wanted} == {expected} and len(wanted) == 8
