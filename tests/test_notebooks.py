@@ -6,10 +6,14 @@ That they run is pytest's own business: it collects notebooks/ through nbval.
 import ast
 import json
 import re
+from types import SimpleNamespace
 
+import pandas
 import papermill
 import pytest
 
+from robustlib import figures, specs
+from robustlib.specs import Pretrain
 from robustlib.study import NOTEBOOKS, PROFILES
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -193,3 +197,11 @@ def test_segmentation_is_of_one_task(tmp_path):
     for task, expected in (("", "glyphs_seg"), ("voc2012_seg", "voc2012_seg")):
         wanted = checks(path, profile=str(two), task=task)["wanted"]
         assert {spec.task for spec in wanted} == {expected} and len(wanted) == 8
+
+
+def test_curves_keep_the_rate_of_the_spec_beside_that_of_each_epoch():
+    row = {"epoch": 0, "lr": 0.01, "loss": 1.0, "val_accuracy": 0.5}
+    result = SimpleNamespace(spec=Pretrain(lr=0.2), extra={"curve": [row]})
+    scope = {"results": {"natural": result}, "pd": pandas, "specs": specs, "draw": figures}
+    curves = later("01_robust_pretraining", "curves", scope | {"out": None})["curves"]
+    assert (curves.lr[0], curves.rate[0], curves.loss[0]) == (0.2, 0.01, 1.0)
