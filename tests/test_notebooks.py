@@ -6,15 +6,16 @@ That they run is pytest's own business: it collects notebooks/ through nbval.
 import ast
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas
 import papermill
 import pytest
 
-from robustlib import figures, specs
-from robustlib.specs import Pretrain
-from robustlib.study import NOTEBOOKS, PROFILES
+from robustlib import figures, models, specs, tickets
+from robustlib.specs import Pretrain, Ticket
+from robustlib.study import NOTEBOOKS, PROFILES, grid
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 CHECKED = {
@@ -122,6 +123,7 @@ BAD = {
         ("layer", "conv9", "choose one of conv1.weight"),
         ("task", "digitz", "did you mean 'digits'"),
         ("n_train", 10**6, "n_train=1000000"),
+        ("n_train", -1, "n_train=-1"),
         ("epochs", -1, "epochs=-1"),
     ],
     "03_transfer": [
@@ -205,3 +207,32 @@ def test_curves_keep_the_rate_of_the_spec_beside_that_of_each_epoch():
     scope = {"results": {"natural": result}, "pd": pandas, "specs": specs, "draw": figures}
     curves = later("01_robust_pretraining", "curves", scope | {"out": None})["curves"]
     assert (curves.lr[0], curves.rate[0], curves.loss[0]) == (0.2, 0.01, 1.0)
+
+
+@pytest.mark.parametrize("profile", ["quick", "cpu", "paper"])
+def test_rounds_are_trained_on_the_profiles_own_task(profile):
+    path, first = NOTEBOOKS / "02_ticket_extraction.ipynb", grid(profile)[0]
+    own = checks(path, profile=profile)["downstream"]
+    assert (own["dataset"], own["n_train"]) == (first.task, first.n_train)
+    own = checks(path, profile=profile, task="digits", n_train=100)["downstream"]
+    assert (own["dataset"], own["n_train"]) == ("digits", 100)
+
+
+def test_tables_of_masks_say_of_which_seed_and_network(tmp_path):
+    path = NOTEBOOKS / "02_ticket_extraction.ipynb"
+    scope = checks(path, seed=1, sparsities=0.5, figures=str(tmp_path))
+    mask = tickets.omp(models.build("resnet10s", 2, width=8), 0.5)
+    scope |= {"pd": pandas, "replace": replace, "kinds": ["row"], "cut": 0.5}
+    scope |= {"last": {"sparsity": 0.5, "scope": "global"}}
+    scope |= {"masks": {("natural", 0.5): mask, ("robust", 0.5): mask}}
+    scope |= {"found": {"OMP, natural": mask, "LMP, natural": mask}}
+    scope |= {"patterned": {("natural", "row"): Ticket(scope["natural"], pattern="row")}}
+    scope |= {"stages": SimpleNamespace(mask=lambda ticket: mask)}
+    for cell in ("overlap", "patterns-picture", "schemes-overlap"):
+        later("02_ticket_extraction", cell, scope)
+    for name in ("mask_overlap", "masks_by_pattern", "masks_by_scheme"):
+        assert set(pandas.read_csv(tmp_path / f"{name}.csv").seed) == {1}, name
+    rows = pandas.read_csv(tmp_path / "masks_by_pattern.csv")
+    assert set(rows.objective) == {"natural"} and set(rows.source) == {"glyphs"}
+    rows = pandas.read_csv(tmp_path / "masks_by_scheme.csv")
+    assert set(rows.task) == {"digits"} and set(rows.n_train) == {200}

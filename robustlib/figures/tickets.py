@@ -160,16 +160,16 @@ def masks(natural: Mask, robust: Mask, layer: str, name: str) -> Figure:
     return fig
 
 
-def patterns(masks: Mapping[str, Mask], layer: str) -> Figure:
+def patterns(masks: Mapping[str, Mask], layer: str, note: str = "") -> Figure:
     """One layer of several masks of one network, a panel each: black is kept.
 
-    layer: a parameter name of all. An output channel is a row of kernels and an input channel a
-    column; of wide layers the first CHANNELS are drawn.
+    layer: a parameter name of all; note: of which network they are. An output channel is a row of
+    kernels and an input channel a column; of wide layers the first CHANNELS are drawn.
     """
     across = min(5, len(masks))
     down = -(-len(masks) // across)
     with style():
-        fig, grid = panels(down, across, PAGE, 0.5 + down * (0.3 + 1.1 * PAGE / across))
+        fig, grid = panels(down, across, PAGE, 0.6 + down * (0.3 + 0.92 * PAGE / across))
         for ax in grid.flat[len(masks) :]:
             ax.set_axis_off()
         for ax, (name, mask) in zip(grid.flat, masks.items(), strict=False):
@@ -178,33 +178,44 @@ def patterns(masks: Mapping[str, Mask], layer: str) -> Figure:
             ax.imshow(kept, cmap=shown, vmin=0, vmax=1, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
             ax.set_title(f"{name}\n{float(mask[layer].float().mean()):.2f} kept")
+        fig.suptitle(f"{note}; black: kept" if note else "black: kept", fontsize=8)
         fig.supxlabel(f"input channels of {_layer_name(layer)}", fontsize=8)
         fig.supylabel("output channels", fontsize=8)
     return fig
 
 
-def overlaps(masks: Mapping[str, Mask]) -> Figure:
+def overlaps(masks: Mapping[str, Mask], note: str = "") -> Figure:
     """How far each two of several masks of one network keep the same weights, as a table of
     colours; the number in a cell is the overlap (Jaccard), the small one below it that of chance
-    with their densities by layer."""
-    names = list(masks)
+    with their densities by layer.
+
+    note: what they have in common, the task and the sparsity for one. More than 6 masks take the
+    width of a page.
+    """
+    side = len(masks)
+    narrow = side <= 6
+    lines = [name.replace(", ", ",\n", 1) if narrow else name for name in masks]
+    names = [f"{name}  {i}" for i, name in enumerate(lines, 1)]
     table = pair_overlaps(masks)
-    side = len(names)
     values = table.overlap.to_numpy().reshape(side, side)
     chance = table.chance.to_numpy().reshape(side, side)
     with style():
-        fig = plain(COLUMN * 1.35, COLUMN * 1.2)
+        fig = plain(COLUMN if narrow else PAGE, 0.7 + 0.28 * side)
         ax = fig.subplots()
-        ax.imshow(values, cmap="cividis", vmin=0, vmax=1)
+        ax.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
         for i in range(side):
             for j in range(side):
                 ink = "white" if values[i, j] < 0.5 else "black"
-                ax.text(j, i - 0.1, f"{values[i, j]:.2f}", ha="center", color=ink, fontsize=6)
-                ax.text(j, i + 0.28, f"{chance[i, j]:.2f}", ha="center", color=ink, fontsize=4.5)
-        ax.set_xticks(range(side), names, rotation=90)
-        ax.set_yticks(range(side), names)
+                here = {"ha": "center", "va": "center", "color": ink}
+                ax.text(j, i - 0.19, f"{values[i, j]:.2f}", fontsize=6, **here)
+                ax.text(j, i + 0.25, f"{chance[i, j]:.2f}", fontsize=5, **here)
+        # Names once, at the rows, for a column would be as wide as its name.
+        ax.set_xticks(range(side), range(1, side + 1))
+        ax.set_yticks(range(side), names, fontsize=6 if narrow else 7)
+        ax.tick_params(length=0)
         ax.grid(visible=False)
-        ax.set_title("overlap of masks (Jaccard);\nsmall: by chance")
+        said = "overlap of masks (Jaccard); small: by chance"
+        fig.suptitle(f"{note}\n{said}" if note else said, fontsize=8)
     return fig
 
 
