@@ -67,8 +67,9 @@ def measure(
     _high; of int8 files: over the dense ONNX file). int8 files are calibrated on training images
     of the task, and their accuracy is that of onnxruntime.
 
-    Networks of the same shapes take the same time, so one of them is timed, all in turn in one
-    run: `timed_as` says which. Of those whose zeros stay in place that is the sparsest ("zeros").
+    Of networks of the same shapes, whose times are taken to be the same, one is timed, all in turn
+    in one run: `timed_as` says which. Of those whose zeros stay in place that is the sparsest, the
+    first of several ("zeros"); its two latencies are in the rows of all.
     ONNX files go to `folder`; None: to none that stays. Raises ValueError, before any work, for
     what is not a finetuned Transfer and for bad numbers.
     """
@@ -135,7 +136,7 @@ def channels(frame: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     of dense (of masked for the training step)."""
     shared = [c for c in steps if c in frame and not c.startswith("training_step")]
     rows = frame[frame.form == "fp32"].merge(steps, on=shared)
-    shown_ = ["scope", "sparsity", *stats.PRETRAINING, "multiply_adds_ratio"]
+    shown_ = ["task", "seed", "scope", "sparsity", *stats.PRETRAINING, "multiply_adds_ratio"]
     times = [c for c in rows if c.endswith("_ratio") and c.startswith(("latency", "training"))]
     out = rows[[*shown_, *times]].rename(columns=lambda c: c.removesuffix("_ratio"))
     return out.sort_values(["scope", "sparsity", "objective", "eps"], ignore_index=True).round(3)

@@ -203,6 +203,7 @@ def test_curves_show_each_network_and_bear_none():
     assert [len(ax.lines) for ax in (loss, clean, attacked)] == [2, 2, 1]
     assert clean.lines[0].get_ydata() == pytest.approx([50, 60, 70, 80])
     assert attacked.lines[0].get_ydata() == pytest.approx([25] * 4)
+    assert "pretrained on tinyimagenet200, seed 0" in texts(loss.figure)
     assert "not measured" in texts(figures.curves(pd.DataFrame([])))
 
 
@@ -218,6 +219,10 @@ def test_robust_accuracy_has_exact_intervals():
     assert inside(fig)
     curve, _, (bars,) = fig.axes[0].containers[0]
     assert curve.get_ydata() == pytest.approx([90, 0])
+    # The other attack is where it was measured, and all that is drawn is explained.
+    assert list(fig.axes[0].containers[2][0].get_xdata()) == [0.5]
+    (note,) = [t for t in texts(fig) if "hollow: APGD-CE" in t]
+    assert "tinyimagenet200, seed 0; lines: PGD-20" in note and "dotted: the radius" in note
     for k, segment in zip((180, 0), bars.get_segments(), strict=True):
         ends = stats.accuracy_interval(k / 200, 200)
         assert segment[:, 1] == pytest.approx([100 * e for e in ends], abs=1e-6)
@@ -281,6 +286,30 @@ def test_overlap_in_words_is_that_of_the_whole_masks(masks):
     assert fig.axes[0].lines[1].get_ydata() == pytest.approx(table.chance.to_numpy())
 
 
+@pytest.mark.parametrize(("n", "width"), [(2, 3.25), (6, 3.25), (8, 6.75), (12, 6.75)])
+def test_overlaps_are_readable_however_many_there_are(masks, n, width):
+    names = [f"A-IMP downstream, robust, L2 ε = 0.15 {i}" for i in range(n)]
+    named = dict(zip(names, masks * 6, strict=False))
+    fig = figures.overlaps(named, note="cifar10, sparsity 0.8")
+    assert fig.get_figwidth() == width and inside(fig)
+    assert any(t.startswith("cifar10, sparsity 0.8\n") for t in texts(fig))
+    assert min(t.get_fontsize() for t in fig.findobj(plt.Text) if t.get_text().strip()) >= 5
+    # Numbers stay apart, and the columns are numbered as the rows are.
+    boxes = [t.get_window_extent().padded(1) for t in fig.axes[0].texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == [
+        t.get_text().split()[-1] for t in fig.axes[0].get_yticklabels()
+    ]
+    cells = [t.get_text() for t in fig.axes[0].texts]
+    assert cells[2] == f"{masks[0].overlap(masks[1]):.2f}"
+    assert cells[3] == f"{masks[0].chance(masks[1]):.2f}"
+
+
+def test_masks_of_patterns_say_whose_and_what_is_black(masks):
+    fig = figures.patterns({"row": masks[0], "2:4": masks[1]}, "conv1.weight", note="natural")
+    assert "natural; black: kept" in texts(fig) and inside(fig)
+
+
 def test_layer_density_beside_natural(masks):
     rows = [
         {"label": name, "sparsity": 0.8, "layer": layer, "density": d}
@@ -306,6 +335,22 @@ def test_filters_show_zero_as_grey_and_what_a_ticket_removed():
     assert np.allclose(top[0, 0], 0.5)
     assert np.allclose(bottom[:3, 4:7], 0.5)
     assert np.allclose(top[:3, 4:7], (0.5 + w[1] / (2 * w.abs().max())).permute(1, 2, 0))
+
+
+def test_classes_of_several_tasks_or_patterns_are_never_averaged():
+    frame = pd.DataFrame(
+        specs.columns(Transfer(Ticket(p, sparsity=0.5, pattern=pattern), task, "segment", seed=2))
+        | {"name": "sky", "iou": 0.9}
+        for task in ("glyphs_seg", "camvid_seg")
+        for pattern in ("row", "kernel")
+        for p in (NATURAL, STRONG)
+    )
+    with pytest.raises(ValueError, match="task: the rows have glyphs_seg, camvid_seg"):
+        figures.by_class(frame)
+    with pytest.raises(ValueError, match="pattern: the rows have row, kernel"):
+        figures.by_class(frame[frame.task == "glyphs_seg"])
+    fig = figures.by_class(frame[(frame.task == "camvid_seg") & (frame.pattern == "row")])
+    assert any("camvid_seg, seed 2\n" in t for t in texts(fig)) and inside(fig)
 
 
 def test_verdict_counts_decided_comparisons():

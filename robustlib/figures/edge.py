@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from robustlib import stats
-from robustlib.figures.style import OTHER, PAGE, labelled, legend, looks, panels, style
+from robustlib.figures.ablations import single
+from robustlib.figures.style import OTHER, PAGE, labelled, legend, looks, panels, shared, style
 from robustlib.specs import n_of_m
 
 _MARKERS = {
@@ -56,6 +57,7 @@ def edge(frame: pd.DataFrame) -> Figure:
         for ax in axes[len(costs) :]:
             ax.set_axis_off()
         _key(axes[len(costs)], colours, kinds, "int8" in set(frame.form))
+        axes[len(costs)].get_legend().set_title(shared(frame, "task", "seed"))
         fig.supxlabel("fraction of the dense network's (log scale)", fontsize=8)
         fig.supylabel("accuracy (%)", fontsize=8)
     return fig
@@ -164,9 +166,11 @@ def channels(table: pd.DataFrame) -> Figure:
     """Time against arithmetic of channel tickets, as fractions of dense, with the diagonal on which
     time follows arithmetic.
 
-    table: as `deployment.channels` gives it. Colours are networks; filled: channels ranked across
-    layers, hollow: within each, so that all layers lose the same fraction.
+    table: as `deployment.channels` gives it, of one task. Colours are networks; filled: channels
+    ranked across layers, hollow: within each, so that all layers lose the same fraction. Raises
+    ValueError for several tasks.
     """
+    single(table, "task")
     table = labelled(table)
     colours = looks(table.sort_values(["objective", "eps"]).label)
     times = [c for c in table if c.startswith(("latency_", "training_step"))]
@@ -184,6 +188,7 @@ def channels(table: pd.DataFrame) -> Figure:
             ax.set(title=title, xlim=(0, 1.1), ylim=(0, max(1.1, 1.05 * table[times].max().max())))
         axes[0].set_ylabel("time over dense")
         fig.supxlabel("multiply-adds over dense", fontsize=8)
-        note = "filled: ranked across layers; hollow: within each; line: time is arithmetic"
+        note = f"channel tickets, {shared(table, 'task', 'seed')}\n"
+        note += "filled: ranked across layers; hollow: within each; line: time is arithmetic"
         legend(fig, colours, note)
     return fig

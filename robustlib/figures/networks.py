@@ -22,6 +22,7 @@ from robustlib.figures.style import (
     legend,
     looks,
     panels,
+    shared,
     style,
 )
 
@@ -29,11 +30,11 @@ from robustlib.figures.style import (
 def curves(frame: pd.DataFrame) -> Figure:
     """Loss, and accuracy on validation images as they are and under attack, by epoch.
 
-    frame: a row a network and epoch, with the columns of stats.PRETRAINING or label, and what
+    frame: a row a network and epoch, with the columns of its Pretrain, and what
     `run(Pretrain(...)).extra["curve"]` holds: epoch, loss, val_accuracy, val_robust if measured.
     """
     shown = {"loss": "training loss", "val_accuracy": "validation accuracy (%)"}
-    shown |= {"val_robust": "validation accuracy\nunder attack (%)"}
+    shown |= {"val_robust": "validation accuracy\nunder attack at its ε (%)"}
     rows = labelled(frame)
     with style():
         fig, grid = panels(1, 3, PAGE, 2.2)
@@ -47,7 +48,8 @@ def curves(frame: pd.DataFrame) -> Figure:
                 ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", fontsize=7)
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.set(xlabel="epoch", ylabel=ylabel)
-        legend(fig, looks(rows.label))
+        whose = "" if rows.empty else f"pretrained on {shared(rows, 'source', 'seed')}"
+        legend(fig, looks(rows.label), whose)
     return fig
 
 
@@ -101,26 +103,22 @@ def adversarial_examples(
 def robust_accuracy(frame: pd.DataFrame) -> Figure:
     """Accuracy of each network against the radius of an attack, with exact 95 % intervals.
 
-    frame: a row a network and attack, with the columns of stats.PRETRAINING, and attack,
-    attack_norm, attack_eps, correct and n. The attack with most radii is drawn
-    as a line, others as hollow points beside it.
+    frame: a row a network and attack, with the columns of its Pretrain, and attack, attack_norm,
+    attack_eps, correct and n. The attack with most radii is drawn as a line, others as hollow
+    points around its own.
     """
     rows = labelled(frame).assign(accuracy=frame.correct / frame.n)
     lined = rows.groupby("attack").attack_eps.nunique().idxmax()
-    width = max(rows.attack_eps.max(), 1e-6)
+    others = [attack for attack in sorted(rows.attack.unique()) if attack != lined]
     with style():
-        fig, grid = panels(1, 1, COLUMN * 1.3, 2.9)
+        fig, grid = panels(1, 1, COLUMN, 2.8)
         ax = grid[0, 0]
-        # Attack by attack, so that the legend has a column for each.
-        attacks = sorted(rows.attack.unique(), key=lambda attack: attack != lined)
-        for attack, (name, look) in itertools.product(attacks, looks(rows.label).items()):
+        for attack, (name, look) in itertools.product([lined, *others], looks(rows.label).items()):
             points = rows[(rows.attack == attack) & (rows.label == name)].sort_values("attack_eps")
             y, ends = 100 * points.accuracy, np.transpose(_exact(points)) * 100
             bars = {"yerr": np.abs(ends - y.to_numpy()), "capsize": 1.5, "elinewidth": 0.7}
-            beside = 0 if attack == lined else 0.02 * width
-            own = look if attack == lined else look | {"ls": "", "mfc": "white", "ms": 4}
-            own = own | {"label": f"{name}: {attack}"}
-            ax.errorbar(points.attack_eps + beside, y, **bars, **own)
+            own = look if attack == lined else look | {"ls": "", "mfc": "none", "ms": 6}
+            ax.errorbar(points.attack_eps, y, **bars, **own)
             for eps in points.eps.unique():
                 if eps > 0:
                     ax.axvline(eps, color=look["color"], lw=0.6, ls=":", zorder=0)
@@ -130,7 +128,10 @@ def robust_accuracy(frame: pd.DataFrame) -> Figure:
             xlabel=f"radius ε of the attack ({norm}, pixels in [0, 1])",
         )
         ax.set_ylabel(f"accuracy on {rows.n.max():,} test images (%)")
-        fig.legend(loc="outside upper center", ncols=len(attacks))
+        note = f"{shared(rows, 'source', 'seed')}; lines: {lined}"
+        note += f"; hollow: {', '.join(others)}" * bool(others)
+        note += "\nbars: 95 % intervals; dotted: the radius trained against"
+        legend(fig, looks(rows.label), note)
     return fig
 
 

@@ -12,8 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from robustlib.figures.ablations import beside
-from robustlib.figures.style import COLUMN, PAGE, labelled, legend, looks, panels, style
+from robustlib.figures.ablations import beside, single
+from robustlib.figures.style import (
+    COLUMN,
+    PAGE,
+    labelled,
+    legend,
+    looks,
+    panels,
+    shared,
+    style,
+)
 
 IGNORED = "#FFFFFF"
 
@@ -63,9 +72,11 @@ def scenes(
 def by_class(frame: pd.DataFrame) -> Figure:
     """IoU of each class, natural against robust, one panel for each sparsity.
 
-    frame: a row for each network and class, with the columns of stats.PRETRAINING, sparsity, seed,
-    name (of the class) and iou. Small dots are the seeds, large ones their means.
+    frame: a row for each network and class, with the columns of its Transfer, name (of the class)
+    and iou. Small dots are the seeds, large ones their means. Raises ValueError for rows that
+    differ in what has no place here, the task for one.
     """
+    single(frame, "task", "arch", "n_train", "scheme", "pattern", "scope")
     rows = labelled(frame)
     places = list(dict.fromkeys(rows["name"]))
     colours = looks(rows.sort_values(["objective", "eps"]).label)
@@ -78,5 +89,6 @@ def by_class(frame: pd.DataFrame) -> Figure:
             beside(ax, here, "iou", colours, "name", places)
             ax.set(title=f"sparsity {sparsity:g}", ylim=(-2, 102))
             ax.set_ylabel("IoU (%)")
-        legend(fig, colours, "small dots: single seeds")
+        whose = shared(rows, "task", "seed")
+        legend(fig, colours, f"{whose}\nsmall dots: single seeds; large: their means")
     return fig
