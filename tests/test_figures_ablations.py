@@ -194,6 +194,10 @@ def test_masks_of_each_pattern_and_their_overlaps_are_drawn():
     assert table.chance.to_numpy() == pytest.approx(1 / 3, abs=0.01)
 
 
+def note(fig):
+    return fig.legends[0].get_title().get_text()
+
+
 def evaluated(suite, column, **fields):
     out = []
     for seed, s, pretrain in itertools.product((0, 1), (0.0, 0.9), (NATURAL, ROBUST)):
@@ -252,28 +256,35 @@ def test_reliability_adds_up_seeds_and_leaves_out_empty_bins():
         tables[spec] = [
             {"bin": 0.0, "count": 0, "confidence": np.nan, "accuracy": np.nan},
             {"bin": 0.5, "count": 10 * (1 + seed), "confidence": 0.6, "accuracy": 0.3 * (1 + seed)},
+            {"bin": 0.9, "count": 1, "confidence": 0.95, "accuracy": 0.0},
         ]
     lines = figures.table_rows(tables)
     fig = figures.reliability(lines)
     curve = fig.axes[0].lines[1]
-    assert list(curve.get_xdata()) == pytest.approx([0.6])
+    assert list(curve.get_xdata()) == pytest.approx([0.6]), "not that of two images"
+    assert len(fig.axes[0].collections[0].get_offsets()) == 2
     assert list(curve.get_ydata()) == pytest.approx([(10 * 0.3 + 20 * 0.6) / 30]) and inside(fig)
-    assert list(lines["count"]) == [0, 10, 0, 20] and list(lines.seed) == [0, 0, 1, 1]
+    assert list(lines["count"]) == [0, 10, 1, 0, 20, 1] and list(lines.seed) == [0] * 3 + [1] * 3
     assert list(lines.key.unique()) == [specs.key(spec) for spec in tables]
 
 
 def test_certified_accuracy_falls_with_the_radius_in_a_panel_a_sparsity():
     tables = {}
-    for seed, s in itertools.product((0, 1), (0.0, 0.9)):
+    for seed, s, noise in itertools.product((0, 1), (0.0, 0.9), (0.1, 0.2)):
         of = Transfer(Ticket(replace(NATURAL, seed=seed), sparsity=s), "mnist", seed=seed)
-        tables[Evaluation(of, "certified", sigma=0.1)] = [
-            {"radius": r, "certified_accuracy": 0.8 - s / 2 - r + 0.1 * seed} for r in (0.0, 0.2)
+        tables[Evaluation(of, "certified", sigma=noise)] = [
+            {"radius": r, "certified_accuracy": 0.9 - noise - s / 2 - r + 0.1 * seed}
+            for r in (0.0, 0.2)
         ]
-    fig = figures.certified(figures.table_rows(tables))
+    lines = figures.table_rows(tables)
+    fig = figures.certified(lines)
     panels = [ax for ax in fig.axes if ax.axison]
-    assert [ax.get_title() for ax in panels] == ["sparsity 0", "sparsity 0.9"] and inside(fig)
+    titles = [f"sparsity {s}, noise σ = {noise}" for noise in ("0.1", "0.2") for s in ("0", "0.9")]
+    assert [ax.get_title() for ax in panels] == titles and inside(fig) and "mnist" in note(fig)
     curves = [ax.lines[-1].get_ydata().tolist() for ax in panels]
     assert curves[0] == pytest.approx([0.85, 0.65]) and curves[1] == pytest.approx([0.4, 0.2])
+    assert curves[2] == pytest.approx([0.75, 0.55]), "two noises are not one curve"
+    assert set(lines.evaluation_sigma) == {0.1, 0.2}
 
 
 def test_similarity_by_layer_tells_dense_from_natural_and_keeps_the_layers_order():
@@ -299,6 +310,7 @@ def test_similarity_by_layer_tells_dense_from_natural_and_keeps_the_layers_order
     assert means[1][0].get_ydata().tolist() == pytest.approx([0.91, 0.81, 0.71])
     assert means[1][1].get_ydata().tolist() == pytest.approx([0.51, 0.41, 0.31])
     assert any("and dense" in t for t in texts(fig)) and any("and natural" in t for t in texts(fig))
+    assert "mnist" in note(fig)
 
 
 def test_clean_accuracy_is_shown_once_and_without_a_radius():

@@ -20,6 +20,7 @@ from robustlib.figures.style import (
     looks,
     panels,
     radius,
+    shared,
     style,
 )
 from robustlib.specs import Evaluation, Ticket, columns, key
@@ -44,11 +45,14 @@ PROPERTIES = {
     "mask_chance": "overlap of random masks",
 }
 """The measures of evaluations, by column."""
-IN_TABLE_ALONE = ("msp_fpr95", "energy_fpr95", "abstained", "mask_overlap", "mask_chance")
+IN_TABLE_ALONE = ("pgd_accuracy", "msp_fpr95", "energy_fpr95", "abstained")
+IN_TABLE_ALONE += ("mask_overlap", "mask_chance")
 LOW_IS_GOOD = ("ece", "nll", "brier")
 MINUS = "{} − natural"
 """The column of a difference, by the robust network's label."""
 ACROSS = 3
+FEW = 10
+"""Images in a bin below which its accuracy says little."""
 
 
 def properties(frames: Mapping[str, pd.DataFrame]) -> Figure:
@@ -64,7 +68,7 @@ def properties(frames: Mapping[str, pd.DataFrame]) -> Figure:
     colours = looks(labels.sort_values(["objective", "eps"]).label)
     down = -(-len(cells) // ACROSS)
     with style():
-        fig, grid = panels(down, ACROSS, PAGE, 0.8 + 1.5 * down)
+        fig, grid = panels(down, ACROSS, PAGE, 0.8 + 1.35 * down)
         for ax in grid.flat[len(cells) :]:
             ax.set_axis_off()
         for ax, (name, column, rows) in zip(grid.flat, cells, strict=False):
@@ -84,13 +88,14 @@ def properties(frames: Mapping[str, pd.DataFrame]) -> Figure:
             ax.set_xscale("log")
             values = sorted(rows.sparsity.unique())
             ax.set_xticks([1 / (1 - s) for s in values], [f"{s:g}" for s in values])
+            ax.set_xlim(0.8 / (1 - values[0]), 1.25 / (1 - values[-1]))
             ax.xaxis.set_minor_locator(NullLocator())
             arrow = "↓" if column in LOW_IS_GOOD else "↑"
             what = f"{PROPERTIES[column]} {'' if column == 'cka' else arrow}"
             ax.set_title(f"{what}\n{_asked(name, column, rows)}, {_images(rows).iloc[0]:,} images")
         fig.supxlabel("sparsity (fraction of convolution weights removed)", fontsize=8)
-        note = "dots: seeds; bars: 95 % interval over seeds, cut off at the panel; arrows: better"
-        legend(fig, colours, note)
+        note = f"{shared(cells[0][2], 'task', 'mode')}; dots: seeds; bars: 95 % interval over seeds"
+        legend(fig, colours, note + ", cut off at the panel; arrows: better")
     return fig
 
 
@@ -132,14 +137,18 @@ def property_rows(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def table_rows(tables: Mapping[Evaluation, list[dict]]) -> pd.DataFrame:
-    """The rows of the tables of evaluations, each with what tells its network and its key; of
-    similarity also with how the network it is compared with was pretrained, `against`: "dense"
-    where that is the one that the ticket was drawn from."""
+    """The rows of the tables of evaluations, each with what tells its network and its key.
+
+    Of certified ones also evaluation_sigma, the noise; of similarity `against`, how the other
+    network was pretrained, or "dense" where it is the one that the ticket was drawn from.
+    """
     kept = ["task", "sparsity", *stats.PRETRAINING, "seed"]
     lines = []
     for spec, table in tables.items():
         told = columns(spec)
         own = {c: told[c] for c in kept}
+        if spec.suite == "certified":
+            own["evaluation_sigma"] = spec.sigma
         if spec.suite == "similarity":
             dense = spec.other.ticket == Ticket(spec.of.ticket.pretrain)
             own["against"] = "dense" if dense else label(columns(spec.other))
@@ -148,7 +157,8 @@ def table_rows(tables: Mapping[Evaluation, list[dict]]) -> pd.DataFrame:
 
 
 def certified(rows: pd.DataFrame) -> Figure:
-    """Certified accuracy against radius, a panel for each sparsity, the mean over seeds.
+    """Certified accuracy against radius, the mean over seeds: a panel for each sparsity, a row of
+    panels for each noise.
 
     rows: `table_rows` of the table `radii` of certified evaluations.
     """
@@ -156,7 +166,7 @@ def certified(rows: pd.DataFrame) -> Figure:
     colours = looks(rows.sort_values(["objective", "eps"]).label)
     colours = {name: look | {"marker": None} for name, look in colours.items()}
     with style():
-        fig, cells = _by_sparsity(rows, 0.8)
+        fig, cells = _by_sparsity(rows, 0.8, "evaluation_sigma")
         for ax, here in cells:
             for name, look in colours.items():
                 own = here[here.label == name]
@@ -165,8 +175,9 @@ def certified(rows: pd.DataFrame) -> Figure:
                 means = own.groupby("radius").certified_accuracy.mean()
                 ax.plot(means.index, means, **look)
             ax.set(ylim=(0, 1), xlabel="L2 radius")
+            ax.set_title(f"{ax.get_title()}, noise σ = {here.evaluation_sigma.iloc[0]:g}")
         cells[0][0].set_ylabel("certified accuracy")
-        legend(fig, colours, "thin lines: single seeds")
+        legend(fig, colours, f"{shared(rows, 'task')}; thin lines: single seeds")
     return fig
 
 
@@ -200,12 +211,14 @@ def layers(rows: pd.DataFrame) -> Figure:
             turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
             ax.set_xticks(range(len(names)), names, **turned)
         cells[0][0].set(ylim=(None, 1), ylabel="CKA")
-        legend(fig, curves, "thin lines: single seeds")
+        legend(fig, curves, f"{shared(rows, 'task')}; thin lines: single seeds")
     return fig
 
 
 def reliability(rows: pd.DataFrame) -> Figure:
     """Reliability diagrams, a panel for each sparsity, seeds added up.
+
+    Bins of fewer than FEW images have a dot and no line, which would run wherever one image lies.
 
     rows: `table_rows` of the table `reliability` of calibration evaluations.
     """
@@ -221,12 +234,14 @@ def reliability(rows: pd.DataFrame) -> Figure:
                 own = here[here.label == name]
                 sums = own.groupby("bin")[["count", "sure", "right"]].sum()
                 x, y = sums.sure / sums["count"], sums.right / sums["count"]
-                ax.plot(x, y, **(look | {"marker": None}))
+                many = sums["count"] >= FEW
+                ax.plot(x[many], y[many], **(look | {"marker": None}))
                 area = 3 + 60 * sums["count"] / sums["count"].sum()
                 ax.scatter(x, y, s=area, color=look["color"], marker=look["marker"])
             ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence")
         cells[0][0].set_ylabel("accuracy")
-        legend(fig, colours, "area: share of the images")
+        note = f"area: share of the images; no line to bins of fewer than {FEW}"
+        legend(fig, colours, f"{shared(rows, 'task')}; {note}")
     return fig
 
 
@@ -247,22 +262,27 @@ def corruptions(rows: pd.DataFrame) -> Figure:
         beside(ax, each, "accuracy", colours, "corruption", places)
         within(ax, each.accuracy)
         ax.set_ylabel("accuracy (%)")
-        legend(fig, colours, f"sparsity {rows.sparsity.max():g}; small dots: single seeds")
+        legend(fig, colours, f"{shared(rows, 'task', 'sparsity')}; small dots: single seeds")
     return fig
 
 
 def _by_sparsity(
-    rows: pd.DataFrame, shape: float
+    rows: pd.DataFrame, shape: float, down: str = "task"
 ) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
-    """A figure with a panel for each sparsity, `shape` as high as it is wide, and its rows."""
+    """A figure with a panel for each sparsity, `shape` as high as it is wide, and its rows; a row
+    of panels for each value of the column `down`."""
     sparsities = sorted(rows.sparsity.unique())
     across = max(3, len(sparsities))
-    fig, grid = panels(1, across, PAGE, 0.8 + shape * PAGE / across, sharey=True)
-    for ax in grid.flat[len(sparsities) :]:
-        ax.set_axis_off()
-    cells = [(ax, rows[rows.sparsity == s]) for ax, s in zip(grid.flat, sparsities, strict=False)]
-    for (ax, _), s in zip(cells, sparsities, strict=True):
-        ax.set_title(f"sparsity {s:g}")
+    values = sorted(rows[down].unique())
+    size = PAGE, 0.6 + (0.2 + shape * PAGE / across) * len(values)
+    fig, grid = panels(len(values), across, *size, sharey=True)
+    cells = []
+    for line, value in zip(grid, values, strict=True):
+        for ax in line[len(sparsities) :]:
+            ax.set_axis_off()
+        for ax, s in zip(line, sparsities, strict=False):
+            ax.set_title(f"sparsity {s:g}")
+            cells.append((ax, rows[(rows.sparsity == s) & (rows[down] == value)]))
     return fig, cells
 
 
@@ -289,6 +309,8 @@ def _asked(name: str, column: str, rows: pd.DataFrame) -> str:
     if row.evaluation_eps:
         part = "cheap, " if (column, row.attack) == ("autoattack_accuracy", "cheap") else ""
         return part + radius(row.evaluation_norm, row.evaluation_eps)
+    if row.against:
+        return f"against {row.against}"
     if row.suite == "calibration":
         return "scaled on val" if row.scaled else "not scaled"
     return f"σ = {row.evaluation_sigma:g}" if row.evaluation_sigma else name

@@ -85,6 +85,24 @@ def radius(norm: str, eps: float) -> str:
     return f"{'L2' if norm == 'l2' else 'L∞'} ε = {eps:.3g}"
 
 
+def shared(rows: pd.DataFrame, *columns: str) -> str:
+    """What all rows are of, in words for a note: "cifar10, finetune, sparsity 0.9".
+
+    columns: those to name, where the rows have one value; words stand for themselves.
+    """
+    said = []
+    for column in columns:
+        if rows[column].nunique(dropna=False) == 1:
+            value = rows[column].iloc[0]
+            if column == "n_train":
+                said.append("all images" if pd.isna(value) else f"{value:,g} training images")
+            elif column == "recalibrate":
+                said += ["BN re-estimated"] if value else []
+            else:
+                said.append(value if isinstance(value, str) else f"{column} {value:g}")
+    return ", ".join(said)
+
+
 def labelled(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with a column `label`, from stats.PRETRAINING where they have none yet."""
     if "label" in rows or rows.empty:
