@@ -99,8 +99,8 @@ def test_pretraining_shows_paired_differences_in_the_order_of_the_radius():
         frame.append(specs.columns(spec) | {"accuracy": accuracy})
     fig = figures.by_pretraining(pd.DataFrame(frame))
     (ax,) = fig.axes
-    ball = "robust, L2 ε = "
-    assert names(ax) == [ball + "0.15", ball + "0.5", ball + "0.15, 3 steps"]
+    assert names(ax) == ["L2 ε = 0.15", "L2 ε = 0.5", "L2 ε = 0.15,\n3 steps"]
+    assert "sparsity 0.9" in fig.get_supxlabel()
     assert [y for _, y in large(ax)] == pytest.approx([1.5, 5.0, 3.5]) and inside(fig)
     # The radii of one way are joined, what has other steps is not.
     joined = [line for line in ax.lines if line.get_ls() == "-" and line.get_label()[0] == "_"]
@@ -125,7 +125,9 @@ def test_masks_are_places_and_weights_are_colours():
     fig = figures.by_mask(pd.DataFrame(frame))
     (ax,) = fig.axes
     robust = "robust, L2 ε = 0.15"
-    assert names(ax) == ["natural", robust, "natural, shuffled", f"{robust}, shuffled"]
+    places = ["natural", robust, "natural, shuffled", f"{robust}, shuffled"]
+    assert [name.replace("\n", " ") for name in names(ax)] == places
+    assert note(fig).startswith("sparsity 0.9, 1,000 training images\n")
     heights = [y for _, y in large(ax)]
     assert heights == pytest.approx([50, 60, 20, 30, 70, 80, 40, 50]) and inside(fig)
 
@@ -143,10 +145,13 @@ def test_the_gap_stands_against_the_advantage_of_its_task():
     table = figures.gap_rows(frame, gaps)
     assert list(table.task) == ["near", "far"] and list(table.gap) == [2, 9]
     assert list(table["mean"]) == pytest.approx([0.015, 0.115])
-    fig = figures.gap(frame, gaps)
+    fig = figures.gap(table)
     assert {"near", "far"} <= set(texts(fig)) and inside(fig)
+    assert note(fig).startswith("finetune, sparsity 0.9, 1,000 training images\n")
     with pytest.raises(ValueError, match="none is given for far"):
-        figures.gap(frame, gaps[gaps.against == "near"])
+        figures.gap_rows(frame, gaps[gaps.against == "near"])
+    with pytest.raises(ValueError, match="sparsity: the rows have 0.9, 0.5"):
+        figures.gap_rows(pd.concat([frame, frame.assign(sparsity=0.5)]), gaps)
 
 
 def test_labels_are_an_axis_and_all_of_them_a_number():
@@ -174,6 +179,39 @@ def test_a_section_is_drawn_and_saved_or_says_why_not(tmp_path):
     assert len(pd.read_csv(tmp_path / "patterns.csv")) == len(frames["patterns"])
     word = figures.section(frames, "schemes", figures.by_drawing, tmp_path)
     assert "schemes: not in the profile" in word
+
+
+@pytest.mark.parametrize(
+    ("draw", "frame"),
+    [
+        (
+            figures.by_drawing,
+            rows([*SCHEMES, lambda p: Ticket(p, "imp", sparsity=0.9, dataset="mnist")]),
+        ),
+        (figures.by_drawing, rows(PATTERNS)),
+        (figures.by_pretraining, rows(SCHEMES[:1], n_train=None)),
+        (figures.accuracy_vs_sparsity, rows(SCHEMES[:1], n_train=None)),
+    ],
+)
+def test_a_figure_is_drawn_again_from_the_rows_saved_with_it(draw, frame, tmp_path):
+    figures.save(draw(frame), tmp_path, "first", frame)
+    again = pd.read_csv(tmp_path / "first.csv")
+    figures.save(draw(again), tmp_path, "again", again)
+    assert (tmp_path / "first.pdf").read_bytes() == (tmp_path / "again.pdf").read_bytes()
+
+
+def test_names_lie_where_they_have_room():
+    for ways, expected in ((PATTERNS, 0), (SCHEMES, 90)):
+        ax = figures.by_drawing(rows(ways)).axes[-1]
+        assert {t.get_rotation() for t in ax.get_xticklabels()} == {expected}
+
+
+def test_what_rows_have_in_common_is_said_in_words():
+    frame = pd.DataFrame({"task": "mnist", "sparsity": [0.5, 0.9], "n_train": 1000, "seed": 0})
+    frame = frame.assign(recalibrate=True, mode="linear")
+    said = figures.style.shared(frame, "task", "sparsity", "n_train", "recalibrate", "seed")
+    assert said == "mnist, 1,000 training images, BN re-estimated, seed 0"
+    assert figures.style.shared(frame.assign(n_train=None), "n_train", "sparsity") == "all images"
 
 
 def test_masks_of_each_pattern_and_their_overlaps_are_drawn():

@@ -21,6 +21,7 @@ from robustlib.figures.style import (
     looks,
     panels,
     plain,
+    shared,
     style,
 )
 
@@ -28,6 +29,10 @@ _OBJECTIVES = ("pgd", "trades", "free", "smoothing")
 """From left to right."""
 _WAY = ["objective", "steps", "norm"]
 """What a line holds fixed."""
+_OF_GAP = ["mode", "sparsity", "n_train"]
+"""What all points of the gap's figure have in common."""
+MARGIN, LETTER = 0.5, 0.056
+"""What a panel's labels take of its width, and a letter of a tick's name takes, in inches."""
 
 
 def by_pretraining(frame: pd.DataFrame) -> Figure:
@@ -42,6 +47,8 @@ def by_pretraining(frame: pd.DataFrame) -> Figure:
     pairs = pairs.assign(place=pairs.objective.map(_OBJECTIVES.index))
     pairs = pairs.sort_values(["place", *_WAY[1:], "eps", "sigma"])
     pairs = pairs.assign(way=pairs[_WAY].astype(str).agg(" ".join, axis=1))
+    # None of them is natural: that they are robust goes without saying.
+    pairs = pairs.assign(label=pairs.label.str.removeprefix("robust, "))
     places = list(dict.fromkeys(pairs.label))
     colours = looks(pairs.way)
     modes, tasks = list(dict.fromkeys(frame["mode"])), list(dict.fromkeys(frame.task))
@@ -65,7 +72,7 @@ def by_pretraining(frame: pd.DataFrame) -> Figure:
             within(row[0], pairs[pairs["mode"] == mode].difference, zero=True)
         fig.align_ylabels()
         note = "small dots: single seeds; bars: 95 % interval\nover seeds, cut off at the panel"
-        fig.supxlabel(note, fontsize=6.5)
+        fig.supxlabel(f"{shared(frame, 'sparsity', 'n_train')}\n{note}", fontsize=6.5)
     return fig
 
 
@@ -84,7 +91,7 @@ def by_mask(frame: pd.DataFrame) -> Figure:
     places = list(dict.fromkeys(order["mask"]))
     colours = looks(rows.sort_values(["objective", "eps"]).label)
     modes, tasks = list(dict.fromkeys(frame["mode"])), list(dict.fromkeys(frame.task))
-    size = PAGE if len(tasks) > 1 else COLUMN, 2 + 1.5 * len(modes)
+    size = PAGE if len(tasks) > 1 else COLUMN, 1.4 + 1.5 * len(modes)
     with style():
         fig, grid = panels(len(modes), len(tasks), *size, sharex=True)
         for line, mode in zip(grid, modes, strict=True):
@@ -95,20 +102,18 @@ def by_mask(frame: pd.DataFrame) -> Figure:
                 within(ax, own.accuracy)
                 ax.set_title(task)
         fig.supxlabel("mask", fontsize=8)
-        legend(fig, colours, "colour: whose weights; small dots: seeds")
+        whose = shared(frame, "sparsity", "n_train")
+        legend(fig, colours, whose, "colour: whose weights; small dots: seeds")
     return fig
 
 
-def gap(frame: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
+def gap(rows: pd.DataFrame) -> Figure:
     """What robust pretraining adds, against how far the task is from the source.
 
-    frame: rows of `sweep`, of one mode and sparsity; gaps: rows of domain_gap evaluations, of one
-    extractor and one number of images, with columns `against` (the task), fid_infinity, low and
-    high. Points are tasks; bars their 95 % intervals: over resampled images to the side, over seeds
-    upwards.
+    rows: those of `gap_rows`. Points are tasks; bars their 95 % intervals: over resampled images to
+    the side, over seeds upwards.
     """
-    single(frame, "mode", "sparsity", "n_train", "scheme", "pattern")
-    rows = labelled(gap_rows(frame, gaps))
+    rows = labelled(rows)
     colours = looks(rows.label)
     with style():
         fig = plain(COLUMN * 1.5, COLUMN)
@@ -133,21 +138,26 @@ def gap(frame: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
         ax.margins(x=0.1)  # room for the names
         ax.set_xlabel("Fréchet distance of the task to the source")
         ax.set_ylabel("robust − natural (points)")
-        legend(
-            fig, colours, "bars: 95 % intervals, over images and over seeds, cut off at the panel"
-        )
+        whose = shared(rows, *_OF_GAP)
+        note = "bars: 95 % intervals, over images and over seeds, cut off at the panel"
+        legend(fig, colours, whose, note)
     return fig
 
 
 def gap_rows(frame: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
     """A row a task: its gap (gap, gap_low, gap_high), on how many images and under which key it is
-    stored (gap_n, gap_key), and what robust pretraining adds there, as of `stats.advantage`. Raises
-    ValueError for a task without a gap."""
+    stored (gap_n, gap_key), and what robust pretraining adds there, as of `stats.advantage`.
+
+    frame: rows of `sweep`, of one mode and sparsity; gaps: rows of domain_gap evaluations, of one
+    extractor and one number of images, with columns `against` (the task), fid_infinity, low, high,
+    n and key. Raises ValueError for a task without a gap, or rows that differ in what has no place.
+    """
+    single(frame, *_OF_GAP, "scheme", "pattern")
     own = gaps.rename(columns={"against": "task", "fid_infinity": "gap"})
     own = own.rename(columns={name: f"gap_{name}" for name in ("low", "high", "n", "key")})
     if missing := sorted(set(frame.task) - set(own.task)):
         raise ValueError(f"gaps: none is given for {', '.join(missing)}")
-    added = stats.advantage(frame, ["task"])
+    added = stats.advantage(frame, ["task", *_OF_GAP])
     return added.merge(
         own[["task", "gap", "gap_low", "gap_high", "gap_n", "gap_key"]], on="task"
     ).sort_values("gap")
@@ -219,7 +229,11 @@ def within(ax: Axes, values: pd.Series, zero: bool = False, scale: float = 100) 
 
 
 def ticks(ax: Axes, places: Sequence[str]) -> None:
-    """Names on the axis, upright."""
-    ax.set_xticks(range(len(places)), places, rotation=90)
+    """Names on the axis: lying, a line for each part, where they have room; else upright."""
+    lying = [name.replace(", ", ",\n") for name in places]
+    longest = max(len(part) for name in lying for part in name.split("\n"))
+    room = ax.figure.get_figwidth() / ax.get_subplotspec().get_gridspec().ncols - MARGIN
+    fits = len(places) * longest * LETTER <= room
+    ax.set_xticks(range(len(places)), lying if fits else places, rotation=0 if fits else 90)
     ax.grid(axis="x", visible=False)
     ax.set_xlim(-0.6, len(places) - 0.4)

@@ -10,7 +10,17 @@ from matplotlib.figure import Figure
 
 from robustlib import stats
 from robustlib.figures.ablations import beside, single, within
-from robustlib.figures.style import COLUMN, NATURAL, PAGE, labelled, legend, looks, panels, style
+from robustlib.figures.style import (
+    COLUMN,
+    NATURAL,
+    PAGE,
+    labelled,
+    legend,
+    looks,
+    panels,
+    shared,
+    style,
+)
 from robustlib.specs import PATTERNS, SCHEMES, n_of_m
 
 
@@ -19,10 +29,11 @@ def drawing(row: Mapping[str, Any]) -> str:
 
     row: anything with the columns of a ticket. Unstructured goes without saying.
     """
+    downstream = _downstream(row)
     name = row["scheme"].upper() if row["scheme"] in ("omp", "imp", "lmp") else row["scheme"]
     name = "A-" * (row["ticket_objective"] == "pgd") + name
-    if row["scheme"] == "imp" or (row["scheme"] == "lmp" and not row["dataset"]):
-        name += " downstream" if row["dataset"] else " upstream"
+    if row["scheme"] == "imp" or (row["scheme"] == "lmp" and not downstream):
+        name += " downstream" if downstream else " upstream"
     control = {"shuffle": ", shuffled", "reinit": ", fresh weights"}.get(row["control"], "")
     return name + control + f", {row['pattern']}" * (row["pattern"] != "unstructured")
 
@@ -58,7 +69,7 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
             grid[2 * t + 1][0].set_ylabel("robust − natural\n(points)")
         fig.align_ylabels()
         note = "small dots: single seeds; bars: 95 % interval\nover seeds, cut off at the panel"
-        legend(fig, colours, note)
+        legend(fig, colours, shared(frame, "mode", "n_train"), note)
     return fig
 
 
@@ -79,9 +90,13 @@ def _order(frame: pd.DataFrame) -> dict[str, tuple]:
         row["place"]: (
             SCHEMES.index(row["scheme"]),
             row["control"] != "none",
-            bool(row["dataset"]),
+            _downstream(row),
             row["ticket_objective"] == "pgd",
             PATTERNS.index(row["pattern"]),
         )
         for row in frame.to_dict("records")
     }
+
+
+def _downstream(row: Mapping[str, Any]) -> bool:
+    return row["dataset"] not in ("", None) and not pd.isna(row["dataset"])  # nan: from a file

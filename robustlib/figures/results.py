@@ -13,7 +13,17 @@ from matplotlib.ticker import NullLocator
 
 from robustlib import stats
 from robustlib.figures.ablations import within
-from robustlib.figures.style import COLUMN, NATURAL, PAGE, labelled, legend, looks, panels, style
+from robustlib.figures.style import (
+    COLUMN,
+    NATURAL,
+    PAGE,
+    labelled,
+    legend,
+    looks,
+    panels,
+    shared,
+    style,
+)
 from robustlib.specs import Transfer, columns
 
 ACROSS = 4
@@ -142,7 +152,8 @@ def _blocks(
                     ax.set_ylabel(f"{_name(way)}\n{ylabel}")
         fig.align_ylabels()
         fig.supxlabel(AXES[against], fontsize=8)
-        legend(fig, looks, note)
+        whose = shared(frame, *(c for c in AXES if c not in (against, *ways)))
+        legend(fig, looks, whose, note)
     return fig
 
 

@@ -124,8 +124,9 @@ def looks(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
     return out
 
 
-def legend(fig: Figure, looks: Mapping[str, dict[str, Any]], note: str = "") -> None:
-    """One legend above all panels, where it covers no data; the note explains dots and bars."""
+def legend(fig: Figure, looks: Mapping[str, dict[str, Any]], *notes: str) -> None:
+    """One legend above all panels, where it covers no data; the notes, a line each and empty ones
+    left out, say what the rows are of and explain dots and bars."""
     if not looks:
         return
     handles = [plt.Line2D([], [], **look) for look in looks.values()]
@@ -134,7 +135,7 @@ def legend(fig: Figure, looks: Mapping[str, dict[str, Any]], note: str = "") -> 
         handles=handles,
         loc="outside upper center",
         ncols=min(fits, len(handles)),
-        title=note or None,
+        title="\n".join(filter(None, notes)) or None,
         title_fontsize=6.5,
     )
     box.get_title().set_multialignment("center")
