@@ -103,6 +103,28 @@ def advantage(
     return pd.merge(out, sizes, on=cells)
 
 
+def mask_effects(frame: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
+    """What a network's own mask is worth on its weights: own minus another mask, paired by seed.
+
+    frame: rows that differ in whose mask and in `control`, as `figures.by_mask` takes them. A row
+    for each other mask: PRETRAINING (whose weights), task, mode, recalibrate, n_train, sparsity;
+    mask_objective, ... and control (which other mask); mean, low, high (Student's 95 % interval)
+    and seeds. Raises ValueError for a row whose network has no row with its own mask, or several.
+    """
+    other = [f"mask_{name}" for name in PRETRAINING]
+    cell = [*PRETRAINING, "task", "mode", "recalibrate", "n_train", "sparsity"]
+    own = (frame[other].to_numpy() == frame[PRETRAINING].to_numpy()).all(axis=1)
+    own &= (frame.control == "none").to_numpy()
+    on = [*cell, "seed"]
+    if frame[own].duplicated(on).any():
+        raise ValueError("several rows of an own mask differ in none of " + ", ".join(on))
+    pairs = frame[~own].merge(frame[own][[*on, value]], "left", on=on, suffixes=("", "_own"))
+    if pairs[f"{value}_own"].isna().any():
+        raise ValueError("a mask stands alone: there is no row of its network's own mask")
+    pairs = pairs.assign(worth=pairs[f"{value}_own"] - pairs[value])
+    return _intervals(pairs, [*cell, *other, "control"], "worth")
+
+
 def mask_overlap(first: Mask, second: Mask) -> pd.DataFrame:
     """How far two masks of one network keep the same weights, by layer.
 

@@ -127,7 +127,7 @@ def test_masks_are_places_and_weights_are_colours():
     robust = "robust, L2 ε = 0.15"
     places = ["natural", robust, "natural, shuffled", f"{robust}, shuffled"]
     assert [name.replace("\n", " ") for name in names(ax)] == places
-    assert note(fig).startswith("sparsity 0.9, 1,000 training images\n")
+    assert note(fig).startswith("sparsity 0.9, 1,000 training images, 2 seeds\n")
     heights = [y for _, y in large(ax)]
     assert heights == pytest.approx([50, 60, 20, 30, 70, 80, 40, 50]) and inside(fig)
 
@@ -139,7 +139,7 @@ def test_the_gap_stands_against_the_advantage_of_its_task():
         )
         for task, more in (("near", 0.0), ("far", 0.1))
     )
-    gaps = pd.DataFrame({"against": ["far", "near"], "fid_infinity": [9.0, 2.0]})
+    gaps = pd.DataFrame({"against": ["far", "near"], "frechet_infinity": [9.0, 2.0]})
     gaps = gaps.assign(n=300, key=["f", "n"])
     gaps = gaps.assign(low=[8.0, 1.5], high=[10.5, 2.5])
     table = figures.gap_rows(frame, gaps)
@@ -147,11 +147,15 @@ def test_the_gap_stands_against_the_advantage_of_its_task():
     assert list(table["mean"]) == pytest.approx([0.015, 0.115])
     fig = figures.gap(table)
     assert {"near", "far"} <= set(texts(fig)) and inside(fig)
-    assert note(fig).startswith("finetune, sparsity 0.9, 1,000 training images\n")
+    assert note(fig).startswith("finetune, sparsity 0.9, 1,000 training images, 2 seeds\n")
     with pytest.raises(ValueError, match="none is given for far"):
         figures.gap_rows(frame, gaps[gaps.against == "near"])
     with pytest.raises(ValueError, match="sparsity: the rows have 0.9, 0.5"):
         figures.gap_rows(pd.concat([frame, frame.assign(sparsity=0.5)]), gaps)
+    with pytest.raises(ValueError, match="n: the rows have 300, 200"):
+        figures.gap_rows(frame, gaps.assign(n=[300, 200]))
+    with pytest.raises(ValueError, match="several are given for one task"):
+        figures.gap_rows(frame, pd.concat([gaps, gaps]))
 
 
 def test_labels_are_an_axis_and_all_of_them_a_number():
@@ -391,6 +395,53 @@ def test_scenes_show_what_is_predicted_and_leave_out_what_has_no_class():
     assert truth.mask.tolist() == [[False, False], [True, False]]
     assert np.asarray(predicted).tolist() == [[1, 0], [0, 0]]
     assert {"sky", "road"} <= set(texts(fig)) and "car" not in texts(fig)
+
+
+def test_as_many_classes_as_voc_has_are_told_apart():
+    names = [f"c{i}" for i in range(21)]
+    masks = torch.arange(21, dtype=torch.uint8)[None, None, :]
+    images = torch.zeros((1, 1, 21, 3), dtype=torch.uint8)
+    fig = figures.scenes(images, masks, {}, names)
+    patches = fig.legends[0].get_patches()
+    assert len({p.get_facecolor() for p in patches}) == 21
+
+
+def test_several_rows_in_one_place_are_refused_and_what_they_differ_in_is_named():
+    frame = rows(SCHEMES[:1], mode="linear")
+    both = pd.concat([frame, frame.assign(recalibrate=True)])
+    fig = figures.by_pretraining(both)
+    ways = [ax.get_ylabel().split("\n")[0] for ax in fig.axes]
+    assert ways == ["linear", "linear, BN re-estimated"]
+    trades = frame.assign(beta=1.0)
+    for draw in (figures.by_pretraining, figures.by_mask):
+        with pytest.raises(ValueError, match="of beta 6.0, 1.0: must be one"):
+            draw(pd.concat([frame, trades[trades.objective == "pgd"]]))
+    with pytest.raises(ValueError, match="of ticket_seed 0, 1: must be one"):
+        figures.by_drawing(pd.concat([frame, frame.assign(ticket_seed=1)]))
+
+
+def test_alike_ways_are_drawn_on_one_scale():
+    layer = [lambda p, s=s: Ticket(p, sparsity=s, scope="layer") for s in (0.5, 0.9)]
+    all_layers = [lambda p, s=s: Ticket(p, sparsity=s) for s in (0.5, 0.9)]
+    ranked = pd.concat([rows(all_layers), rows(layer).assign(accuracy=lambda r: r.accuracy + 0.2)])
+    above, below = figures.accuracy_vs_sparsity(ranked).axes
+    assert above.get_ylim() == below.get_ylim()
+    modes = pd.concat([rows(all_layers), rows(all_layers, mode="linear")])
+    modes = modes.assign(accuracy=modes.accuracy + 0.3 * (modes["mode"] == "linear"))
+    above, below = figures.accuracy_vs_sparsity(modes).axes
+    assert above.get_ylim() != below.get_ylim()
+
+
+def test_differences_stand_against_labels_too_and_only_those_that_a_task_has():
+    frame = pd.concat(
+        rows([lambda p: Ticket(p, sparsity=0.9)], n_train=n, tasks=(task,)).assign(
+            n_train_measured=n or most
+        )
+        for task, most in (("cifar10", 9000), ("mnist", 4500))
+        for n in (50, None)
+    )
+    for fig in (figures.advantage_vs_labels(frame), figures.accuracy_vs_labels(frame)):
+        assert [names(ax) for ax in fig.axes] == [["50", "9000"], ["50", "4500"]] and inside(fig)
 
 
 def test_classes_have_their_places():

@@ -99,3 +99,43 @@ def test_summary_averages_tasks_within_a_seed():
     mean, low, high = stats.mean_interval([0.6, 0.7, 0.8])
     assert (cell["mean"], cell.low, cell.high) == pytest.approx((mean, low, high))
     assert cell.seeds == 3
+
+
+def masked_rows() -> pd.DataFrame:
+    """Own masks are worth 0.1 over the other network's and 0.2 over shuffled ones, 0.01 more in
+    seed 1; the seeds themselves differ a lot."""
+    out = []
+    ways = {"natural": 0.0, "pgd": 0.5}
+    for seed, weights, mask, control in itertools.product((0, 1), ways, ways, ("none", "shuffle")):
+        lost = (0.1 + 0.01 * seed) * (mask != weights) + 0.2 * (control == "shuffle")
+        row = {"task": "a", "mode": "linear", "recalibrate": True, "sparsity": 0.9, "seed": seed}
+        row |= {"objective": weights, "eps": ways[weights], "accuracy": 0.9 - 0.3 * seed - lost}
+        row |= {"mask_objective": mask, "mask_eps": ways[mask], "control": control}
+        for side in ("", "mask_"):
+            row |= {f"{side}norm": "l2", f"{side}sigma": 0.0, f"{side}steps": 1}
+        out.append(row | {"n_train": None})
+    return pd.DataFrame(out)
+
+
+def test_what_an_own_mask_is_worth_is_paired_by_seed():
+    found = stats.mask_effects(masked_rows())
+    assert len(found) == 6 and set(found.seeds) == {2}
+    own = found[found.objective == "pgd"].set_index(["mask_objective", "control"])
+    assert own["mean"].to_dict() == {
+        ("natural", "none"): pytest.approx(0.105),
+        ("natural", "shuffle"): pytest.approx(0.305),
+        ("pgd", "shuffle"): pytest.approx(0.2),
+    }
+    # What the seeds share is gone; what is left is theirs: 0.1 and 0.11.
+    low, high = stats.mean_interval([0.1, 0.11])[1:]
+    row = own.loc[("natural", "none")]
+    assert (row.low, row.high) == pytest.approx((low, high))
+
+
+def test_a_mask_without_its_partner_or_with_two_is_refused():
+    frame = masked_rows()
+    own = (frame.objective == frame.mask_objective) & (frame.control == "none")
+    with pytest.raises(ValueError, match="no row of its network's own mask"):
+        stats.mask_effects(frame[~own | (frame.seed == 0)])
+    with pytest.raises(ValueError, match="several rows of an own mask"):
+        stats.mask_effects(pd.concat([frame, frame[own]]))

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from robustlib.figures.ablations import by_mask, by_pretraining, gap, gap_rows
+from robustlib.figures.ablations import by_mask, by_pretraining, gap, gap_rows, mask_label
 from robustlib.figures.drawings import by_drawing, drawing
 from robustlib.figures.edge import channels, edge, saved
 from robustlib.figures.networks import adversarial_examples, curves, robust_accuracy
@@ -19,7 +19,12 @@ from robustlib.figures.properties import (
     reliability,
     table_rows,
 )
-from robustlib.figures.results import accuracy_vs_labels, accuracy_vs_sparsity, advantage
+from robustlib.figures.results import (
+    accuracy_vs_labels,
+    accuracy_vs_sparsity,
+    advantage,
+    advantage_vs_labels,
+)
 from robustlib.figures.scenes import by_class, scenes
 from robustlib.figures.style import folder, label, looks, save, section
 from robustlib.figures.tickets import (
@@ -41,6 +46,7 @@ __all__ = [
     "accuracy_vs_sparsity",
     "adversarial_examples",
     "advantage",
+    "advantage_vs_labels",
     "by_class",
     "by_drawing",
     "by_mask",
@@ -59,6 +65,7 @@ __all__ = [
     "layer_density",
     "layers",
     "looks",
+    "mask_label",
     "mask_overlap",
     "masks",
     "overlap",

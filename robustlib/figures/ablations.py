@@ -23,11 +23,13 @@ from robustlib.figures.style import (
     plain,
     shared,
     style,
+    with_way,
 )
+from robustlib.specs import Transfer, columns
 
 _OBJECTIVES = ("pgd", "trades", "free", "smoothing")
 """From left to right."""
-_WAY = ["objective", "steps", "norm"]
+_KIND = ["objective", "steps", "norm"]
 """What a line holds fixed."""
 _OF_GAP = ["mode", "sparsity", "n_train"]
 """What all points of the gap's figure have in common."""
@@ -43,36 +45,37 @@ def by_pretraining(frame: pd.DataFrame) -> Figure:
     off at the panel (see `within`). Raises ValueError when a robust row has no natural partner.
     """
     single(frame, "arch", "n_train", "sparsity", "scheme", "pattern")
-    pairs = labelled(stats.differences(frame))
+    pairs = with_way(labelled(stats.differences(frame)))
+    once(pairs, "task", "way", "label")
     pairs = pairs.assign(place=pairs.objective.map(_OBJECTIVES.index))
-    pairs = pairs.sort_values(["place", *_WAY[1:], "eps", "sigma"])
-    pairs = pairs.assign(way=pairs[_WAY].astype(str).agg(" ".join, axis=1))
+    pairs = pairs.sort_values(["place", *_KIND[1:], "eps", "sigma"])
+    pairs = pairs.assign(kind=pairs[_KIND].astype(str).agg(" ".join, axis=1))
     # None of them is natural: that they are robust goes without saying.
     pairs = pairs.assign(label=pairs.label.str.removeprefix("robust, "))
     places = list(dict.fromkeys(pairs.label))
-    colours = looks(pairs.way)
-    modes, tasks = list(dict.fromkeys(frame["mode"])), list(dict.fromkeys(frame.task))
-    size = PAGE if len(tasks) > 1 else COLUMN, 1.6 + 1.5 * len(modes)
+    colours = looks(pairs.kind)
+    ways, tasks = list(dict.fromkeys(pairs.way)), list(dict.fromkeys(pairs.task))
+    size = PAGE if len(tasks) > 1 else COLUMN, 1.6 + 1.5 * len(ways)
     with style():
-        fig, grid = panels(len(modes), len(tasks), *size, sharex=True, sharey="row")
-        for row, mode in zip(grid, modes, strict=True):
-            row[0].set_ylabel(f"{mode}\nrobust − natural (points)")
+        fig, grid = panels(len(ways), len(tasks), *size, sharex=True, sharey="row")
+        for row, way in zip(grid, ways, strict=True):
+            row[0].set_ylabel(f"{way}\nrobust − natural (points)")
             for ax, task in zip(row, tasks, strict=True):
                 ax.axhline(0, color=NATURAL, lw=1, zorder=0)
-                own = pairs[(pairs["mode"] == mode) & (pairs.task == task)]
-                for way, rows in own.groupby("way", sort=False):
+                own = pairs[(pairs.way == way) & (pairs.task == task)]
+                for kind, rows in own.groupby("kind", sort=False):
                     means = rows.groupby("label", sort=False).difference.mean()
                     at = [places.index(name) for name in means.index]
-                    ax.plot(at, 100 * means, color=colours[way]["color"], lw=0.8)
+                    ax.plot(at, 100 * means, color=colours[kind]["color"], lw=0.8)
                     for x, name in zip(at, means.index, strict=True):
                         here = rows[rows.label == name]
-                        spots(ax, here, "difference", x, colours[way], bar=True)
+                        spots(ax, here, "difference", x, colours[kind], bar=True)
                 ticks(ax, places)
                 ax.set_title(task)
-            within(row[0], pairs[pairs["mode"] == mode].difference, zero=True)
+            within(row[0], pairs[pairs.way == way].difference, zero=True)
         fig.align_ylabels()
         note = "small dots: single seeds; bars: 95 % interval\nover seeds, cut off at the panel"
-        fig.supxlabel(f"{shared(frame, 'sparsity', 'n_train')}\n{note}", fontsize=6.5)
+        fig.supxlabel(f"{shared(frame, 'sparsity', 'n_train', 'seed')}\n{note}", fontsize=6.5)
     return fig
 
 
@@ -85,24 +88,25 @@ def by_mask(frame: pd.DataFrame) -> Figure:
     single(frame, "arch", "n_train", "sparsity", "scheme", "pattern")
     if (frame.control == "reinit").any():
         raise ValueError("control='reinit': its weights are nobody's, draw it by `by_drawing`")
-    rows = labelled(frame)
+    rows = with_way(labelled(frame))
     rows = rows.assign(mask=[mask_label(r) for r in rows.to_dict("records")])
+    once(rows, "task", "way", "label", "mask")
     order = rows.sort_values(["control", "mask_objective", "mask_eps"])
     places = list(dict.fromkeys(order["mask"]))
     colours = looks(rows.sort_values(["objective", "eps"]).label)
-    modes, tasks = list(dict.fromkeys(frame["mode"])), list(dict.fromkeys(frame.task))
-    size = PAGE if len(tasks) > 1 else COLUMN, 1.4 + 1.5 * len(modes)
+    ways, tasks = list(dict.fromkeys(rows.way)), list(dict.fromkeys(rows.task))
+    size = PAGE if len(tasks) > 1 else COLUMN, 1.4 + 1.5 * len(ways)
     with style():
-        fig, grid = panels(len(modes), len(tasks), *size, sharex=True)
-        for line, mode in zip(grid, modes, strict=True):
-            line[0].set_ylabel(f"{mode}\naccuracy (%)")
+        fig, grid = panels(len(ways), len(tasks), *size, sharex=True)
+        for line, way in zip(grid, ways, strict=True):
+            line[0].set_ylabel(f"{way}\naccuracy (%)")
             for ax, task in zip(line, tasks, strict=True):
-                own = rows[(rows["mode"] == mode) & (rows.task == task)]
+                own = rows[(rows.way == way) & (rows.task == task)]
                 beside(ax, own, "accuracy", colours, "mask", places)
                 within(ax, own.accuracy)
                 ax.set_title(task)
         fig.supxlabel("mask", fontsize=8)
-        whose = shared(frame, "sparsity", "n_train")
+        whose = shared(frame, "sparsity", "n_train", "seed")
         legend(fig, colours, whose, "colour: whose weights; small dots: seeds")
     return fig
 
@@ -138,7 +142,7 @@ def gap(rows: pd.DataFrame) -> Figure:
         ax.margins(x=0.1)  # room for the names
         ax.set_xlabel("Fréchet distance of the task to the source")
         ax.set_ylabel("robust − natural (points)")
-        whose = shared(rows, *_OF_GAP)
+        whose = f"{shared(rows, *_OF_GAP)}, {rows.seeds.min()} seeds"
         note = "bars: 95 % intervals, over images and over seeds, cut off at the panel"
         legend(fig, colours, whose, note)
     return fig
@@ -149,11 +153,15 @@ def gap_rows(frame: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
     stored (gap_n, gap_key), and what robust pretraining adds there, as of `stats.advantage`.
 
     frame: rows of `sweep`, of one mode and sparsity; gaps: rows of domain_gap evaluations, of one
-    extractor and one number of images, with columns `against` (the task), fid_infinity, low, high,
+    extractor and one number of images, with columns `against` (task), frechet_infinity, low, high,
     n and key. Raises ValueError for a task without a gap, or rows that differ in what has no place.
     """
-    single(frame, *_OF_GAP, "scheme", "pattern")
-    own = gaps.rename(columns={"against": "task", "fid_infinity": "gap"})
+    single(frame, *_OF_GAP, "recalibrate", "arch", "scheme", "pattern", "scope")
+    single(gaps, "n")
+    if gaps.against.duplicated().any():
+        raise ValueError("gaps: several are given for one task, of one network they are one")
+    once(labelled(frame), "task", "label")
+    own = gaps.rename(columns={"against": "task", "frechet_infinity": "gap"})
     own = own.rename(columns={name: f"gap_{name}" for name in ("low", "high", "n", "key")})
     if missing := sorted(set(frame.task) - set(own.task)):
         raise ValueError(f"gaps: none is given for {', '.join(missing)}")
@@ -216,6 +224,19 @@ def single(frame: pd.DataFrame, *columns: str) -> None:
         if frame[column].nunique(dropna=False) > 1:
             values = ", ".join(map(str, frame[column].unique()))
             raise ValueError(f"{column}: the rows have {values}; this figure draws one at a time")
+
+
+def once(rows: pd.DataFrame, *place: str) -> None:
+    """Refuses several rows of one seed in one place: a figure would average over what they differ
+    in, and nothing would show it."""
+    cells = [*place, "seed"]
+    twice = rows[rows.duplicated(cells, keep=False)]
+    if len(twice):
+        same = twice[(twice[cells] == twice[cells].iloc[0]).all(axis=1)]
+        names = [c for c in columns(Transfer()) if c in same and same[c].nunique(False) > 1]
+        where = ", ".join(f"{c}={same[c].iloc[0]}" for c in cells)
+        values = "; ".join(f"{c} {', '.join(map(str, same[c].unique()))}" for c in names)
+        raise ValueError(f"{len(same)} rows at {where}, of {values or 'one spec'}: must be one")
 
 
 def within(ax: Axes, values: pd.Series, zero: bool = False, scale: float = 100) -> None:

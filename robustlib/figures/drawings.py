@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from robustlib import stats
-from robustlib.figures.ablations import beside, single, within
+from robustlib.figures.ablations import beside, once, single, within
 from robustlib.figures.style import (
     COLUMN,
     NATURAL,
@@ -48,6 +48,7 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
     """
     single(frame, "mode", "arch", "recalibrate", "n_train", "scope")
     frame = labelled(_placed(frame))
+    once(frame, "task", "sparsity", "place", "label")
     pairs = stats.differences(frame)
     places = sorted(frame.place.unique(), key=_order(frame).get)
     tasks, sparsities = list(dict.fromkeys(frame.task)), sorted(frame.sparsity.unique())
@@ -69,7 +70,7 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
             grid[2 * t + 1][0].set_ylabel("robust − natural\n(points)")
         fig.align_ylabels()
         note = "small dots: single seeds; bars: 95 % interval\nover seeds, cut off at the panel"
-        legend(fig, colours, shared(frame, "mode", "n_train"), note)
+        legend(fig, colours, shared(frame, "mode", "n_train", "seed"), note)
     return fig
 
 

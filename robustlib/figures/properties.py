@@ -94,8 +94,8 @@ def properties(frames: Mapping[str, pd.DataFrame]) -> Figure:
             what = f"{PROPERTIES[column]} {'' if column == 'cka' else arrow}"
             ax.set_title(f"{what}\n{_asked(name, column, rows)}, {_images(rows).iloc[0]:,} images")
         fig.supxlabel("sparsity (fraction of convolution weights removed)", fontsize=8)
-        note = f"{shared(cells[0][2], 'task', 'mode')}; dots: seeds; bars: 95 % interval over seeds"
-        legend(fig, colours, note + ", cut off at the panel; arrows: better")
+        note = "dots: seeds; bars: 95 % interval over seeds, cut off at the panel; arrows: better"
+        legend(fig, colours, shared(cells[0][2], "task", "mode", "seed"), note)
     return fig
 
 
@@ -177,7 +177,7 @@ def certified(rows: pd.DataFrame) -> Figure:
             ax.set(ylim=(0, 1), xlabel="L2 radius")
             ax.set_title(f"{ax.get_title()}, noise σ = {here.evaluation_sigma.iloc[0]:g}")
         cells[0][0].set_ylabel("certified accuracy")
-        legend(fig, colours, f"{shared(rows, 'task')}; thin lines: single seeds")
+        legend(fig, colours, f"{shared(rows, 'task', 'seed')}; thin lines: single seeds")
     return fig
 
 
@@ -211,7 +211,7 @@ def layers(rows: pd.DataFrame) -> Figure:
             turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
             ax.set_xticks(range(len(names)), names, **turned)
         cells[0][0].set(ylim=(None, 1), ylabel="CKA")
-        legend(fig, curves, f"{shared(rows, 'task')}; thin lines: single seeds")
+        legend(fig, curves, f"{shared(rows, 'task', 'seed')}; thin lines: single seeds")
     return fig
 
 
@@ -241,7 +241,7 @@ def reliability(rows: pd.DataFrame) -> Figure:
             ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence")
         cells[0][0].set_ylabel("accuracy")
         note = f"area: share of the images; no line to bins of fewer than {FEW}"
-        legend(fig, colours, f"{shared(rows, 'task')}; {note}")
+        legend(fig, colours, f"{shared(rows, 'task', 'seed')}; {note}")
     return fig
 
 
@@ -262,7 +262,9 @@ def corruptions(rows: pd.DataFrame) -> Figure:
         beside(ax, each, "accuracy", colours, "corruption", places)
         within(ax, each.accuracy)
         ax.set_ylabel("accuracy (%)")
-        legend(fig, colours, f"{shared(rows, 'task', 'sparsity')}; small dots: single seeds")
+        legend(
+            fig, colours, f"{shared(rows, 'task', 'sparsity', 'seed')}; small dots: single seeds"
+        )
     return fig
 
 

@@ -17,6 +17,7 @@ from robustlib.figures.style import (
     COLUMN,
     NATURAL,
     PAGE,
+    REESTIMATED,
     labelled,
     legend,
     looks,
@@ -71,6 +72,11 @@ def accuracy_vs_sparsity(
 def accuracy_vs_labels(frame: pd.DataFrame) -> Figure:
     """`accuracy_vs_sparsity` against the number of training images instead."""
     return accuracy_vs_sparsity(frame, against="n_train")
+
+
+def advantage_vs_labels(frame: pd.DataFrame) -> Figure:
+    """`advantage` against the number of training images instead."""
+    return advantage(frame, against="n_train")
 
 
 def advantage(frame: pd.DataFrame, value: str = "accuracy", against: str = "sparsity") -> Figure:
@@ -139,20 +145,22 @@ def _blocks(
     height = 0.75 + len(blocks) * down * (width / across * (0.45 if across == 1 else 0.68) + 0.2)
     with style():
         rows = len(blocks) * down
-        fig, grid = panels(rows, across, width, height, sharey="row" if sharey else False)
+        # Ways to transfer alike, such as two rankings, are there to be compared: on one scale.
+        alike = "col" if down == 1 and frame["mode"].nunique() == 1 else False
+        fig, grid = panels(rows, across, width, height, sharey="row" if sharey else alike)
         for b, way in enumerate(blocks):
             for t, ax in enumerate(grid[b * down : (b + 1) * down].flat):
                 if t >= len(tasks):
                     ax.set_axis_off()
                     continue
                 draw(ax, {**way, "task": tasks[t]}, looks)
-                _axis(ax, against, frame)
+                _axis(ax, against, frame[frame.task == tasks[t]])
                 ax.set_title(tasks[t])
                 if t % across == 0:
                     ax.set_ylabel(f"{_name(way)}\n{ylabel}")
         fig.align_ylabels()
         fig.supxlabel(AXES[against], fontsize=8)
-        whose = shared(frame, *(c for c in AXES if c not in (against, *ways)))
+        whose = shared(frame, *(c for c in AXES if c not in (against, *ways)), "seed")
         legend(fig, looks, whose, note)
     return fig
 
@@ -177,7 +185,7 @@ def _name(way: Mapping[str, Any]) -> str:
     words = []
     for column, value in way.items():
         if column == "recalibrate":
-            words += ["BN re-estimated"] if value else []
+            words += [REESTIMATED] if value else []
         elif column == "n_train":
             words.append("all images" if pd.isna(value) else f"{value:g} images")
         else:

@@ -40,8 +40,9 @@ def scenes(
     """
     rows = {"image": images, "truth": masks, **predicted}
     n, (high, wide) = len(images), images.shape[1:3]
-    colours = [colormaps["tab20"](i / 20) for i in range(20)]
-    shown = [colours[i % 20] for i in range(len(class_names))]
+    # 60 colours: VOC has 21 classes, and twenty would give two of them one.
+    colours = [c for name in ("tab20", "tab20b", "tab20c") for c in colormaps[name].colors]
+    shown = [colours[i % len(colours)] for i in range(len(class_names))]
     known = ListedColormap(shown).with_extremes(bad=IGNORED)
     height = len(rows) * (PAGE / n * high / wide + 0.08) + 0.5
     labels = [masks, *predicted.values()]

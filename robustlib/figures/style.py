@@ -32,6 +32,7 @@ NATURAL = "#0072B2"
 ROBUST = LinearSegmentedColormap.from_list("robust", ["#E69F00", "#D55E00", "#5E2A00"])
 OTHER = "#7F7F7F"
 _MARKERS, _DASHES = "s^Dv<>P", ["--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1))]
+REESTIMATED = "BN re-estimated"
 _FIRST = ["task", "mode", "scheme", "pattern", "sparsity", *stats.PRETRAINING, "n_train", "seed"]
 _FIRST += ["accuracy", "n"]
 
@@ -86,21 +87,32 @@ def radius(norm: str, eps: float) -> str:
 
 
 def shared(rows: pd.DataFrame, *columns: str) -> str:
-    """What all rows are of, in words for a note: "cifar10, finetune, sparsity 0.9".
+    """What all rows are of, in words for a note: "cifar10, finetune, sparsity 0.9, 3 seeds".
 
-    columns: those to name, where the rows have one value; words stand for themselves.
+    columns: those to name, where the rows have one value; words stand for themselves, and several
+    seeds are counted.
     """
     said = []
     for column in columns:
-        if rows[column].nunique(dropna=False) == 1:
+        values = rows[column].nunique(dropna=False)
+        if column == "seed" and values > 1:
+            said.append(f"{values} seeds")
+        elif values == 1:
             value = rows[column].iloc[0]
             if column == "n_train":
                 said.append("all images" if pd.isna(value) else f"{value:,g} training images")
             elif column == "recalibrate":
-                said += ["BN re-estimated"] if value else []
+                said += [REESTIMATED] if value else []
             else:
                 said.append(value if isinstance(value, str) else f"{column} {value:g}")
     return ", ".join(said)
+
+
+def with_way(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a column `way`, how the ticket was transferred: "finetune", "linear, BN
+    re-estimated"."""
+    again = rows.recalibrate.map({True: f", {REESTIMATED}", False: ""})
+    return rows.assign(way=rows["mode"] + again)
 
 
 def labelled(rows: pd.DataFrame) -> pd.DataFrame:
