@@ -8,9 +8,8 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
 from robustlib.models import ResNet
-from robustlib.specs import one_of
+from robustlib.specs import HEADS, one_of
 
-HEADS = ("fusion", "fcn", "deeplab")
 FUSED = 32  # channels that Fusion works in, whatever the backbone: tickets differ, heads do not
 
 
@@ -66,16 +65,17 @@ class Deepest(nn.Module):
         return self.head(maps[-1])
 
 
-def segmenter(backbone: ResNet, n_classes: int, head: str | None = None) -> Segmenter:
+def segmenter(backbone: ResNet, n_classes: int, head: str = "auto") -> Segmenter:
     """A fresh head for n_classes, from torch's global generator, on a backbone, whose classifier
     `fc` is dropped in place.
 
     head: `fusion`, or torchvision's `fcn` (Long et al., 2015) or `deeplab` (Chen et al., 2017), for
-    which the last two stages of the backbone are dilated instead of strided, in place; None:
+    which the last two stages of the backbone are dilated instead of strided, in place; auto:
     fusion behind a small stem, fcn behind ImageNet's. Raises ValueError for another head.
     """
     small = isinstance(backbone.maxpool, nn.Identity)
-    head = one_of("head", head or ("fusion" if small else "fcn"), HEADS)
+    if one_of("head", head, HEADS) == "auto":
+        head = "fusion" if small else "fcn"
     deepest, where = backbone.fc.in_features, backbone.fc.weight.device
     if head == "fusion":
         stages = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)

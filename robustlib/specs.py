@@ -31,6 +31,7 @@ Score = Literal["l1", "l2"]
 Control = Literal["none", "shuffle", "reinit"]
 Drawing = Literal["natural", "pgd"]
 Mode = Literal["finetune", "linear", "segment"]
+Head = Literal["auto", "fusion", "fcn", "deeplab"]
 Suite = Literal[
     "adversarial",
     "calibration",
@@ -55,6 +56,7 @@ SCORES: tuple[str, ...] = get_args(Score)
 CONTROLS: tuple[str, ...] = get_args(Control)
 DRAWINGS: tuple[str, ...] = get_args(Drawing)
 MODES: tuple[str, ...] = get_args(Mode)
+HEADS: tuple[str, ...] = get_args(Head)
 SUITES: tuple[str, ...] = get_args(Suite)
 ATTACKS: tuple[str, ...] = get_args(Attack)
 
@@ -342,12 +344,17 @@ class Transfer:
     """fp32, or mixed precision in bf16 or fp16."""
     recalibrate: bool = False
     """Re-estimate BatchNorm statistics on the task's training images before the transfer."""
+    head: Head = "auto"
+    """What labels the pixels (segment): fusion of all feature maps, or torchvision's fcn or
+    deeplab on the last; auto: fusion behind a small stem, fcn behind ImageNet's."""
     seed: int = 0
     """Seeds the draw of the training images, the head, their order and the augmentation."""
 
     def __post_init__(self) -> None:
         _coerce(self)
         _nested("ticket", self.ticket, Ticket)
+        if self.head != "auto" and self.mode != "segment":
+            raise ValueError(f"head={self.head!r}: mode={self.mode!r} does not use it")
 
 
 @dataclass(frozen=True)
@@ -379,7 +386,7 @@ class Evaluation:
     """Whose network to compare with (similarity)."""
     limit: int | None = None
     """Test images measured on (ood, domain_gap: of each set), drawn once for all networks; None:
-    all."""
+    all (not domain_gap)."""
     seed: int = 0
     """Seeds attack, noise, corruptions and resampling (adversarial, certified, corruption,
     domain_gap)."""
@@ -412,6 +419,15 @@ class Evaluation:
             start = self.of.pretrain if isinstance(self.of, Ticket) else self.of
             if self.against == (start.task if isinstance(start, Transfer) else start.source):
                 raise ValueError(f"against={self.against!r}: is the network's own set")
+        if self.suite == "domain_gap" and self.limit is None:
+            raise ValueError(
+                "limit=None: suite='domain_gap' needs one, the same for all tasks: the distance "
+                "depends on the number of images"
+            )
+        if self.suite == "certified" and self.draws < 10:
+            raise ValueError(
+                f"draws={self.draws}: 10 at least, or nothing can be certified at alpha = 0.001"
+            )
         least = {"domain_gap": 8, "similarity": 4}.get(self.suite, 1)
         if self.limit is not None and self.limit < least:
             raise ValueError(f"limit={self.limit}: suite={self.suite!r} needs {least} images")
@@ -423,7 +439,7 @@ class Evaluation:
                 raise ValueError(f"{name}={given}: its network labels pixels, suites need images")
 
 
-EDITIONS = {"corruption": 2, "domain_gap": 2, "similarity": 2}
+EDITIONS = {"corruption": 2, "domain_gap": 3, "similarity": 2}
 """Of the suites that have come to measure something else: a part of their keys, so that rows of
 the edition before are not taken for theirs."""
 Spec = Pretrain | Ticket | Transfer | Evaluation
@@ -633,7 +649,7 @@ _CHOICES = {
     **{"Arch": ARCHS, "Objective": OBJECTIVES, "Norm": NORMS, "Schedule": SCHEDULES},
     **{"Augment": AUGMENTS, "Precision": PRECISIONS, "Scheme": SCHEMES, "Pattern": PATTERNS},
     **{"Scope": SCOPES, "Mode": MODES, "Score": SCORES, "Control": CONTROLS, "Drawing": DRAWINGS},
-    **{"Suite": SUITES, "Attack": ATTACKS},
+    **{"Suite": SUITES, "Attack": ATTACKS, "Head": HEADS},
 }
 
 

@@ -125,7 +125,7 @@ def network(spec: Spec) -> nn.Module:
     (model, _), artifact = _prepared(spec), run(spec)
     n_classes = artifact.extra["n_classes"]
     if spec.mode == "segment":
-        model = heads.segmenter(model, n_classes)
+        model = heads.segmenter(model, n_classes, spec.head)
     else:
         models.swap_head(model, n_classes)
     tensors = {n: t for n, t in artifact.tensors().items() if n != CONFUSION}

@@ -50,7 +50,7 @@ class Recipe:
 
 
 class NotFinite(RuntimeError):
-    """The loss, or a weight, became nan or infinite."""
+    """The loss, a weight, or what a network puts out became nan or infinite."""
 
 
 class CatastrophicOverfitting(UserWarning):
@@ -296,10 +296,14 @@ def inference(model: nn.Module) -> Iterator[torch.device]:
 
 
 def logits(model: nn.Module, split: Any) -> tuple[Tensor, Tensor]:
-    """Logits [N, K] and labels [N] of a split, on the CPU."""
+    """Logits [N, K] and labels [N] of a split, on the CPU. Raises NotFinite: the largest of nans
+    would be the first class."""
     with inference(model) as where:
         pairs = [(model(x).float().cpu(), y.cpu()) for x, y in batches.ordered(split, device=where)]
-    return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
+    out = torch.cat([p[0] for p in pairs])
+    if not out.isfinite().all():
+        raise NotFinite(f"{int((~out.isfinite()).any(1).sum())} of {len(out)} images: logits")
+    return out, torch.cat([p[1] for p in pairs])
 
 
 def correct(model: nn.Module, split: Any) -> int:

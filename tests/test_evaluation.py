@@ -14,7 +14,7 @@ from robustlib.metrics import domain_gap
 from robustlib.metrics.sample import sample
 from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer, from_dict, key, to_dict
 from robustlib.stages import mask, network, run
-from robustlib.transfer.segment import measures
+from robustlib.transfer.segment import confusions, measures
 
 PRETRAIN = Pretrain(source="digits", width=4, stem_stride=1, size=8, epochs=2)
 TICKET = Ticket(PRETRAIN, sparsity=0.5)
@@ -65,6 +65,15 @@ def test_a_suite_is_stored_with_the_columns_of_its_spec(trained, spec):
     assert len(store.frame(Evaluation)) == 1
 
 
+def test_the_network_of_a_segmentation_has_the_head_that_was_trained(trained):
+    spec = replace(SCENES, head="fcn")
+    counts = run(spec).tensors()["confusion"]
+    model = network(spec)
+    assert type(model.head.head).__name__ == "FCNHead"
+    test = load_segmentation(spec.task, n_train=20).test
+    assert torch.equal(confusions(model, test, counts.shape[1], 255), counts)
+
+
 def test_calibration_and_domain_gap_are_those_of_the_measures(trained):
     data, model = load("digits", size=8, n_train=60), network(LINEAR)
     row = run(Evaluation(LINEAR)).row
@@ -72,8 +81,8 @@ def test_calibration_and_domain_gap_are_those_of_the_measures(trained):
     assert row["accuracy"] == run(LINEAR).row["accuracy"] and row["n"] == len(data.test)
     found = run(EACH[4]).row
     source, task = load("digits", size=8).test, load("glyphs", size=8).test
-    assert found["fid"] == pytest.approx(
-        domain_gap(network(PRETRAIN), source, task, 30)["fid"], rel=1e-6
+    assert found["frechet"] == pytest.approx(
+        domain_gap(network(PRETRAIN), source, task, 30)["frechet"], rel=1e-6
     )
 
 
@@ -107,7 +116,7 @@ def test_no_two_evaluations_share_a_key():
         *(Evaluation(suite="similarity", other=o) for o in (Transfer(), Ticket(), Pretrain())),
         *(Evaluation(suite="adversarial", eps=0.1, **f) for f in ({}, {"norm": "linf"})),
         Evaluation(suite="adversarial", eps=0.1, attack="standard"),
-        Evaluation(suite="certified", sigma=0.1, draws=7),
+        Evaluation(suite="certified", sigma=0.1, draws=70),
     ]
     assert len({key(spec) for spec in more}) == len(more)
     assert to_dict(Evaluation(), defaults=False) == {}
@@ -120,6 +129,7 @@ def test_no_two_evaluations_share_a_key():
         ({"eps": 0.1}, "eps=0.1: suite='calibration' does not use it"),
         ({"suite": "adversarial"}, "eps=0.0: suite='adversarial' needs it"),
         ({"suite": "certified", "draws": 0, "sigma": 0.1}, "draws=0"),
+        ({"suite": "certified", "draws": 9, "sigma": 0.1}, "draws=9: 10 at least"),
         ({"suite": "ood"}, "against='': suite='ood' needs it"),
         ({"suite": "similarity"}, "other=None: suite='similarity' needs it"),
         ({"suite": "similarity", "other": "dense"}, "other='dense': must be a Pretrain, a Ticket"),
@@ -132,6 +142,7 @@ def test_no_two_evaluations_share_a_key():
             {"of": PRETRAIN, "suite": "domain_gap", "against": "digits", "limit": 7},
             "needs 8 images",
         ),
+        ({"of": PRETRAIN, "suite": "domain_gap", "against": "digits"}, "limit=None: .* needs one"),
         ({"of": 3}, "of=3: must be a Pretrain"),
         ({"of": SCENES}, "labels pixels"),
     ],
@@ -155,9 +166,9 @@ def test_the_source_is_at_no_distance_from_itself(trained):
     """Its test images against training images: no image against itself, which would be too near."""
     row = run(Evaluation(PRETRAIN, "domain_gap", against=PRETRAIN.source, limit=300)).row
     far = run(Evaluation(PRETRAIN, "domain_gap", against="glyphs", limit=300)).row
-    assert row["fid"] > 0 and row["low"] < 0.1 * far["low"] and far["low"] > row["high"] > 0
+    assert row["frechet"] > 0 and row["low"] < 0.1 * far["low"] and far["low"] > row["high"] > 0
     data, model = load("digits", size=8), network(PRETRAIN)
-    assert row["fid"] == pytest.approx(domain_gap(model, data.test, data.train, 300)["fid"])
+    assert row["frechet"] == pytest.approx(domain_gap(model, data.test, data.train, 300)["frechet"])
 
 
 def test_similarity_has_the_overlap_of_the_masks_where_both_removed_something(trained):

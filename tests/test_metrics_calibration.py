@@ -82,8 +82,23 @@ def test_temperature_finds_the_scale_that_was_made_and_a_grid_finds_none_better(
 def test_temperature_at_its_limits():
     y = torch.arange(30) % 3
     right = torch.nn.functional.one_hot(y, 3).double()
-    assert temperature(right, y) == pytest.approx(TEMPERATURES[0])
-    assert temperature(10 * right, (y + 1) % 3) == pytest.approx(TEMPERATURES[1])
+    with pytest.warns(UserWarning, match="30 images do not tell it"):
+        assert temperature(right, y) == pytest.approx(TEMPERATURES[0])
+    with pytest.warns(UserWarning, match="temperature 20"):
+        assert temperature(10 * right, (y + 1) % 3) == pytest.approx(TEMPERATURES[1])
+
+
+@pytest.mark.parametrize("bad", [-1.0, 0.0, math.nan, math.inf])
+def test_a_temperature_that_is_none_is_refused(bad):
+    with pytest.raises(ValueError, match=f"temperature={bad}"):
+        calibrated(*noisy(20, 1.0), bad)
+
+
+def test_scaling_without_validation_images_is_refused():
+    some = Split(torch.zeros((4, 2, 2, 3), dtype=torch.uint8), torch.zeros(4).long())
+    data = Dataset("made", some, Split(some.x[:0], some.y[:0]), some, ("a", "b"))
+    with pytest.raises(ValueError, match="scaled=True: there are no validation images"):
+        calibration(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), data, scaled=True)
 
 
 def test_scaling_uses_val_and_reports_test_and_leaves_the_model_alone():

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import binom, binomtest, norm
 from torch import nn
 
+from robustlib import training
 from robustlib.data import Split
 from robustlib.metrics.certify import (
     ABSTAIN,
@@ -135,9 +136,21 @@ def test_draws_follow_from_the_seed_and_not_from_other_images_or_the_caller():
     ("change", "word"),
     [({"sigma": 0}, "sigma=0"), ({"sigma": -1}, "sigma=-1"), ({"alpha": 0}, "alpha=0")]
     + [({"alpha": 1}, "alpha=1"), ({"n": 0}, "n=0"), ({"n0": 2.5}, "n0=2.5")]
+    + [({"n": 9}, "n=9: alpha=0.001 needs 10 draws"), ({"n": 4, "alpha": 0.05}, "needs 5 draws")]
     + [({"limit": 0}, "limit=0"), ({"batch_size": 0}, "batch_size=0"), ({"seed": -1}, "seed=-1")],
 )
 def test_bad_values_are_refused_by_name(change, word):
     model, split, _ = linear_case([100])
     with pytest.raises(ValueError, match=word):
         certify(**{"model": model, "split": split, "sigma": SIGMA} | change)
+
+
+def test_a_network_that_is_not_finite_is_no_sure_thing():
+    """The largest of nans would be the first class, on every draw."""
+    model, split, _ = linear_case([100])
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(training.NotFinite, match="not all are finite"):
+        certify(model, split, SIGMA, 20, 50)
+    with pytest.raises(training.NotFinite, match="1 of 1 images"):
+        training.correct(model, split)

@@ -9,15 +9,16 @@ from scipy import linalg, stats
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from robustlib import models
+from robustlib import models, training
 from robustlib.data import Split, load
 from robustlib.metrics.domain_gap import (
+    blockwise,
     domain_gap,
     features,
     frechet,
     frechet_infinity,
-    projected,
     rank_correlation,
+    turned,
 )
 
 
@@ -65,13 +66,14 @@ def test_at_infinity_the_bias_is_gone():
     for seed in range(8):
         a, b = drawn(400, 20, seed), drawn(400, 20, 100 + seed)
         plain.append(frechet(a, b))
-        corrected.append(frechet_infinity(a, b, seed))
+        corrected.append(frechet_infinity(a, b, seed=seed))
     assert min(plain) > 0.3
     assert abs(np.mean(corrected)) < 0.25 * np.mean(plain)
     # And with a distance: a shift of 0.5 in each of 20 dimensions is 5.
     a, b = drawn(2000, 20, 0), drawn(2000, 20, 1, shift=0.5)
     assert frechet_infinity(a, b) == pytest.approx(5, abs=0.3)
-    assert frechet_infinity(a, b, 3) == frechet_infinity(a, b, 3) != frechet_infinity(a, b, 4)
+    assert frechet_infinity(a, b, seed=3) == frechet_infinity(a, b, seed=3)
+    assert frechet_infinity(a, b, seed=3) != frechet_infinity(a, b, seed=4)
 
 
 class Pixels(nn.Module):
@@ -93,8 +95,8 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     for seed in range(40):
         row = domain_gap(Pixels(), painted(60, seed), painted(60, 1000 + seed, 25), 60, draws=100)
         hit += row["low"] < truth < row["high"]
-        biased += row["fid"] > truth
-        assert row["n"] == 60 and row["dimensions"] == 3 and row["low"] < row["high"]
+        biased += row["frechet"] > truth
+        assert row["n"] == 60 and row["block"] == 3 and row["low"] < row["high"]
     assert hit >= 33  # of 40 at 95 %; fewer than 33 have a chance below 1 in 1,000
     assert biased >= 20
 
@@ -106,7 +108,7 @@ class Given(nn.Module):
         return x.flatten(1)
 
 
-def test_many_features_and_few_images_are_taken_in_few_directions():
+def test_many_features_and_few_images_are_taken_in_blocks_of_directions():
     """With 300 images and 300 features neither the distance nor its interval would hold."""
     hit, own, found = 0, 0, []
     for seed in range(12):
@@ -122,24 +124,49 @@ def test_many_features_and_few_images_are_taken_in_few_directions():
             for _ in range(2)
         ]
         row = domain_gap(Given(), *sets, 300, draws=60)
-        assert row["dimensions"] == 32
+        assert row["block"] == 32
         hit += row["low"] < 0 < row["high"]
-        own += row["low"] < row["fid_infinity"] < row["high"]
-        found.append((row["fid"], row["fid_infinity"]))
+        own += row["low"] < row["frechet_infinity"] < row["high"]
+        found.append((row["frechet"], row["frechet_infinity"]))
     assert hit >= 10 and own >= 10
     assert abs(np.mean([f for _, f in found])) < 0.1 * np.mean([f for f, _ in found])
 
 
-def test_directions_are_the_same_for_all_and_keep_distances_on_average():
+def test_turning_keeps_distances_and_is_the_same_for_all():
     x = drawn(40, 256, 0)
-    few = projected(x, 8)
-    assert few.shape == (40, 8) and torch.equal(projected(x[:5], 8), few[:5])
-    assert projected(x, 1000).shape == (40, 32)
-    assert torch.equal(projected(x[:, :20], 40), x[:, :20])
-    ratio = projected(x, 32).square().sum(1) / x.square().sum(1)
-    assert float(ratio.mean()) == pytest.approx(1, abs=0.1)
-    gram = projected(torch.eye(256, dtype=torch.float64), 32)
-    assert torch.allclose(gram.T @ gram, torch.eye(32, dtype=torch.float64) * 8)
+    assert turned(x)[:5].numpy() == pytest.approx(turned(x[:5]).numpy())
+    assert torch.cdist(turned(x), turned(x)).numpy() == pytest.approx(
+        torch.cdist(x, x).numpy(), abs=1e-5
+    )
+    a, b = mixed(drawn(400, 20, 0), 2), mixed(drawn(400, 20, 1, 1.5, 0.3), 3)
+    assert frechet(turned(a), turned(b)) == pytest.approx(frechet(a, b))
+    assert float(turned(torch.eye(256, dtype=torch.float64)).abs().max()) < 0.5, "all are mixed"
+
+
+def test_blocks_add_up_to_the_whole_where_they_do_not_covary():
+    a, b = drawn(500, 12, 0), drawn(400, 12, 1, 1.5, 0.3)
+    assert blockwise(a, b, 12) == blockwise(a, b, 50) == frechet(a, b)
+    by_hand = frechet(a[:, :5], b[:, :5]) + frechet(a[:, 5:10], b[:, 5:10])
+    assert blockwise(a, b, 5) == pytest.approx(by_hand + frechet(a[:, 10:], b[:, 10:]))
+    # One direction a block: the sum of (difference of means)^2 + (difference of deviations)^2.
+    apart = (a.mean(0) - b.mean(0)).square() + (a.std(0) - b.std(0)).square()
+    assert blockwise(a, b, 1) == pytest.approx(float(apart.sum()), rel=1e-6)
+    # What covaries between blocks is left out: the sum is at most the whole.
+    a, b = mixed(drawn(900, 12, 0), 2), mixed(drawn(900, 12, 1), 3)
+    assert blockwise(a, b, 1) < blockwise(a, b, 4) < frechet(a, b)
+
+
+def test_the_gap_does_not_depend_on_which_directions_are_taken(monkeypatch):
+    """In 32 of 256 random directions a distance is anything from half to double of what it is."""
+    spread = 1 / np.sqrt(np.arange(1, 257))
+    rng = np.random.default_rng(0)
+    a, b = (torch.from_numpy(spread * rng.standard_normal((800, 256))) for _ in range(2))
+    b[:, :40] += 0.5 * torch.from_numpy(spread[:40])
+    found = []
+    for seed in range(6):
+        rotation = torch.linalg.qr(drawn(256, 256, seed))[0]
+        found.append(blockwise(a @ rotation, b @ rotation, 32))
+    assert np.std(found) < 0.02 * np.mean(found)
 
 
 def test_a_nearer_set_has_a_smaller_gap_whatever_the_network_is_in():
@@ -152,12 +179,12 @@ def test_a_nearer_set_has_a_smaller_gap_whatever_the_network_is_in():
     near = domain_gap(model, glyphs.train, glyphs.test, 150, draws=20)
     far = domain_gap(model, glyphs.train, digits.test, 150, draws=20)
     assert model.training and torch.equal(torch.get_rng_state(), state)
-    assert far["low"] > near["high"] and far["fid_infinity"] > near["fid_infinity"]
-    assert near["fid_infinity"] < near["fid"]
+    assert far["low"] > near["high"] and far["frechet_infinity"] > near["frechet_infinity"]
+    assert near["frechet_infinity"] < near["frechet"]
     assert domain_gap(model, glyphs.train, digits.test, 150, draws=20) == far
     found = features(model, glyphs.test)
     assert found.dtype == torch.float64 and found.shape == (len(glyphs.test), 32)
-    assert far["dimensions"] == 150 // 8
+    assert far["block"] == 150 // 8
 
 
 def test_a_split_that_is_too_small_is_refused_by_name():
@@ -165,6 +192,23 @@ def test_a_split_that_is_too_small_is_refused_by_name():
         domain_gap(Pixels(), painted(60, 0), painted(59, 1), 60)
     with pytest.raises(ValueError, match="n=7"):
         domain_gap(Pixels(), painted(60, 0), painted(60, 1), 7)
+
+
+def test_bad_numbers_are_refused_before_anything_is_measured():
+    unasked = nn.Identity()  # without `features`: it must not be asked
+    for bad, says in (({"level": 95}, "level=95"), ({"draws": 1}, "draws=1")):
+        with pytest.raises(ValueError, match=says):
+            domain_gap(unasked, painted(60, 0), painted(60, 1), 60, **bad)
+    for level in (95, -1, 1):
+        with pytest.raises(ValueError, match=f"level={level}"):
+            rank_correlation([1, 2, 3], [1, 2, 3], level=level)
+
+    class Broken(Pixels):
+        def features(self, x: Tensor) -> Tensor:
+            return super().features(x) / 0
+
+    with pytest.raises(training.NotFinite, match="not all are finite"):
+        domain_gap(Broken(), painted(60, 0), painted(60, 1), 60)
 
 
 def test_rank_correlation_is_scipys_and_its_p_exact():

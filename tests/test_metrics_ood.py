@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import special
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import nn
 
@@ -66,6 +67,53 @@ def test_images_of_the_task_are_the_positives_for_both_scores():
     # Dark is sure in softmax too when the sign turns, but the energy sees the size of the logits.
     found = ood(brightness(-1), bright, dark)
     assert found["msp_auroc"] == 1.0 and found["energy_auroc"] == 0.0
+
+
+class Given(nn.Module):
+    """A network that reads its five logits off the image."""
+
+    def forward(self, x):
+        return (x[:, 0, 0] - 0.5) * 2 * self.scale
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+
+def logits_as_images(n: int, seed: int, spread: int) -> Split:
+    rng = np.random.default_rng(seed)
+    levels = rng.normal(128, spread, (n, 1, 5, 1)).round().clip(0, 255).astype(np.uint8)
+    return Split(torch.from_numpy(levels).expand(-1, 5, -1, -1), torch.zeros(n).long())
+
+
+@pytest.mark.parametrize("scale", [3.0, 20.0])
+def test_the_scores_are_softmax_and_energy_of_many_classes_as_scipy_has_them(scale):
+    sides = logits_as_images(200, 0, 40), logits_as_images(150, 1, 30)
+    found = ood(Given(scale), *sides)
+    z = [2 * scale * (s.x[:, 0, :, 0].double().numpy() / 255 - 0.5) for s in sides]
+    for name, score in (
+        ("msp", lambda z: special.softmax(z, 1).max(1)),
+        ("energy", lambda z: special.logsumexp(z, 1)),
+    ):
+        inside, outside = (score(side) for side in z)
+        labels, scores = np.repeat([1, 0], [200, 150]), np.concatenate([inside, outside])
+        assert found[f"{name}_auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-3)
+        fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
+        assert found[f"{name}_fpr95"] == pytest.approx(fpr[tpr >= 0.95].min(), abs=0.02)
+
+
+def test_a_network_that_is_surer_than_a_double_can_hold_is_still_ranked():
+    """Margins of 50 and more: all softmax probabilities are 1, and would tie."""
+    inside, outside = logits_as_images(80, 0, 60), logits_as_images(80, 0, 30)
+    low, high = ood(Given(1.0), inside, outside), ood(Given(2000.0), inside, outside)
+    assert high["msp_auroc"] > 0.6
+    # At large scales the log-odds are the margin of the two largest logits.
+    top = [np.sort(s.x[:, 0, :, 0].numpy().astype(float), 1)[:, -2:] for s in (inside, outside)]
+    margins = np.concatenate([t[:, 1] - t[:, 0] for t in top])
+    assert high["msp_auroc"] == pytest.approx(
+        roc_auc_score(np.repeat([1, 0], 80), margins), abs=0.01
+    )
+    assert low["msp_auroc"] != high["msp_auroc"]
 
 
 def test_the_same_images_on_both_sides_cannot_be_told_apart():

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from robustlib import models
 from robustlib.data import batches, load
+from robustlib.metrics import similarity
+from robustlib.metrics.sample import sample
 from robustlib.metrics.similarity import LAYERS, activations, cka, linear_cka
 
 
@@ -119,8 +121,37 @@ def test_activations_are_those_of_the_layer_convolutions_included():
     assert [r["layer"] for r in table] == ["conv1", "layer1.0.conv1"]
 
 
+def test_each_row_is_linear_cka_of_the_two_networks_activations():
+    test, (a, b) = sample(load("digits", size=16).test, 40), (network(0), network(1))
+    row, table = cka(a, b, test)
+    for line in table:
+        pair = (activations(net, test, line["layer"]) for net in (a, b))
+        assert (line["cka"], line["cka_debiased"]) == pytest.approx(linear_cka(*pair))
+        assert line["cka_debiased"] < line["cka"]
+    for name in ("cka", "cka_debiased"):
+        assert row[name] == pytest.approx(sum(line[name] for line in table) / len(table))
+
+
+def test_what_comes_after_a_layer_in_place_is_not_seen():
+    model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU(inplace=True))
+    model[0].forward = lambda x: (x - 0.5).contiguous()
+    test = load("digits", size=16).test
+    assert (activations(model, test, "0") < 0).any()
+
+
+def test_columns_are_multiplied_in_parts(monkeypatch):
+    x, y = drawn(9, 40, 0), drawn(9, 12, 1)
+    whole = linear_cka(x, y)
+    monkeypatch.setattr(similarity, "COLUMNS", 7)
+    assert linear_cka(x, y) == pytest.approx(whole, abs=1e-12)
+
+
 def test_bad_values_are_refused_by_name():
     test, model = load("digits", size=16).test, network(0)
+    with pytest.raises(ValueError, match=r"layer='layer1.0.relu': is used 2 times"):
+        cka(model, model, test, ["layer1.0.relu"], limit=20)
+    with pytest.raises(ValueError, match="layers="):
+        cka(model, model, test, [])
     with pytest.raises(ValueError, match="layer='layer5'.*mean 'layer"):
         cka(model, model, test, ["layer5"])
     with pytest.raises(ValueError, match="3 images: must be at least 4"):

@@ -22,7 +22,7 @@ from robustlib.specs import ARCHS, Transfer
 from robustlib.tickets import Mask, omp
 from robustlib.training import Recipe
 from robustlib.transfer import segment
-from robustlib.transfer.segment import confusions, iou_interval, measures
+from robustlib.transfer.segment import confusions, iou_interval, measures, predicted
 
 COLOURS = torch.tensor([[60, 60, 60], [190, 90, 60], [60, 90, 190]])
 RECIPE = Recipe(
@@ -245,6 +245,14 @@ def test_pixels_without_a_label_change_nothing_whatever_is_predicted_there():
     assert not torch.equal(counts, counted(answers, truth, 5))
 
 
+def test_predictions_are_labels_in_the_order_of_the_images(data):
+    net = heads.segmenter(network(), 3).eval()
+    found = predicted(net, data.test, batch_size=5)
+    with torch.no_grad():
+        expected = net(batches.to_float(data.test.x)).argmax(1)
+    assert found.dtype == torch.uint8 and torch.equal(found.long(), expected)
+
+
 def test_measuring_leaves_the_network_and_the_callers_generator_as_they_are(data):
     net, state = heads.segmenter(network(), 3).train(), torch.random.get_rng_state()
     before = {n: t.clone() for n, t in net.state_dict().items()}
@@ -294,6 +302,29 @@ def test_intervals_at_the_limits():
         iou_interval(counts, level=1)
 
 
+def test_the_interval_is_not_empty_where_leaving_out_any_image_changes_as_much():
+    """Two kinds of images, as many of each and as well done: BCa is undefined, resamples differ."""
+    half = torch.tensor([[[2, 2], [0, 0]], [[0, 0], [2, 2]]] * 4)
+    found, low, high = iou_interval(half)
+    rng = np.random.default_rng(5)
+    drawn = [measures(half[rng.integers(0, 8, 8)])["miou"] for _ in range(2000)]
+    assert found == pytest.approx(1 / 3)
+    assert [low, high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.02)
+    assert high - low > 0.02
+
+
+def test_images_are_resampled_and_not_pixels():
+    """Half of the images are right and half wrong: pixels alone would be far too sure."""
+    _, truth = random_case(n=60)
+    answers = torch.where(torch.arange(60)[:, None, None] % 2 == 0, truth, (truth + 1) % 5)
+    counts = counted(answers, truth, 5)
+    _, low, high = iou_interval(counts)
+    rng = np.random.default_rng(5)
+    drawn = [measures(counts[rng.integers(0, 60, 60)])["miou"] for _ in range(1000)]
+    assert [low, high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.03)
+    assert high - low > 0.15
+
+
 def test_the_interval_of_a_difference_is_of_the_same_resampled_images():
     answers, truth = random_case(n=60)
     counts = counted(answers, truth, 5)
@@ -321,7 +352,7 @@ def test_the_interval_of_a_difference_worked_by_hand():
     right = torch.tensor([[[4, 0], [0, 0]], [[0, 0], [0, 4]]] * 40)
     half = torch.tensor([[[2, 2], [0, 0]], [[0, 0], [2, 2]]] * 40)
     found, low, high = iou_interval(right, minus=half)
-    assert found == pytest.approx(2 / 3) and 0.64 < low <= found <= high < 0.7
+    assert found == pytest.approx(2 / 3) and 0.66 < low < found + 1e-9 and found < high < 0.7
     one = iou_interval(right[:1], minus=half[:1])
     assert one[0] == pytest.approx(1 - 1 / 2) and math.isnan(one[1]) and math.isnan(one[2])
     with pytest.raises(ValueError, match="must be of the same images"):
@@ -397,6 +428,16 @@ def test_unlabelled_pixels_and_images_do_not_enter_training(data):
 
 class Stopped(Exception):
     pass
+
+
+def test_the_head_of_the_spec_is_trained(data):
+    nets = [
+        segment(network(), data, transfer(mode="segment", epochs=1, head=head))[0]
+        for head in ("auto", "fusion", "deeplab")
+    ]
+    auto, fusion, deeplab = (net.state_dict() for net in nets)
+    assert all(torch.equal(t, fusion[n]) for n, t in auto.items())
+    assert isinstance(nets[2].head, heads.Deepest) and deeplab.keys() != auto.keys()
 
 
 @pytest.mark.parametrize("stop_at", [3, 6])

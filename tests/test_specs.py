@@ -31,6 +31,7 @@ LITERALS = {
     "score": ("l1", "l2"),
     "control": ("none", "shuffle", "reinit"),
     "mode": ("finetune", "linear"),
+    "head": ("auto", "fusion", "fcn", "deeplab"),
 }
 FLOATS = {
     **dict.fromkeys(("eps", "step_size", "beta"), "[0, 1000]"),
@@ -210,7 +211,7 @@ DEFAULTS = {
     "rate=0.2 rounds=() rewind=0 epochs=2 lr=0.05 batch_size=128 weight_decay=0.0005 augment=crop "
     "precision=fp32 seed=0",
     Transfer: "task=cifar10 mode=finetune n_train=1000 epochs=30 lr=0.05 batch_size=64 "
-    "weight_decay=0.0005 augment=crop precision=fp32 recalibrate=False seed=0",
+    "weight_decay=0.0005 augment=crop precision=fp32 recalibrate=False head=auto seed=0",
 }
 
 
@@ -259,6 +260,7 @@ CHANGED = {
     Transfer: {
         **{"ticket": {"ticket": Ticket(sparsity=0.1)}, "task": {"task": "digits"}},
         **{"mode": {"mode": "linear"}, "recalibrate": {"recalibrate": True}},
+        **{"head": {"mode": "segment", "head": "fcn"}},
         **{"augment": {"augment": "none"}, "precision": {"precision": "bf16"}},
         **{f: {f: 9} for f in ("n_train", "epochs", "batch_size", "seed")},
         **{f: {f: 0.125} for f in ("lr", "weight_decay")},
@@ -326,6 +328,7 @@ def test_a_bad_value_is_refused_by_name_with_what_is_allowed(cls, field):
         (lambda: Pretrain(objective="smoothing"), ["sigma=0", "'smoothing'", "above 0"]),
         (lambda: Pretrain(sigma=0.25), ["sigma=0.25", "'natural'", "sigma 0"]),
         (lambda: Ticket(scheme="dense", sparsity=0.5), ["sparsity=0.5", "'dense'"]),
+        (lambda: Transfer(head="fcn"), ["head='fcn'", "'finetune'", "does not use it"]),
         (lambda: Ticket(scheme="omp", seed=1), ["seed=1", "'omp'", "seed is 0"]),
         (lambda: Ticket(scheme="rnadom"), ["scheme='rnadom'", "did you mean 'random'?"]),
         (lambda: Ticket(scheme="dense", control="shuffle"), ["control='shuffle'", "'dense'"]),

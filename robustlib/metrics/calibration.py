@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,11 @@ def calibration(
     """Calibration on the test images of a Dataset: (row, reliability table), as `calibrated`.
 
     `scaled`: after temperature scaling on all of its validation images; else the temperature is 1.
+    Raises ValueError for a bad limit, and when scaled without validation images.
     """
     test = sample(data.test, limit)
+    if scaled and not len(data.val):
+        raise ValueError("scaled=True: there are no validation images to fit a temperature on")
     t = temperature(*training.logits(model, data.val)) if scaled else 1.0
     row, table = calibrated(*training.logits(model, test), t)
     return row | {"temperature": t}, table
@@ -42,10 +46,13 @@ def calibrated(
     error in 15 bins of equal width, Guo et al., 2017), nll (mean negative log-likelihood, in nats)
     and brier (mean squared distance of the probabilities to the one-hot label, in [0, 2]). The
     table: for each of the 15 bins `bin` (its lower edge), `count`, and mean `confidence` and
-    `accuracy` (nan in an empty bin). Raises ValueError for shapes or labels that do not fit, and
-    for logits that are not finite.
+    `accuracy` (nan in an empty bin). Raises ValueError for shapes or labels that do not fit, for
+    logits that are not finite, and for a temperature that is not above 0.
     """
     _check(logits, y)
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature={temperature}: must be a number above 0")
+    logits, y = logits.cpu(), y.cpu()
     n_classes = logits.shape[1]
     p = (logits.double() / temperature).softmax(1)
     confidence, predicted = p.max(1)
@@ -77,7 +84,8 @@ def temperature(logits: Tensor, y: Tensor) -> float:
 
     For validation images (Guo et al., 2017). NLL is convex in 1/T, so there is one minimum; where
     it lies outside TEMPERATURES, as it does when every image is right, the end of that range is
-    returned. Raises ValueError as `calibrated`.
+    returned, with a warning: that many images cannot tell a temperature. Raises ValueError as
+    `calibrated`.
     """
     from scipy.optimize import minimize_scalar
 
@@ -90,7 +98,10 @@ def temperature(logits: Tensor, y: Tensor) -> float:
     low, high = np.log(TEMPERATURES)
     found = minimize_scalar(nll, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
     # The search never touches its bounds: where the minimum is at one, it must be looked at.
-    return math.exp(min((low, float(found.x), high), key=nll))
+    best = math.exp(min((low, float(found.x), high), key=nll))
+    if not TEMPERATURES[0] * 1.001 < best < TEMPERATURES[1] / 1.001:
+        warnings.warn(f"temperature {best:g}: {len(y)} images do not tell it", stacklevel=2)
+    return best
 
 
 def _check(logits: Tensor, y: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,9 @@ def certify(
     (the largest that n draws can certify). The table: `certified_accuracy` and `count` of images
     that are right with at least `radius`, for 25 radii from 0 to max_radius.
 
-    Raises ValueError for a sigma, n0, n, alpha or limit that is none.
+    Raises ValueError for a sigma, n0, n, alpha or limit that is none, for an n with which nothing
+    can be certified at alpha, and NotFinite for outputs that
+    are not finite.
     """
     split = sample(split, limit)
     classes, radii, labels = [], [], []
@@ -80,6 +83,9 @@ def certified(
 ) -> list[tuple[int, float]]:
     """(class, radius) of each image of a split; (ABSTAIN, 0.0) where none can be certified."""
     sigma, alpha, sizes = _checked(sigma, alpha, n0=n0, n=n, batch_size=batch_size)
+    if radius_of(n, n, sigma, alpha) == 0:
+        least = math.floor(math.log(alpha) / math.log(0.5)) + 1
+        raise ValueError(f"n={n}: alpha={alpha:g} needs {least} draws at least to certify anything")
     out = []
     with torch.random.fork_rng(), training.inference(model) as where:
         for x, generator in _images(split, where, seed):
@@ -164,5 +170,7 @@ def _counts(
         shape = (min(batch_size, n - start), *x.shape[1:])
         noise = torch.randn(shape, generator=generator, device=x.device)
         out = model(x + sigma * noise)
+        if not out.isfinite().all():
+            raise training.NotFinite("logits under noise: not all are finite")
         total = total + torch.bincount(out.argmax(1), minlength=out.shape[1]).cpu()
     return total

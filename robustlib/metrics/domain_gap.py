@@ -14,12 +14,12 @@ from robustlib import training
 from robustlib.data import batches
 from robustlib.data.splits import seed_for
 from robustlib.metrics.sample import sample
-from robustlib.specs import integer
+from robustlib.specs import integer, number
 
-FID_SIZES = 15
-DIMENSIONS = 32
-"""At most; and at most one for every eight images. With as many dimensions as images neither the
-extrapolation nor the resampling holds what it says."""
+SIZES = 15
+BLOCK = 32
+"""Directions taken together, at most; and at most one for every eight images. With as many
+directions as images neither the extrapolation nor the resampling holds what it says."""
 
 
 def domain_gap(
@@ -34,48 +34,64 @@ def domain_gap(
     """Frechet distance between source and task images in the features of one fixed network.
 
     The network (anything with `features`) must be the same for all tasks that are compared, and so
-    must n: both splits give exactly n images, those of `sample`. Its features are taken in
-    DIMENSIONS fixed random directions, scaled so that distances keep their size. The row:
+    must n: both splits give exactly n images, those of `sample`. Few images do not hold the
+    covariance of many features: features are turned (`turned`), and the distance is the sum of
+    those in blocks of up to BLOCK directions (`blockwise`). The row:
 
-    - fid: the distance (`frechet`), too large by about 1 / n, more so in many dimensions;
-    - fid_infinity: what it would be for endless images (`frechet_infinity`);
+    - frechet: the distance, too large by about 1 / n, more so in large blocks;
+    - frechet_infinity: what it would be for endless images;
     - low, high: an interval of that, by resampling both sets of images `draws` times. A resample is
       as much too far from its images as those are from the truth, so that the interval is turned
-      around fid (reverse percentiles) and takes its bias away. Where the distance is about as small
-      as its bias, low may be negative;
-    - n, and the dimensions that are left of the features.
+      around frechet (reverse percentiles) and takes its bias away. Where the distance is about as
+      small as its bias, low may be negative;
+    - n, and block, the directions of a block.
 
-    Raises ValueError when a split has fewer than n images, or n is below 8.
+    Raises ValueError when a split has fewer than n images, n is below 8, draws below 2, level not
+    in [0.5, 1); NotFinite when a feature is not finite.
     """
     integer("n", n, 8)
-    sets = []
+    integer("draws", draws, 2)
+    number("level", level, 0.5, 1, open_high=True)
     for name, split in (("source", source), ("task", task)):
         if len(split) < n:
             raise ValueError(f"n={n}: the {name} split has only {len(split)} images")
-        sets.append(projected(features(model, sample(split, n)), n // 8))
-    fid = frechet(*sets)
-    low, high = _interval(*sets, fid, seed, integer("draws", draws, 2), level)
-    row: dict[str, float | int] = {"fid": fid, "fid_infinity": frechet_infinity(*sets, seed=seed)}
-    return row | {"low": low, "high": high, "n": n, "dimensions": sets[0].shape[1]}
+    sets = [turned(features(model, sample(split, n))) for split in (source, task)]
+    block = max(1, min(BLOCK, n // 8, sets[0].shape[1]))
+    found = blockwise(*sets, block)
+    low, high = _interval(*sets, block, found, seed, draws, level)
+    row: dict[str, float | int] = {"frechet": found}
+    row["frechet_infinity"] = frechet_infinity(*sets, block, seed)
+    return row | {"low": low, "high": high, "n": n, "block": block}
 
 
 def features(model: nn.Module, split: Any) -> Tensor:
     """The features [N, D] of a split's images, in double precision, on the CPU."""
     with training.inference(model) as where:
         parts = [model.features(x).cpu() for x, _ in batches.ordered(split, device=where)]
-    return torch.cat(parts).double()
+    found = torch.cat(parts).double()
+    if not found.isfinite().all():
+        raise training.NotFinite("features: not all are finite")
+    return found
 
 
-def projected(x: Tensor, dimensions: int) -> Tensor:
-    """Features [N, D] in so many random orthogonal directions, but DIMENSIONS at most: the same for
-    all features of D dimensions, and all of them where D is no more. Squared distances are those of
-    [N, D] on average."""
-    d, k = x.shape[1], max(1, min(dimensions, DIMENSIONS))
-    if k >= d:
-        return x
-    directions = np.random.default_rng(seed_for("projection")).standard_normal((d, k))
-    q, _ = torch.linalg.qr(torch.from_numpy(directions))
-    return x @ q * math.sqrt(d / k)
+def turned(x: Tensor) -> Tensor:
+    """Features [N, D] in D random orthogonal directions, the same ones for all features of D.
+
+    Neighbouring channels go together in networks; turned, every block of directions has its share
+    of all of them, and which directions they are hardly matters to `blockwise`.
+    """
+    d = x.shape[1]
+    directions = np.random.default_rng(seed_for("directions")).standard_normal((d, d))
+    return x @ torch.linalg.qr(torch.from_numpy(directions))[0].to(x)
+
+
+def blockwise(a: Tensor, b: Tensor, block: int) -> float:
+    """The sum of `frechet` over blocks of so many columns of features [N, D] and [M, D].
+
+    The distance that there would be if the blocks did not covary: the means' part of it is that of
+    all columns, the covariances' part, and so the sum, at most that.
+    """
+    return sum(frechet(*pair) for pair in zip(a.split(block, 1), b.split(block, 1), strict=True))
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
@@ -97,32 +113,32 @@ def frechet(a: Tensor, b: Tensor) -> float:
     return float(mean + cov_a.trace() + cov_b.trace() - 2 * cross)
 
 
-def frechet_infinity(a: Tensor, b: Tensor, seed: int = 0) -> float:
-    """The distance for endless images: the intercept of a line through distances of parts of the
-    features against 1 / size (Chong and Forsyth, 2020).
+def frechet_infinity(a: Tensor, b: Tensor, block: int = BLOCK, seed: int = 0) -> float:
+    """The distance (`blockwise`) for endless images: the intercept of a line through distances of
+    parts of the features against 1 / size (Chong and Forsyth, 2020).
 
     15 sizes from a half of the images to all of them, each part drawn anew without replacement.
     """
     n = min(len(a), len(b))
-    sizes = np.unique(np.linspace(n / 2, n, FID_SIZES).round().astype(int))
-    rng = np.random.default_rng(seed_for("fid", seed))
+    sizes = np.unique(np.linspace(n / 2, n, SIZES).round().astype(int))
+    rng = np.random.default_rng(seed_for("parts", seed))
     found = [
-        frechet(*(x[torch.from_numpy(rng.permutation(len(x))[:size])] for x in (a, b)))
+        blockwise(*(x[torch.from_numpy(rng.permutation(len(x))[:size])] for x in (a, b)), block)
         for size in sizes
     ]
     return float(np.polyfit(1 / sizes, found, 1)[1])
 
 
 def _interval(
-    a: Tensor, b: Tensor, fid: float, seed: int, draws: int, level: float
+    a: Tensor, b: Tensor, block: int, found: float, seed: int, draws: int, level: float
 ) -> tuple[float, float]:
     rng = np.random.default_rng(seed_for("bootstrap", seed))
-    found = [
-        frechet(*(x[torch.from_numpy(rng.integers(0, len(x), len(x)))] for x in (a, b)))
+    drawn = [
+        blockwise(*(x[torch.from_numpy(rng.integers(0, len(x), len(x)))] for x in (a, b)), block)
         for _ in range(draws)
     ]
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return float(2 * fid - high), float(2 * fid - low)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(2 * found - high), float(2 * found - low)
 
 
 def rank_correlation(
@@ -137,10 +153,11 @@ def rank_correlation(
     below (1 - level) / 2. With 4 tasks in line it reaches far, as it must.
 
     nan for all with fewer than 3 tasks, or when one side is constant. Raises ValueError for two
-    lengths, or a value that is not finite.
+    lengths, a value that is not finite, or a level not in [0.5, 1).
     """
     from scipy import stats
 
+    number("level", level, 0.5, 1, open_high=True)
     x, y = np.asarray(gap, dtype=float), np.asarray(advantage, dtype=float)
     if x.ndim != 1 or x.shape != y.shape or not np.isfinite([*x, *y]).all():
         raise ValueError(f"gap and advantage ({x.shape}, {y.shape}): must be finite, of one length")

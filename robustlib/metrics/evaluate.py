@@ -45,8 +45,7 @@ def evaluate(
     if spec.suite == "domain_gap":
         from robustlib.metrics.domain_gap import domain_gap
 
-        n = min(len(data.test), len(against)) if spec.limit is None else spec.limit
-        return domain_gap(model, data.test, against, n, spec.seed), {}
+        return domain_gap(model, data.test, against, spec.limit, spec.seed), {}
     if spec.suite == "ood":
         from robustlib.metrics.ood import ood
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from robustlib import training
 from robustlib.metrics.sample import sample
@@ -31,11 +32,17 @@ def ood(
         raise ValueError(f"images of {sizes[0]} and {sizes[1]} px: must be of one size")
     out = [training.logits(model, s)[0].double() for s in (inside, outside)]
     row: dict[str, float | int] = {}
-    scores = {"msp": lambda z: z.softmax(1).amax(1), "energy": lambda z: z.logsumexp(1)}
+    scores = {"msp": _log_odds, "energy": lambda z: z.logsumexp(1)}
     for name, score in scores.items():
         auroc, fpr95 = separation(*(score(z).numpy() for z in out))
         row |= {f"{name}_auroc": auroc, f"{name}_fpr95": fpr95}
     return row | {"n_inside": len(inside), "n_outside": len(outside)}
+
+
+def _log_odds(z: Tensor) -> Tensor:
+    """Of the largest softmax probability: in its order, but where that is 1 in floating point."""
+    top, at = z.max(1, keepdim=True)
+    return top[:, 0] - z.scatter(1, at, -torch.inf).logsumexp(1)
 
 
 def separation(inside: np.ndarray, outside: np.ndarray) -> tuple[float, float]:

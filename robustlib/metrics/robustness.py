@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from robustlib import training
 from robustlib.attacks import Threat, pgd
 from robustlib.data import batches
-from robustlib.data.splits import seed_for, take
+from robustlib.data.splits import seed_for
 from robustlib.metrics.sample import sample
 from robustlib.specs import ATTACKS, Attack, Norm, integer, one_of
 
@@ -136,15 +135,14 @@ def apgd_accuracy(
     The attack is pyautoattack's: Auto-PGD on the cross entropy, 100 iterations from one random
     start (Croce and Hein, 2020). Unlike our PGD it adapts its step size, and an image counts as
     lost as soon as one iterate is wrong. `training.robust_correct` is the same measure under ours.
-    eps is in pixel units of [0, 1] images; `limit`: only the first images, at most so many.
+    eps is in pixel units of [0, 1] images; `limit`: at most so many images, those of `sample`.
 
     Raises ValueError for a norm, an eps or a limit that is none.
     """
     from pyautoattack.autopgd_base import APGDAttack
 
     threat = Threat(norm, eps)
-    if limit is not None:
-        split = take(split, np.arange(min(integer("limit", limit, 1), len(split))))
+    split = sample(split, limit)
     right = 0
     with torch.random.fork_rng(), training.inference(model) as where:
         attack = APGDAttack(model, norm=_NORMS[norm], eps=threat.eps, seed=seed, device=where)

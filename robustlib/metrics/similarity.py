@@ -16,6 +16,8 @@ from robustlib.specs import one_of
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4", "avgpool")
 """The four stages of our ResNets (`pyramid`) and their pooled features."""
+COLUMNS = 2**14
+"""Of activations that are multiplied at a time."""
 
 
 def cka(
@@ -33,13 +35,17 @@ def cka(
     layer is held at a time: its activations of all images, and an N x N matrix for each network
     (with 2,000 images 32 MB each, with 10,000 800 MB).
 
-    Raises ValueError for a layer that a network lacks, or fewer than 4 images.
+    Raises ValueError for a layer that a network lacks or uses more than once, no layer at all, or
+    fewer than 4 images.
     """
     layers = LAYERS if layers is None else tuple(layers)
+    if not layers:
+        raise ValueError("layers=(): must be names of modules")
     for model in (model_a, model_b):
         for layer in layers:
             one_of("layer", layer, (n for n, _ in model.named_modules() if n))
     split = sample(split, limit)
+    _enough(len(split))
     table = []
     for layer in layers:
         plain, debiased = _cka(*(_gram(activations(m, split, layer)) for m in (model_a, model_b)))
@@ -49,7 +55,10 @@ def cka(
 
 
 def activations(model: nn.Module, split: Any, layer: str) -> Tensor:
-    """What a layer, named as in `named_modules`, puts out for each image: [N, P] on the CPU."""
+    """What a layer, named as in `named_modules`, puts out for each image: [N, P] on the CPU.
+
+    Raises ValueError for a layer that the network uses twice, as our blocks do their ReLU.
+    """
     out: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: tuple, value: Tensor) -> None:
@@ -63,7 +72,10 @@ def activations(model: nn.Module, split: Any, layer: str) -> Tensor:
                 model(x)
         finally:
             handle.remove()
-    return torch.cat(out)
+    found = torch.cat(out)
+    if len(found) != len(split):
+        raise ValueError(f"layer={layer!r}: is used {len(found) / len(split):g} times for an image")
+    return found
 
 
 def linear_cka(a: Tensor, b: Tensor) -> tuple[float, float]:
@@ -81,16 +93,24 @@ def linear_cka(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 
 def _gram(x: Tensor) -> Tensor:
-    # Centred before the products: with a mean far from 0 they would lose their digits.
-    x = x.double()
-    x = x - x.mean(0)
-    return x @ x.T
+    # Some columns at a time: those of a ResNet-50's first stage are gigabytes in double precision.
+    gram = torch.zeros((len(x), len(x)), dtype=torch.float64)
+    for columns in x.split(COLUMNS, 1):
+        # Centred before the products: with a mean far from 0 they would lose their digits.
+        columns = columns.double()
+        columns = columns - columns.mean(0)
+        gram += columns @ columns.T
+    return gram
 
 
 def _cka(k: Tensor, m: Tensor) -> tuple[float, float]:
-    if len(k) < 4:
-        raise ValueError(f"{len(k)} images: must be at least 4")
+    _enough(len(k))
     return _normalised(_hsic, k, m), _normalised(_hsic_unbiased, k, m)
+
+
+def _enough(n: int) -> None:
+    if n < 4:
+        raise ValueError(f"{n} images: must be at least 4")
 
 
 def _normalised(hsic: Any, k: Tensor, m: Tensor) -> float:

@@ -23,7 +23,6 @@ def segment(
     data: Segmentation,
     spec: Transfer,
     checkpoint: Path | None = None,
-    head: str | None = None,
 ) -> tuple[heads.Segmenter, dict[str, Any]]:
     """Trains a ticket with a fresh head (see `heads.segmenter`) on the task's training masks.
 
@@ -34,7 +33,7 @@ def segment(
     """
     with torch.random.fork_rng():
         torch.manual_seed(batches.seed_for(spec.seed, "head"))
-        network = heads.segmenter(model, data.n_classes, head)
+        network = heads.segmenter(model, data.n_classes, spec.head)
     recipe = training.Recipe.of(spec)
     objective = pixelwise(data.ignore)
     curve = training.fit(
@@ -55,16 +54,23 @@ def confusions(
     CPU. Pixels labelled `ignore` are not counted."""
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-    counts = []
+    options = {"num_classes": n_classes, "ignore_index": ignore, "validate_args": False}
+    labels = predicted(model, split, batch_size)
+    counts = [
+        multiclass_confusion_matrix(label.long(), mask.long(), **options)
+        for label, mask in zip(labels, split.y, strict=True)
+    ]
+    return torch.stack(counts).to(torch.int32)
+
+
+def predicted(model: nn.Module, split: MaskSplit, batch_size: int = 16) -> Tensor:
+    """The label that the network gives each pixel of a split's images: uint8 [N, H, W], on the CPU.
+
+    The network is put where the device of this process is (see `training.inference`).
+    """
     with training.inference(model) as where:
-        for x, y in batches.ordered(split, batch_size, device=where):
-            for predicted, mask in zip(model(x).argmax(1), y.long(), strict=True):
-                counts.append(
-                    multiclass_confusion_matrix(
-                        predicted, mask, n_classes, ignore_index=ignore, validate_args=False
-                    )
-                )
-    return torch.stack(counts).to("cpu", torch.int32)
+        images = batches.ordered(split, batch_size, device=where)
+        return torch.cat([model(x).argmax(1).to("cpu", torch.uint8) for x, _ in images])
 
 
 def measures(confusion: Tensor) -> dict[str, Any]:
@@ -96,9 +102,10 @@ def iou_interval(
     images; it is then the difference of the two mean IoUs, both of the same resampled images, for
     what is hard in an image is so for both. Images are resampled, not pixels: the pixels of an
     image are far from independent. So are frames of one drive, for which the interval is too
-    narrow. Low and high are nan with fewer than two images that have a labelled pixel, and the
-    value itself where leaving out any one image changes nothing. Raises ValueError when `minus` is
-    of other images.
+    narrow. A resample without a class that few images have is a mean over the others. Where leaving
+    out any one image changes as much, BCa is not defined: the interval is of percentiles. Low and
+    high are nan with fewer than two images that have a labelled pixel. Raises ValueError when
+    `minus` is of other images.
     """
     from scipy import stats
 
@@ -115,8 +122,7 @@ def iou_interval(
         return float(_mean_iou(counts[0]) @ sign) if n else math.nan, math.nan, math.nan
     total = counts.sum(0)
     value = float(_mean_iou(total) @ sign)
-    if np.ptp(_mean_iou(total - counts) @ sign) < 1e-12:  # BCa divides by that spread
-        return value, value, value
+    spread = np.ptp(_mean_iou(total - counts) @ sign)  # BCa divides by it
     flat = counts.reshape(n, -1)
 
     def of_images(rows: np.ndarray, axis: int) -> np.ndarray:
@@ -129,7 +135,7 @@ def iou_interval(
         of_images,
         n_resamples=RESAMPLES,
         confidence_level=level,
-        method="BCa",
+        method="BCa" if spread > 1e-12 else "percentile",
         random_state=rng,
     )
     return value, *map(float, found.confidence_interval)
