@@ -92,7 +92,8 @@ def properties(frames: Mapping[str, pd.DataFrame]) -> Figure:
             ax.xaxis.set_minor_locator(NullLocator())
             arrow = "↓" if column in LOW_IS_GOOD else "↑"
             what = f"{PROPERTIES[column]} {'' if column == 'cka' else arrow}"
-            ax.set_title(f"{what}\n{_asked(name, column, rows)}, {_images(rows).iloc[0]:,} images")
+            where = f"{_asked(name, column, rows)}, {_images(rows).iloc[0]:,} images"
+            ax.set_title(f"{what}\n{where}", fontsize=7)
         fig.supxlabel("sparsity (fraction of convolution weights removed)", fontsize=8)
         note = "dots: seeds; bars: 95 % interval over seeds, cut off at the panel; arrows: better"
         legend(fig, colours, shared(cells[0][2], "task", "mode", "seed"), note)
