@@ -22,27 +22,47 @@ NATURAL, WEAK, STRONG = (
 def transfers(
     tasks=("mnist",), modes=("linear",), seeds=(0, 1, 2), sparsities=(0.0, 0.8, 0.9), **fields
 ):
-    """Rows as sweep gives them, accuracies made up: robust is ahead by 0.1 eps (1 + seed)."""
+    """Rows as sweep gives them, accuracies made up: robust is ahead by 0.1 eps (1 + seed), more of
+    it by half of the sparsity, of a task's place and of a mode's: no two panels are alike."""
     rng, rows = np.random.default_rng(0), []
-    for task, mode, seed, s in itertools.product(tasks, modes, seeds, sparsities):
-        level = 0.6 + 0.2 * rng.random()
+    product = itertools.product(enumerate(tasks), enumerate(modes), seeds, sparsities)
+    for (t, task), (m, mode), seed, s in product:
+        level = 0.2 + 0.2 * rng.random()
+        more = 1 + (s + t + m) / 2
         for pretrain in (NATURAL, WEAK, STRONG):
             source = Pretrain(objective=pretrain.objective, eps=pretrain.eps, seed=seed)
             spec = Transfer(Ticket(source, sparsity=s), task, mode, seed=seed, **fields)
-            accuracy = level + 0.1 * pretrain.eps * (1 + seed)
+            accuracy = level + 0.1 * pretrain.eps * (1 + seed) * more
             rows.append(specs.columns(spec) | {"accuracy": accuracy, "n": 1000, "seconds": 1.0})
     return pd.DataFrame(rows)
 
 
-def lines(ax):
-    """The curves of a panel by label: values, and half-widths of their bars (nan: none)."""
-    out = {}
-    for container in ax.containers:
-        curve, _, (bars,) = container
-        segments = [np.asarray(segment) for segment in bars.get_segments()]
-        half = [np.ptp(s[:, 1]) / 2 if s.ndim == 2 and len(s) else math.nan for s in segments]
-        out[container.get_label()] = np.asarray(curve.get_ydata(), dtype=float), np.asarray(half)
+def reach(container, axis=1):
+    """How far bars reach below and above each point, or to its left and right (nan: no bar)."""
+    points = np.asarray(container[0].get_xydata(), dtype=float)
+    out = np.full((len(points), 2), math.nan)
+    for i, ends in enumerate(container[2][-axis].get_segments() if container[2] else ()):
+        if np.ndim(ends) == 2:
+            out[i] = (ends[:, axis] - points[i, axis]) * (-1, 1)
     return out
+
+
+def half(values):
+    """Half the length of the 95 % bar of independent values."""
+    mean, low, _ = stats.mean_interval(values)
+    return mean - low
+
+
+def lines(ax):
+    """The curves of a panel by label: places, values, and how far their bars reach."""
+    return {c.get_label(): (*c[0].get_data(), reach(c)) for c in ax.containers}
+
+
+def small(ax):
+    """The heights of the small dots of a panel, in the order they were drawn."""
+    large = [line for c in ax.containers for line in (c[0], *c[1])]
+    dots = [line for line in ax.lines if line.get_ls() == "None" and line not in large]
+    return [float(y) for line in dots for y in line.get_ydata()]
 
 
 def texts(fig):
@@ -57,34 +77,47 @@ def inside(fig):
 
 
 def test_accuracy_shows_means_and_paired_intervals():
-    frame = transfers(tasks=("mnist", "gtsrb"), modes=("finetune", "linear"))
+    tasks, modes = ("mnist", "gtsrb"), ("finetune", "linear")
+    frame = transfers(tasks, modes)
     fig = figures.accuracy_vs_sparsity(frame)
     assert len(fig.axes) == 4 and inside(fig)
     assert [ax.get_title() for ax in fig.axes] == ["mnist", "gtsrb"] * 2
-    rows = frame[(frame.task == "gtsrb") & (frame["mode"] == "finetune")]
-    drawn = lines(fig.axes[1])
-    assert list(drawn) == ["natural", "robust, L2 ε = 0.15", "robust, L2 ε = 0.5"]
-    strong = rows[rows.eps == 0.5].groupby("sparsity").accuracy.mean()
-    y, half = drawn["robust, L2 ε = 0.5"]
-    assert y == pytest.approx(100 * strong.to_numpy())
-    # Differences of the seeds are 0.05, 0.1, 0.15: the spread between seeds is not in the bar.
-    low, high = stats.mean_interval([0.05, 0.1, 0.15])[1:]
-    assert half == pytest.approx([50 * (high - low)] * 3)
+    for ax, (mode, task) in zip(fig.axes, itertools.product(modes, tasks), strict=True):
+        rows = frame[(frame.task == task) & (frame["mode"] == mode)]
+        drawn = lines(ax)
+        assert list(drawn) == ["natural", "robust, L2 ε = 0.15", "robust, L2 ε = 0.5"]
+        more = 1 + (np.array([0, 0.8, 0.9]) + tasks.index(task) + modes.index(mode)) / 2
+        for (x, y, bars), eps in zip(drawn.values(), (0, 0.15, 0.5), strict=True):
+            own = rows[rows.eps == eps]
+            assert x == pytest.approx([1, 5, 10], rel=0.12)
+            assert y == pytest.approx(100 * own.groupby("sparsity").accuracy.mean().to_numpy())
+            # The spread of accuracies between seeds is not in the bar, that of differences is.
+            ahead = half([10 * eps, 20 * eps, 30 * eps]) if eps else math.nan
+            assert bars.T == pytest.approx(np.stack([ahead * more] * 2), nan_ok=True)
+        seeds = [rows[rows.eps == eps].accuracy for eps in (0, 0.15, 0.5)]
+        assert small(ax) == pytest.approx(100 * np.concatenate(seeds))
 
 
 def test_advantage_shows_the_paired_difference():
-    fig = figures.advantage(transfers())
-    drawn = lines(fig.axes[0])
-    assert list(drawn) == ["robust, L2 ε = 0.15", "robust, L2 ε = 0.5"]
-    assert drawn["robust, L2 ε = 0.15"][0] == pytest.approx([3.0] * 3)
-    assert drawn["robust, L2 ε = 0.5"][0] == pytest.approx([10.0] * 3)
-    assert inside(fig)
+    fig = figures.advantage(transfers(("mnist", "gtsrb"), ("finetune", "linear")))
+    assert [ax.get_title() for ax in fig.axes] == ["mnist", "gtsrb"] * 2 and inside(fig)
+    # The places of a mode and of a task, each worth a half.
+    for ax, place in zip(fig.axes, (0, 1, 1, 2), strict=True):
+        more = 1 + (np.array([0, 0.8, 0.9]) + place) / 2
+        drawn = lines(ax)
+        assert list(drawn) == ["robust, L2 ε = 0.15", "robust, L2 ε = 0.5"]
+        for (x, y, bars), seeds in zip(drawn.values(), ([1.5, 3, 4.5], [5, 10, 15]), strict=True):
+            assert x == pytest.approx([1, 5, 10], rel=0.12)
+            assert y == pytest.approx(np.mean(seeds) * more)
+            assert bars.T == pytest.approx(np.stack([half(seeds) * more] * 2))
+        each = [s * m for eps in (1.5, 5) for s in (eps, 2 * eps, 3 * eps) for m in more]
+        assert small(ax) == pytest.approx(each)
 
 
 def test_one_seed_has_no_interval():
     frame = transfers(seeds=(1,))
     for draw in (figures.accuracy_vs_sparsity, figures.advantage):
-        assert np.isnan(lines(draw(frame).axes[0])["robust, L2 ε = 0.5"][1]).all()
+        assert np.isnan(lines(draw(frame).axes[0])["robust, L2 ε = 0.5"][-1]).all()
 
 
 def test_two_ways_to_transfer_are_never_averaged():
@@ -357,7 +390,7 @@ def test_verdict_counts_decided_comparisons():
     frame = transfers(tasks=("mnist", "gtsrb"), seeds=(0, 1, 2))
     ahead = figures.verdict(frame).splitlines()
     assert len(ahead) == 2
-    # Differences 1, 2 and 3 times 0.015: their interval holds zero.
+    # Differences 1, 2 and 3 times one number: their interval holds zero.
     assert "of 6 comparisons ahead of natural in 0, behind in 0, undecided in 6" in ahead[0]
     frame.loc[frame.objective != "natural", "accuracy"] += 0.3
     assert "ahead of natural in 6, behind in 0, undecided in 0" in figures.verdict(frame)

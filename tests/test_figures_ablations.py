@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_figures import inside, texts
+from test_figures import half, inside, lines, reach, small, texts
 
-from robustlib import figures, models, specs, stats, tickets
+from robustlib import figures, models, specs, tickets
 from robustlib.figures.drawings import drawing
 from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer
 
@@ -17,15 +17,17 @@ NATURAL, ROBUST = Pretrain(), Pretrain(objective="pgd", eps=0.15)
 
 
 def rows(ways, seeds=(0, 1), value="accuracy", tasks=("mnist",), **fields):
-    """Rows as sweep gives them: robust is ahead by 0.01 (1 + seed), each way by a tenth."""
+    """Rows as sweep gives them: robust is ahead by 0.01 (1 + seed), each way by a tenth, each task
+    by a twentieth; robust more so by the places of the way and of the task."""
     out = []
-    for task, seed, (i, way), pretrain in itertools.product(
-        tasks, seeds, enumerate(ways), (NATURAL, ROBUST)
+    for (t, task), seed, (i, way), pretrain in itertools.product(
+        enumerate(tasks), seeds, enumerate(ways), (NATURAL, ROBUST)
     ):
         ticket = way(replace(pretrain, seed=seed))
         spec = Transfer(ticket, task, seed=seed, **fields)
-        ahead = 0.01 * (1 + seed) * (pretrain is ROBUST)
-        out.append(specs.columns(spec) | {value: 0.3 + 0.1 * i + ahead, "n": 100, "key": "k"})
+        ahead = 0.01 * (1 + seed) * (1 + i + t) * (pretrain is ROBUST)
+        level = 0.3 + 0.1 * i + 0.05 * t
+        out.append(specs.columns(spec) | {value: level + ahead, "n": 100, "key": "k"})
     return pd.DataFrame(out)
 
 
@@ -33,6 +35,20 @@ def large(ax):
     """The large dots of a panel, place and height, in the order they were drawn."""
     found = [c[0] for c in ax.containers]
     return [(float(d.get_xdata()[0]), float(d.get_ydata()[0])) for d in found]
+
+
+def heights(ax):
+    return [y for _, y in large(ax)]
+
+
+def bars(ax):
+    """How far the bar of each large dot of a panel reaches, down and up (nan: no bar)."""
+    return np.concatenate([reach(c) for c in ax.containers])
+
+
+def both(halves):
+    """What `bars` gives for intervals of these halves."""
+    return pytest.approx(np.stack([halves, halves], axis=1))
 
 
 def names(ax):
@@ -60,15 +76,21 @@ SCHEMES = [
     ],
 )
 def test_each_way_to_draw_has_its_place_and_its_difference(ways, places):
-    fig = figures.by_drawing(rows(ways))
-    above, below = fig.axes
-    assert names(below) == places and inside(fig)
-    natural, robust = large(above)[: len(ways)], large(above)[len(ways) :]
-    assert [y for _, y in natural] == pytest.approx([30 + 10 * i for i in range(len(ways))])
-    # Seeds are ahead by 1 and 2 points, whatever the way.
-    assert [y for _, y in robust] == pytest.approx([31.5 + 10 * i for i in range(len(ways))])
-    assert [y for _, y in large(below)] == pytest.approx([1.5] * len(ways))
-    assert [round(x) for x, _ in natural] == list(range(len(ways)))
+    fig = figures.by_drawing(rows(ways, tasks=("mnist", "gtsrb")))
+    assert names(fig.axes[-1]) == places and inside(fig)
+    place = np.arange(len(ways))
+    assert [ax.get_title().split(",")[0] for ax in fig.axes[::2]] == ["mnist", "gtsrb"]
+    for t, (above, below) in enumerate((fig.axes[:2], fig.axes[2:])):
+        # Seeds are ahead by 1 and 2 points, times this.
+        more = 1 + place + t
+        level = 30 + 10 * place + 5 * t
+        assert heights(above) == pytest.approx([*level, *(level + 1.5 * more)])
+        assert heights(below) == pytest.approx(1.5 * more)
+        assert small(below) == pytest.approx([d * m for m in more for d in (1, 2)])
+        # Accuracies are not paired by seed, so only differences have bars.
+        assert np.isnan(bars(above)).all() and bars(below) == both(half([1, 2]) * more)
+        assert [round(x) for x, _ in large(above)] == [*place, *place]
+        assert [round(x) for x, _ in large(below)] == [*place]
 
 
 def test_a_drawing_says_scheme_control_and_pattern():
@@ -77,36 +99,58 @@ def test_a_drawing_says_scheme_control_and_pattern():
 
 
 def test_the_schemes_at_two_sparsities_have_panels_of_their_own():
-    frame = pd.concat(
-        rows([lambda p, s=s: Ticket(p, sparsity=s), lambda p, s=s: Ticket(p, "imp", sparsity=s)])
-        for s in (0.8, 0.9)
-    )
-    fig = figures.by_drawing(frame)
+    ways = itertools.product((0.8, 0.9), ("omp", "imp"))
+    fig = figures.by_drawing(rows([lambda p, w=w: Ticket(p, w[1], sparsity=w[0]) for w in ways]))
     assert [ax.get_title() for ax in fig.axes if ax.get_title()] == [
         "mnist, sparsity 0.8",
         "mnist, sparsity 0.9",
     ]
+    shown = [heights(ax) for ax in fig.axes]
+    assert shown[0] == pytest.approx([30, 40, 31.5, 43])
+    assert shown[1] == pytest.approx([50, 60, 54.5, 66])
+    assert shown[2] == pytest.approx([1.5, 3]) and shown[3] == pytest.approx([4.5, 6])
+
+
+PANELS = [
+    ("mnist", "finetune"),
+    ("gtsrb", "finetune"),
+    ("mnist", "linear"),
+    ("gtsrb", "linear"),
+]
+"""Tasks beside each other, ways to transfer below each other."""
+
+
+def panels(fig):
+    """Task and way of each panel of a figure of two tasks."""
+    ways = [ax.get_ylabel().split("\n")[0] for ax in fig.axes[::2]]
+    return [(ax.get_title(), ways[i // 2]) for i, ax in enumerate(fig.axes)]
 
 
 def test_pretraining_shows_paired_differences_in_the_order_of_the_radius():
     frame = []
-    for seed, (objective, eps, steps) in itertools.product(
-        (0, 1), [("natural", 0.0, 1), ("pgd", 0.5, 1), ("pgd", 0.15, 1), ("pgd", 0.15, 3)]
+    pretrained = [("natural", 0.0, 1), ("pgd", 0.5, 1), ("pgd", 0.15, 1), ("pgd", 0.15, 3)]
+    for (p, panel), seed, (objective, eps, steps) in itertools.product(
+        enumerate(PANELS), (0, 1), pretrained
     ):
         source = Pretrain(objective=objective, eps=eps, steps=steps, seed=seed)
-        spec = Transfer(Ticket(source, sparsity=0.9), "mnist", seed=seed)
-        accuracy = 0.5 + 0.05 * seed + 0.1 * eps + 0.01 * steps
-        frame.append(specs.columns(spec) | {"accuracy": accuracy})
+        spec = Transfer(Ticket(source, sparsity=0.9), *panel, seed=seed)
+        ahead = (0.04 * eps + 0.01 * (steps - 1)) * (1 + seed) * (1 + p)
+        frame.append(specs.columns(spec) | {"accuracy": 0.4 + 0.05 * seed + ahead})
     fig = figures.by_pretraining(pd.DataFrame(frame))
-    (ax,) = fig.axes
-    assert names(ax) == ["L2 ε = 0.15", "L2 ε = 0.5", "L2 ε = 0.15,\n3 steps"]
+    assert panels(fig) == PANELS and inside(fig)
+    assert names(fig.axes[-1]) == ["L2 ε = 0.15", "L2 ε = 0.5", "L2 ε = 0.15,\n3 steps"]
     assert "sparsity 0.9" in fig.get_supxlabel()
-    assert [y for _, y in large(ax)] == pytest.approx([1.5, 5.0, 3.5]) and inside(fig)
-    # The radii of one way are joined, what has other steps is not.
-    joined = [line for line in ax.lines if line.get_ls() == "-" and line.get_label()[0] == "_"]
-    joined = [line.get_xydata().tolist() for line in joined if line.get_marker() == "None"]
-    assert [[0, pytest.approx(1.5)], [1, pytest.approx(5)]] in joined
-    assert [[2, pytest.approx(3.5)]] in joined
+    for p, ax in enumerate(fig.axes):
+        # In points, of the first seed; of the second it is twice that.
+        ahead = np.array([0.6, 2, 2.6]) * (1 + p)
+        assert large(ax) == [(x, pytest.approx(1.5 * y)) for x, y in enumerate(ahead)]
+        assert small(ax) == pytest.approx([y * more for y in ahead for more in (1, 2)])
+        assert bars(ax) == both(half([1, 2]) * ahead)
+        # The radii of one way are joined, what has other steps is not.
+        joined = [line for line in ax.lines if line.get_ls() == "-" and line.get_label()[0] == "_"]
+        joined = [line.get_xydata().tolist() for line in joined if line.get_marker() == "None"]
+        first, second, third = ([x, pytest.approx(1.5 * y)] for x, y in enumerate(ahead))
+        assert [first, second] in joined and [third] in joined
 
 
 def test_masks_are_places_and_weights_are_colours():
@@ -115,38 +159,48 @@ def test_masks_are_places_and_weights_are_colours():
         return Ticket(weights, sparsity=0.9, mask_from=mask, control=control, seed=seed)
 
     frame = []
-    for seed, weights, mask, control in itertools.product(
-        (0, 1), (NATURAL, ROBUST), (NATURAL, ROBUST), ("none", "shuffle")
+    for (p, panel), seed, weights, mask, control in itertools.product(
+        enumerate(PANELS), (0, 1), (NATURAL, ROBUST), (NATURAL, ROBUST), ("none", "shuffle")
     ):
         weights, mask = replace(weights, seed=seed), replace(mask, seed=seed)
-        spec = Transfer(ticket(weights, mask, control), "mnist", seed=seed)
-        level = 0.5 + 0.1 * (mask.eps > 0) + 0.2 * (weights.eps > 0) - 0.3 * (control != "none")
-        frame.append(specs.columns(spec) | {"accuracy": level})
+        spec = Transfer(ticket(weights, mask, control), *panel, seed=seed)
+        level = 0.4 + 0.1 * (mask.eps > 0) + 0.2 * (weights.eps > 0) - 0.3 * (control != "none")
+        frame.append(specs.columns(spec) | {"accuracy": level + 0.05 * p + 0.02 * seed})
     fig = figures.by_mask(pd.DataFrame(frame))
-    (ax,) = fig.axes
+    assert panels(fig) == PANELS and inside(fig)
     robust = "robust, L2 ε = 0.15"
     places = ["natural", robust, "natural, shuffled", f"{robust}, shuffled"]
-    assert [name.replace("\n", " ") for name in names(ax)] == places
+    assert [name.replace("\n", " ") for name in names(fig.axes[-1])] == places
     assert note(fig).startswith("sparsity 0.9, 1,000 training images, 2 seeds\n")
-    heights = [y for _, y in large(ax)]
-    assert heights == pytest.approx([50, 60, 20, 30, 70, 80, 40, 50]) and inside(fig)
+    for p, ax in enumerate(fig.axes):
+        first = 5 * p + np.array([40, 50, 10, 20, 60, 70, 30, 40])
+        assert heights(ax) == pytest.approx(first + 1)
+        assert small(ax) == pytest.approx([y + more for y in first for more in (0, 2)])
+        assert [round(x) for x, _ in large(ax)] == [0, 1, 2, 3] * 2
+        assert np.isnan(bars(ax)).all()
 
 
 def test_the_gap_stands_against_the_advantage_of_its_task():
-    frame = pd.concat(
-        rows([lambda p: Ticket(p, sparsity=0.9)], tasks=(task,)).assign(
-            accuracy=lambda r, more=more: r.accuracy + more * (r.objective == "pgd")
-        )
-        for task, more in (("near", 0.0), ("far", 0.1))
-    )
+    frame = rows([lambda p: Ticket(p, sparsity=0.9)], tasks=("near", "far"))
     gaps = pd.DataFrame({"against": ["far", "near"], "frechet_infinity": [9.0, 2.0]})
     gaps = gaps.assign(n=300, key=["f", "n"])
     gaps = gaps.assign(low=[8.0, 1.5], high=[10.5, 2.5])
     table = figures.gap_rows(frame, gaps)
     assert list(table.task) == ["near", "far"] and list(table.gap) == [2, 9]
-    assert list(table["mean"]) == pytest.approx([0.015, 0.115])
-    fig = figures.gap(table)
-    assert {"near", "far"} <= set(texts(fig)) and inside(fig)
+    assert list(table["mean"]) == pytest.approx([0.015, 0.03])
+    stronger = table.assign(eps=0.5, **{c: 2 * table[c] for c in ("mean", "low", "high")})
+    fig = figures.gap(pd.concat([table, stronger]))
+    (ax,) = fig.axes
+    assert inside(fig) and len(ax.containers) == 2
+    points = []
+    for times, container in enumerate(ax.containers, 1):
+        assert container[0].get_xdata().tolist() == [2, 9]
+        assert container[0].get_ydata() == pytest.approx([1.5 * times, 3 * times])
+        assert reach(container, 0).tolist() == [[0.5, 0.5], [1, 1.5]]
+        assert reach(container) == both(half([1, 2]) * times * np.array([1, 2]))
+        points += zip(("near", "far"), container[0].get_xydata().tolist(), strict=True)
+    # A name's place is its point's.
+    assert [(t.get_text(), [*t.xy]) for t in ax.texts] == points
     assert note(fig).startswith("finetune, sparsity 0.9, 1,000 training images, 2 seeds\n")
     with pytest.raises(ValueError, match="none is given for far"):
         figures.gap_rows(frame, gaps[gaps.against == "near"])
@@ -240,12 +294,12 @@ def note(fig):
     return fig.legends[0].get_title().get_text()
 
 
-def evaluated(suite, column, **fields):
+def evaluated(suite, column, level=0.5, **fields):
     out = []
     for seed, s, pretrain in itertools.product((0, 1), (0.0, 0.9), (NATURAL, ROBUST)):
         of = Transfer(Ticket(replace(pretrain, seed=seed), sparsity=s), "mnist", seed=seed)
         spec = Evaluation(of, suite, **fields)
-        value = 0.5 - 0.2 * s + 0.05 * (pretrain is ROBUST) + 0.01 * seed
+        value = level - 0.2 * s + 0.05 * (pretrain is ROBUST) + 0.01 * seed
         out.append(specs.columns(spec) | {column: value, "n": 100, "key": specs.key(spec)})
     return pd.DataFrame(out)
 
@@ -253,23 +307,33 @@ def evaluated(suite, column, **fields):
 def test_properties_have_a_panel_each_and_a_row_in_the_table():
     frames = {
         "adversarial": evaluated("adversarial", "autoattack_accuracy", eps=0.1),
-        "calibration": evaluated("calibration", "ece"),
-        "calibration scaled": evaluated("calibration", "ece", scaled=True),
+        "calibration": evaluated("calibration", "ece", level=0.4),
+        "calibration scaled": evaluated("calibration", "ece", level=0.2, scaled=True),
     }
     fig = figures.properties(frames)
-    titles = [ax.get_title() for ax in fig.axes if ax.axison]
+    shown = [ax for ax in fig.axes if ax.axison]
+    titles = [ax.get_title() for ax in shown]
     assert [t.split("\n")[1] for t in titles] == [
         "cheap, L2 ε = 0.1, 100 images",
         "not scaled, 100 images",
         "scaled on val, 100 images",
     ]
     assert "↑" in titles[0] and "↓" in titles[1] and inside(fig)
+    robust = figures.label(specs.columns(ROBUST))
+    for ax, level in zip(shown, (0.5, 0.4, 0.2), strict=True):
+        # Of the first seed, at sparsities 0 and 0.9; the second is ahead by 0.01.
+        first = level + np.array([0, -0.18, 0.05, -0.13])
+        curves = lines(ax)
+        assert list(curves) == ["natural", robust]
+        for (x, y, reached), own in zip(curves.values(), (first[:2], first[2:]), strict=True):
+            assert x == pytest.approx([1, 10], rel=0.05) and y == pytest.approx(own + 0.005)
+            assert reached == pytest.approx(half([0, 0.01]))
+        assert sorted(small(ax)) == pytest.approx(sorted([*first, *(first + 0.01)]))
     table = figures.property_table(frames)
     attacked, ece = "accuracy under AutoAttack", "calibration error (ECE)"
     assert list(table.property) == [attacked, attacked, ece, ece, ece, ece]
     assert list(table.sparsity) == [0.0, 0.9] * 3
     assert set(table.images) == {100} and set(table.seeds) == {2}
-    robust = figures.label(specs.columns(ROBUST))
     assert list(table.columns[-3:]) == ["natural", robust, f"{robust} − natural"]
     # Two seeds, 0.01 apart: Student's factor of 12.7 over the root of 2, times the deviation.
     assert table.natural[0] == "0.505 [0.441, 0.569]" and table[robust][1].startswith("0.375 [")
@@ -446,11 +510,16 @@ def test_differences_stand_against_labels_too_and_only_those_that_a_task_has():
 
 def test_classes_have_their_places():
     frame = pd.DataFrame(
-        specs.columns(Transfer(Ticket(p), "glyphs_seg", "segment")) | {"name": name, "iou": iou}
+        specs.columns(Transfer(Ticket(p, sparsity=s), "glyphs_seg", "segment"))
+        | {"name": name, "iou": iou - s / 10 + 0.05 * (p is ROBUST)}
         for p in (NATURAL, ROBUST)
+        for s in (0.0, 0.9)
         for name, iou in (("sky", 0.9), ("pole", 0.2))
     )
     fig = figures.by_class(frame)
-    assert names(fig.axes[0]) == ["sky", "pole"] and inside(fig)
-    assert [y for _, y in large(fig.axes[0])] == pytest.approx([90, 20, 90, 20])
-    assert stats.mean_interval([0.9])[0] == 0.9
+    dense, sparse = fig.axes
+    assert [ax.get_title() for ax in fig.axes] == ["sparsity 0", "sparsity 0.9"]
+    assert names(sparse) == ["sky", "pole"] and inside(fig)
+    assert heights(dense) == pytest.approx([90, 20, 95, 25])
+    assert heights(sparse) == pytest.approx([81, 11, 86, 16])
+    assert [round(x) for x, _ in large(sparse)] == [0, 1, 0, 1]
