@@ -89,7 +89,9 @@ def segmenter(backbone: ResNet, n_classes: int, head: str = "auto") -> Segmenter
 
 def dilate(backbone: ResNet) -> None:
     """Stages 3 and 4 dilated by 2 and 4 instead of strided, in place: the last map is then an
-    eighth of the image. The weights stay; torchvision's `replace_stride_with_dilation` for them.
+    eighth of the image. The weights stay: at the places that the strided network has too, the map
+    is the same. For bottlenecks that is torchvision's `replace_stride_with_dilation`, which has no
+    rule for basic blocks.
     """
     before = 1
     for stage in (backbone.layer3, backbone.layer4):
@@ -97,9 +99,10 @@ def dilate(backbone: ResNet) -> None:
             rate = before if i == 0 else 2 * before
             for m in block.modules():
                 if isinstance(m, nn.Conv2d):
-                    m.stride = (1, 1)
                     if m.kernel_size == (3, 3):
                         m.dilation = m.padding = (rate, rate)
+                    if m.stride != (1, 1):
+                        m.stride, rate = (1, 1), 2 * before  # what follows was on the strided map
         before *= 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -14,11 +15,11 @@ from sklearn.metrics import jaccard_score
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from robustlib import heads, models, tickets, training
+from robustlib import heads, models, stages, tickets, training
 from robustlib.compact import compact
-from robustlib.data import MaskSplit, Segmentation, batches
+from robustlib.data import MaskSplit, Segmentation, batches, segmentation
 from robustlib.objectives import pixelwise
-from robustlib.specs import ARCHS, Transfer
+from robustlib.specs import ARCHS, Pretrain, Ticket, Transfer
 from robustlib.tickets import Mask, omp
 from robustlib.training import Recipe
 from robustlib.transfer import segment
@@ -135,6 +136,37 @@ def test_fusion_is_small_and_uses_every_map():
     assert "fc.weight" not in backbone.state_dict()
 
 
+def test_fusion_is_the_sum_of_the_maps_from_the_coarsest_on_rectified_and_classified():
+    torch.manual_seed(3)
+    channels, sides = [3, 5, 2], [(11, 14), (6, 7), (3, 4)]
+    maps = [torch.randn(2, c, *side) for c, side in zip(channels, sides, strict=True)]
+    net = heads.Fusion(channels, 4, width=6).eval()
+    for lateral in net.lateral:
+        norm = lateral[1]
+        for t in (norm.weight.data, norm.bias.data, norm.running_mean):
+            t.normal_()
+        norm.running_var.uniform_(0.5, 2)
+
+    def projected(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+        x = torch.einsum("ij,njhw->nhwi", conv.weight[:, :, 0, 0], x)
+        x = (x - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+        return (x * norm.weight + norm.bias).movedim(3, 1)
+
+    def between(n: int, n_out: int) -> Tensor:
+        """How much of each of n pixels a pixel of n_out takes: by distance of their centres."""
+        at = ((torch.arange(n_out) + 0.5) * n / n_out - 0.5).clamp(0, n - 1)
+        return (1 - (at[:, None] - torch.arange(n)).abs()).clamp(min=0)
+
+    with torch.no_grad():
+        total = projected(maps[2], *net.lateral[2])
+        for i in (1, 0):
+            (h, w), (h_out, w_out) = sides[i + 1], sides[i]
+            total = between(h, h_out) @ total @ between(w, w_out).T
+            total = total + projected(maps[i], *net.lateral[i])
+        logits = torch.einsum("kj,njhw->nkhw", net.classify.weight[:, :, 0, 0], total.clamp(min=0))
+        torch.testing.assert_close(net(maps), logits + net.classify.bias[:, None, None])
+
+
 def test_a_ticket_without_whole_channels_gets_the_same_head():
     backbone = network(width=8)
     kept = {n: torch.ones_like(p, dtype=torch.bool) for n, p in tickets.prunable(backbone).items()}
@@ -162,6 +194,36 @@ def test_a_dilated_backbone_is_torchvisions():
         out = ours.pyramid(x)[-1]
         torch.testing.assert_close(out, last((x - ours.mean) / ours.std))
     assert out.shape == (1, 2048, 9, 6)
+
+
+def test_dilated_basic_blocks_do_on_each_phase_what_they_did_on_the_strided_map():
+    """torchvision dilates no basic blocks, but what a dilated one must do follows from the strided
+    one: images a stride apart do not meet in it."""
+    plain, ours = network(arch="resnet18").eval(), network(arch="resnet18").eval()
+    heads.dilate(ours)
+    for name, before in (("layer3", 1), ("layer4", 2)):
+        (first, block), (first_plain, block_plain) = getattr(ours, name), getattr(plain, name)
+        x = torch.randn(1, first.conv1.in_channels, 9, 14)
+        y = torch.randn(1, block.conv1.in_channels, 9, 14)
+        after = 2 * before
+        with torch.no_grad():
+            expected = first_plain(x[..., ::before, ::before])
+            torch.testing.assert_close(first(x)[..., ::after, ::after], expected)
+            out = block(y)
+            for i in range(after):
+                for j in range(after):
+                    expected = block_plain(y[..., i::after, j::after])
+                    torch.testing.assert_close(out[..., i::after, j::after], expected)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_a_dilated_network_has_the_strided_ones_map_between_its_own(arch):
+    plain, ours = network(arch=arch).eval(), network(arch=arch).eval()
+    heads.dilate(ours)
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        strided, dilated = plain.pyramid(x)[-1], ours.pyramid(x)[-1]
+    torch.testing.assert_close(dilated[..., ::4, ::4], strided, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("head", ["fcn", "deeplab"])
@@ -412,6 +474,27 @@ def test_segmenting_follows_from_the_spec_and_the_training_images_alone(data):
     assert not torch.equal(one["head.classify.weight"], three["head.classify.weight"])
 
 
+def test_training_sees_only_its_own_images_and_then_val_and_test_once(data):
+    splits = {name: getattr(data, name) for name in ("train", "val", "test")}
+    owner = {x.numpy().tobytes(): name for name, split in splits.items() for x in split.x}
+    assert len(owner) == 32 + 8 + 12
+    net, seen = network(stem_stride=2), []
+
+    def look(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        pixels = ((inputs[0] * net.std + net.mean) * 255).round().to(torch.uint8)
+        for x in pixels.permute(0, 2, 3, 1).contiguous().numpy():
+            seen.append((x.tobytes(), net.training))
+
+    net.conv1.register_forward_pre_hook(look)
+    segment(net, data, transfer(epochs=2, augment="none"))
+    learnt, measured = seen[:64], seen[64:]
+    assert all(training and owner[x] == "train" for x, training in learnt)
+    assert set(Counter(x for x, _ in learnt).values()) == {2}
+    assert not any(training for _, training in measured)
+    held_out = [x for x, name in owner.items() if name != "train"]
+    assert Counter(x for x, _ in measured) == Counter(held_out)
+
+
 def test_unlabelled_pixels_and_images_do_not_enter_training(data):
     y = data.train.y.clone()
     y[::2] = 255
@@ -478,3 +561,47 @@ def test_statistics_are_reestimated_on_images_of_any_shape(data):
     x = batches.to_float(data.train.x)
     expected = net.conv1((x - net.mean) / net.std).mean((0, 2, 3))
     torch.testing.assert_close(net.bn1.running_mean, expected.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_the_spec_says_whether_statistics_are_reestimated_before_segmenting(
+    data, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ROBUSTLIB_DATA", str(tmp_path))
+    splits = {name: getattr(data, name) for name in ("train", "val", "test")}
+    arrays = {
+        f"{a}_{s}": getattr(split, b).numpy()
+        for s, split in splits.items()
+        for a, b in ("xx", "my")
+    }
+    segmentation.write(tmp_path / "blocks.npz", arrays, data.class_names)
+    pretrain = Pretrain(source="digits", width=4, stem_stride=1, size=8, epochs=1)
+    ticket = Ticket(pretrain, sparsity=0.5)
+    # Without a step of training the statistics stay those that the transfer began with.
+    kept, told = (
+        stages.network(
+            Transfer(ticket, "blocks", "segment", n_train=None, epochs=0, recalibrate=recalibrate)
+        )
+        for recalibrate in (False, True)
+    )
+    net, expected = stages.network(ticket), {}
+
+    def statistics(name: str):
+        def note(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            expected[name] = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3))
+
+        return note
+
+    norms = {n: m for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert len(norms) == 12
+    for name, norm in norms.items():
+        ours = kept.backbone.get_submodule(name)
+        assert torch.equal(ours.running_mean, norm.running_mean)
+        assert torch.equal(ours.running_var, norm.running_var)
+        norm.register_forward_pre_hook(statistics(name))
+    with torch.no_grad():
+        net.train()(batches.to_float(data.train.x))
+    for name, (mean, var) in expected.items():
+        ours = told.backbone.get_submodule(name)
+        torch.testing.assert_close(ours.running_mean, mean, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.running_var, var, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(kept.backbone.get_submodule(name).running_mean, mean, atol=1e-2)

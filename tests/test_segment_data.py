@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +60,27 @@ def test_without_a_val_of_its_own_a_tenth_of_train_is_val_for_every_seed(tmp_pat
     assert both == {image.tobytes() for image in pack()["x_train"]}
     other = load_segmentation("town", root=root, n_train=20, seed=5)
     assert torch.equal(other.val.x, data.val.x)
+
+
+def test_the_tenth_that_is_val_is_drawn_from_all_over_train(tmp_path):
+    """The images of a pack may be in the order of a drive: the first tenth would be one street."""
+    x = np.random.default_rng(0).integers(0, 256, (400, 8, 8, 1), dtype=np.uint8)
+    m = masks(400, 8, 8)
+    changes = {"x_train": x, "m_train": m, "x_test": 255 - x[:8], "m_test": m[:8]}
+    root = written(tmp_path, x_val=None, m_val=None, **changes)
+    data, number = load_segmentation("town", root=root), {i.tobytes(): n for n, i in enumerate(x)}
+    rows = {
+        name: [number[i.numpy().tobytes()] for i in getattr(data, name).x]
+        for name in ("train", "val")
+    }
+    assert sorted(rows["train"] + rows["val"]) == [*range(400)]
+    for name, drawn in rows.items():
+        assert np.array_equal(getattr(data, name).y, m[drawn])
+    # 4 are expected in each tenth of train; chance does not go as far as this.
+    tenths = np.bincount(np.array(rows["val"]) // 40, minlength=10)
+    assert tenths.sum() == 40 and tenths.max() <= 12 and (tenths > 0).sum() >= 6
+    # Nor is it every tenth image, which is as regular as the drive may be.
+    assert len(set(np.diff(rows["val"]))) > 5
 
 
 def test_a_budget_is_drawn_by_seed_and_a_smaller_one_is_part_of_a_larger(tmp_path):
@@ -159,6 +179,29 @@ def test_scaled_masks_stay_on_their_images(tmp_path, size):
         assert torch.equal(corner, torch.from_numpy(m))
         centres = slice(2 * step, None, 4 * step)
         assert torch.equal(decoded[:, centres, centres], train.y[:, centres, centres].float())
+
+
+@pytest.mark.parametrize("size", [8, 24])
+def test_scaled_images_and_masks_are_those_of_pillow(tmp_path, size):
+    """On ramps, which show any shift, and on noise, which shows what is left out when shrinking."""
+    changes = {}
+    for seed, (split, n) in enumerate({"train": 6, "val": 4, "test": 4}.items()):
+        rng = np.random.default_rng(seed)
+        x = rng.integers(0, 256, (n, 12, 21, 3), dtype=np.uint8)
+        x[: n // 2, ..., 0] = 12 * np.arange(21)
+        x[: n // 2, ..., 1] = 20 * np.arange(12)[:, None]
+        m = rng.integers(0, 3, (n, 12, 21), dtype=np.uint8)
+        changes |= {f"x_{split}": x, f"m_{split}": m}
+    # At 2/3 and 2 no centre of a pixel falls on the edge between two: the nearest is one.
+    data = load_segmentation("town", size, root=written(tmp_path, **changes))
+    shape = (size * 21 // 12, size)
+    for split in ("train", "val", "test"):
+        part, x, m = getattr(data, split), changes[f"x_{split}"], changes[f"m_{split}"]
+        images = [Image.fromarray(i).resize(shape, Image.Resampling.BILINEAR) for i in x]
+        labels = [Image.fromarray(i).resize(shape, Image.Resampling.NEAREST) for i in m]
+        apart = part.x.numpy().astype(int) - np.stack([np.asarray(i) for i in images])
+        assert np.abs(apart).max() <= 1  # Pillow's weights are of 8 bits
+        assert np.array_equal(part.y, np.stack([np.asarray(i) for i in labels]))
 
 
 # The embedded set
@@ -351,4 +394,3 @@ def test_camvid(data_root):
     assert road[:, 36:].sum() > 10 * road[:, :36].sum()  # the lower half of a street scene
     with pytest.raises(ValueError, match="this pack has masks"):
         load("camvid_seg")
-    assert replace(data, name="x").ignore == 255
