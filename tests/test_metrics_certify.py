@@ -22,7 +22,7 @@ from robustlib.metrics.certify import (
 SIGMA = 0.25
 
 
-def linear_case(levels: list[float]) -> tuple[nn.Module, Split, np.ndarray]:
+def linear_case(levels: list[float], plane: float = 0.5) -> tuple[nn.Module, Split, np.ndarray]:
     """Grey 4x4 images on both sides of a plane, and their distances from it.
 
     Noise turns the answer with probability Phi(-distance / sigma): the smoothed network is the
@@ -31,10 +31,10 @@ def linear_case(levels: list[float]) -> tuple[nn.Module, Split, np.ndarray]:
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([[0.0], [1.0]]).expand(2, 48))
-        model[1].bias.copy_(torch.tensor([0.0, -24.0]))
+        model[1].bias.copy_(torch.tensor([0.0, -48 * plane]))
     x = torch.tensor(levels).to(torch.uint8)
-    distance = (x.double() / 255 - 0.5).abs().numpy() * math.sqrt(48)
-    split = Split(x[:, None, None, None].expand(-1, 4, 4, 1), (x > 127).long())
+    distance = (x.double() / 255 - plane).abs().numpy() * math.sqrt(48)
+    split = Split(x[:, None, None, None].expand(-1, 4, 4, 1), (x / 255 > plane).long())
     return model, split, distance
 
 
@@ -61,6 +61,49 @@ def test_at_the_plane_it_abstains_and_far_from_it_certifies_the_most_it_can():
     assert row["abstained"] == 2 and row["smoothed_accuracy"] == 0.5
     assert [r["count"] for r in table] == [2] * 25 and table[-1]["radius"] == row["max_radius"]
     assert row["mean_radius"] == pytest.approx(row["max_radius"] / 2)
+
+
+@pytest.mark.parametrize(("level", "plane"), [(0, -0.02), (255, 1.02)])
+def test_the_noise_leaves_the_range_of_images(level, plane):
+    """Clipped to [0, 1], no draw could reach a plane beyond it: the radius would be the largest,
+    and above the true one."""
+    model, split, (true,) = linear_case([level], plane)
+    ((found, radius),) = certified(model, split, SIGMA, 50, 1000)
+    assert found == split.y[0] and 0 < radius < true < radius_of(1000, 1000, SIGMA, 0.001)
+    at_the_plane, split, _ = linear_case([level], level / 255)
+    assert predict(at_the_plane, split, SIGMA, 1000) == [ABSTAIN]
+
+
+def test_a_constant_predictor_is_certified_as_far_as_the_draws_allow():
+    model, split, _ = linear_case([0, 60, 127, 128, 200, 255])
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].bias.copy_(torch.tensor([0.0, 1.0]))
+    split = Split(split.x, torch.tensor([1, 0, 1, 0, 0, 0]))
+    most = radius_of(30, 30, SIGMA, 0.001)
+    assert certified(model, split, SIGMA, 20, 30) == [(1, most)] * 6
+    assert predict(model, split, SIGMA, 30) == [1] * 6
+    row, table = certify(model, split, SIGMA, 20, 30)
+    assert row["abstained"] == 0 and row["max_radius"] == most > 0
+    assert row["smoothed_accuracy"] == 2 / 6 and row["mean_radius"] == pytest.approx(most * 2 / 6)
+    assert [r["count"] for r in table] == [2] * 25
+
+
+class Coin(nn.Module):
+    """One of two answers, by a digit of the input that any noise changes."""
+
+    def forward(self, x):
+        heads = (1000 * x.flatten(1).sum(1)).floor() % 2
+        return torch.stack([heads, 1 - heads], 1)
+
+
+def test_a_network_that_answers_at_random_is_abstained_from():
+    """No radius holds, so that alpha bounds how many may get one; the share that was met would
+    give one to every second image."""
+    _, split, _ = linear_case(list(range(0, 250, 5)))
+    found = [c for c, _ in certified(Coin(), split, SIGMA, 20, 100)]
+    assert found.count(ABSTAIN) >= 49
+    assert predict(Coin(), split, SIGMA, 100).count(ABSTAIN) >= 49
 
 
 def test_a_wrong_guess_is_not_certified_but_abstained_from():

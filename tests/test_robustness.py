@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from robustlib import models, objectives, training
-from robustlib.attacks import Threat
+from robustlib.attacks import Threat, pgd
 from robustlib.data import Split, batches, load
-from robustlib.metrics.robustness import adversarial, apgd_accuracy
+from robustlib.data.splits import seed_for
+from robustlib.metrics.robustness import _attacks, adversarial, apgd_accuracy
 from robustlib.metrics.sample import sample
 
 EPS = {"l2": 0.5, "linf": 0.1}
+THEIR_NORM = {"l2": "L2", "linf": "Linf"}
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +150,7 @@ def theirs(model: nn.Module, split: Split, norm: str, eps: float, suite: str) ->
     """What AutoAttack's own run leaves."""
     from pyautoattack import AutoAttack
 
-    attack = AutoAttack(model, norm={"l2": "L2", "linf": "Linf"}[norm], eps=eps, seed=0)
+    attack = AutoAttack(model, norm=THEIR_NORM[norm], eps=eps, seed=0)
     if suite == "cheap":
         attack.version, attack.attacks_to_run = "custom", ["apgd-ce", "apgd-t"]
         attack.apgd_targeted.n_target_classes = 3
@@ -197,6 +199,126 @@ def test_on_a_linear_model_every_part_is_the_closed_form(suite):
         assert list(found) == ["clean", "pgd", "apgd_ce", *parts, "autoattack"]
         assert found.pop("clean") == 8
         assert set(found.values()) == {int((level > 0.1).sum())}
+
+
+def five_classes(norm: str) -> tuple[nn.Module, Split, np.ndarray]:
+    """A linear network, 12 images it is right about, and how far each is from another answer.
+
+    All pixels are far enough from 0 and 1 that the box of images is never in an attack's way.
+    """
+    x = torch.randint(96, 160, (12, 6, 6, 3), dtype=torch.uint8)
+    weight = torch.randn(5, 108)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 5))
+    with torch.no_grad():
+        model[1].weight.copy_(weight)
+        model[1].bias.copy_(-weight.sum(1) / 2)
+        out = model(batches.to_float(x).contiguous())
+    y = out.argmax(1)
+    # The plane between two classes is |difference of logits| / |difference of weights| away, by
+    # the dual norm; the class itself is at 0 / 0.
+    margin = out.gather(1, y[:, None]) - out
+    distance = margin / torch.cdist(weight, weight, p={"l2": 2, "linf": 1}[norm])[y]
+    return model, Split(x, y), np.sort(distance.nan_to_num(math.inf).min(1).values.numpy())
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("suite", ["cheap", "standard"])
+def test_on_a_linear_model_of_five_classes_what_is_left_is_the_closed_form(norm, suite):
+    """More classes than APGD-T needs and fewer than the 9 it aims at elsewhere."""
+    model, split, distance = five_classes(norm)
+    # In the widest gap, so that no image is close to being lost; Square needs some that are not.
+    first = 6 + np.diff(distance[6:-1]).argmax()
+    eps, left = distance[first : first + 2].mean(), 11 - first
+    assert distance[first] < 0.97 * eps and (distance > eps / 2).sum() > left
+    found = counts(adversarial(model, split, norm, eps, suite))
+    names = [name for name in PARTS if suite == "standard" or name not in ("fab_t", "square")]
+    assert list(found) == ["clean", "pgd", *names[1:]]
+    assert found["clean"] == 12 and found["apgd_t"] == found["autoattack"] == left
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("n_classes", [2, 3, 4, 5, 10, 100])
+def test_the_attacks_are_as_strong_as_published_and_aim_at_no_more_classes_than_there_are(
+    norm, n_classes
+):
+    """Most images fall to much weaker attacks, so that counts alone would not tell."""
+    args = (n_classes, torch.device("cpu"))
+    full = _attacks(nn.Identity(), Threat(norm, 0.3), "standard", 7, *args)
+    small = _attacks(nn.Identity(), Threat(norm, 0.3), "cheap", 7, *args)
+    targeted = ["apgd_t"] if n_classes >= 4 else []
+    assert list(full) == ["apgd_ce", *targeted, "fab_t", "square"]
+    assert list(small) == ["apgd_ce", *targeted]
+    for attack in (*full.values(), *small.values()):
+        assert (attack.norm, attack.eps, attack.seed) == (THEIR_NORM[norm], 0.3, 7)
+        assert attack.n_restarts == 1
+    assert full["square"].n_queries == 5000
+    assert full["fab_t"].targeted and full["fab_t"].n_iter == 100
+    assert full["fab_t"].n_target_classes == min(9, n_classes - 1)
+    for parts, n_iter, most in ((full, 100, 9), (small, 20, 3)):
+        for name in ("apgd_ce", *targeted):
+            # The first of the steps at which the step size may change is 22% of the way.
+            assert (parts[name].n_iter, parts[name].n_iter_2) == (n_iter, int(0.22 * n_iter))
+        if targeted:
+            assert parts["apgd_t"].n_target_classes == min(most, n_classes - 1)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("batch_size", [3, 7])
+def test_the_images_of_all_batches_are_counted(norm, batch_size):
+    model, split, level = linear_case()
+    eps = 0.1 * (math.sqrt(12) if norm == "l2" else 1)
+    row = adversarial(model, split, norm, eps, "cheap", batch_size=batch_size)
+    assert row == adversarial(model, split, norm, eps, "cheap")
+    # The last batch is none that could pass for all.
+    assert counts(row)["autoattack"] == (level > 0.1).sum() > (level[-2:] > 0.1).sum()
+
+
+class Waves(nn.Module):
+    """Answers 0 but in places all over a ball, so that each iterate of an attack is a new try."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 32), nn.Linear(32, 4)
+        with torch.no_grad():
+            self.last.bias.copy_(torch.tensor([1.5, 0.0, 0.0, 0.0]))
+
+    def forward(self, x):
+        return self.last((200 * self.first(x.flatten(1))).sin())
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_its_pgd_is_ours_of_20_steps_and_keeps_the_worst_of_them(norm):
+    x, y = torch.randint(256, (90, 2, 2, 3), dtype=torch.uint8), torch.zeros(90, dtype=torch.long)
+    model, split = Waves(), Split(x, y)
+
+    def by_hand(steps: int, worst: bool) -> int:
+        right, threat = 0, Threat(norm, EPS[norm], steps)
+        for i, (x, y) in enumerate(batches.ordered(split, 60)):
+            x = x.contiguous()  # the draws of the random start follow the layout
+            torch.manual_seed(seed_for(5, i))
+            x_adv = pgd(model, x, y, threat, worst=worst)
+            right += int(((model(x).argmax(1) == y) & (model(x_adv).argmax(1) == y)).sum())
+        return right
+
+    row = adversarial(model, split, norm, EPS[norm], "cheap", seed=5, batch_size=60)
+    assert row["pgd_correct"] == by_hand(20, worst=True)
+    # A weaker attack leaves more of these images: the equality above tells it from this one.
+    assert row["pgd_correct"] < min(by_hand(3, worst=True), by_hand(20, worst=False))
+
+
+@pytest.mark.filterwarnings("ignore:.*points with zero gradient")
+@pytest.mark.parametrize(
+    ("suite", "norm"), [("cheap", "l2"), ("cheap", "linf"), ("standard", "linf")]
+)
+def test_a_constant_predictor_cannot_be_attacked(suite, norm):
+    """All gradients are zero: what divides by their norm must not make images of nan."""
+    model, split, _ = five_classes(norm)
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].bias.copy_(torch.tensor([0.0, 3.0, 2.0, 1.0, -1.0]))
+    split = Split(split.x, torch.arange(12) % 5)
+    found = counts(adversarial(model, split, norm, 1.0, suite))
+    assert set(found.values()) == {int((split.y == 1).sum())} == {3}
 
 
 def test_the_limits_no_radius_and_a_network_that_is_always_wrong(networks):
