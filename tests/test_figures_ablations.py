@@ -484,6 +484,14 @@ def test_several_rows_in_one_place_are_refused_and_what_they_differ_in_is_named(
         figures.by_drawing(pd.concat([frame, frame.assign(ticket_seed=1)]))
 
 
+def test_statistics_that_were_reestimated_are_said_although_all_were():
+    ways = [lambda p, s=s: Ticket(p, sparsity=s) for s in (0.5, 0.9)]
+    both = pd.concat([rows(ways), rows(ways, mode="linear", recalibrate=True)])
+    for fig in (figures.accuracy_vs_sparsity(both), figures.advantage(both)):
+        said = [ax.get_ylabel().split("\n")[0] for ax in fig.axes]
+        assert said == ["finetune", "linear, BN re-estimated"]
+
+
 def test_alike_ways_are_drawn_on_one_scale():
     layer = [lambda p, s=s: Ticket(p, sparsity=s, scope="layer") for s in (0.5, 0.9)]
     all_layers = [lambda p, s=s: Ticket(p, sparsity=s) for s in (0.5, 0.9)]

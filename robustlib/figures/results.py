@@ -167,7 +167,8 @@ def _blocks(
 
 def panel_columns(frame: pd.DataFrame, against: str = "sparsity") -> list[str]:
     """The columns, beside task, axis, seed and pretraining, that are needed to tell rows apart: a
-    panel must not average over two ways to transfer."""
+    panel must not average over two ways to transfer. Statistics that were re-estimated are always
+    told: a linear evaluation depends on it."""
     if frame.empty:
         raise ValueError("there are no rows to draw")
     given = [*stats.RECIPE, against, "task", "seed", "pretrain_seed", "ticket_seed"]
@@ -176,7 +177,8 @@ def panel_columns(frame: pd.DataFrame, against: str = "sparsity") -> list[str]:
     chosen: list[str] = []
     for column in [*(c for c in first if c in rest), *(c for c in rest if c not in first)]:
         cell = [*chosen, "task", against, "seed", *stats.PRETRAINING]
-        if column == "mode" or frame.groupby(cell, dropna=False)[column].nunique(False).max() > 1:
+        told = column == "mode" or (column == "recalibrate" and frame[column].any())
+        if told or frame.groupby(cell, dropna=False)[column].nunique(False).max() > 1:
             chosen.append(column)
     return chosen
 
