@@ -91,13 +91,17 @@ def painted(n: int, seed: int, shift: int = 0) -> Split:
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     # A shift of 25 levels is 10 * 25 / 255 in each of three colours.
-    truth, hit, biased = 3 * (250 / 255) ** 2, 0, 0
+    truth, hit, half, biased = 3 * (250 / 255) ** 2, 0, 0, 0
     for seed in range(40):
-        row = domain_gap(Pixels(), painted(60, seed), painted(60, 1000 + seed, 25), 60, draws=100)
+        sets = painted(60, seed), painted(60, 1000 + seed, 25)
+        row = domain_gap(Pixels(), *sets, 60, draws=100)
         hit += row["low"] < truth < row["high"]
+        row = domain_gap(Pixels(), *sets, 60, draws=100, level=0.5)
+        half += row["low"] < truth < row["high"]
         biased += row["frechet"] > truth
         assert row["n"] == 60 and row["block"] == 3 and row["low"] < row["high"]
     assert hit >= 33  # of 40 at 95 %; fewer than 33 have a chance below 1 in 1,000
+    assert 10 <= half <= 30, "an interval that is too wide says nothing"
     assert biased >= 20
 
 
@@ -242,13 +246,17 @@ def test_few_tasks_in_line_do_not_make_a_sure_thing():
 
 @pytest.mark.parametrize("r", [0.0, 0.7])
 def test_the_interval_of_a_rank_correlation_covers(r):
-    truth, hit = 6 / np.pi * math.asin(r / 2), 0
+    truth, hit, half = 6 / np.pi * math.asin(r / 2), 0, 0
     rng = np.random.default_rng(1)
     for _ in range(60):
         x, e = rng.normal(size=(2, 6))
-        _, low, high, _ = rank_correlation(x, r * x + math.sqrt(1 - r * r) * e)
+        y = r * x + math.sqrt(1 - r * r) * e
+        _, low, high, _ = rank_correlation(x, y)
         hit += low - 0.02 <= truth <= high + 0.02
+        _, low, high, _ = rank_correlation(x, y, level=0.5)
+        half += low <= truth <= high
     assert hit >= 51  # of 60 at 95 %: fewer have a chance below 1 in 1,000
+    assert half <= 48, "an interval that is too wide says nothing"
 
 
 def test_what_has_no_order_has_no_correlation():
