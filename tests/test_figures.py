@@ -125,7 +125,7 @@ def test_two_ways_to_transfer_are_never_averaged():
     fig = figures.accuracy_vs_sparsity(frame)
     names = [ax.get_ylabel().split("\n")[0] for ax in fig.axes]
     assert len(set(names)) == len(fig.axes) == 4
-    assert all("BN" in name for name in names[2:]) and "1 images" in names[0]
+    assert all("BN" in name for name in names[2:]) and "1 training images" in names[0]
     everything = pd.concat([transfers(n_train=n) for n in (None, 100)])
     assert len(figures.accuracy_vs_sparsity(everything).axes) == 2
 

@@ -180,6 +180,22 @@ def test_masks_are_places_and_weights_are_colours():
         assert np.isnan(bars(ax)).all()
 
 
+def test_what_an_own_mask_is_worth_is_said_of_whom():
+    def row(weights, mask, control="none"):
+        seed = 1 if control == "shuffle" else 0
+        ticket = Ticket(weights, sparsity=0.9, mask_from=mask, control=control, seed=seed)
+        worth = 0.1 * (mask is not weights) + 0.2 * (control == "shuffle")
+        return specs.columns(Transfer(ticket, "mnist")) | {"accuracy": 0.9 - worth}
+
+    ways = [(NATURAL, NATURAL), (NATURAL, ROBUST), (ROBUST, ROBUST), (ROBUST, ROBUST, "shuffle")]
+    table = figures.mask_rows(pd.DataFrame(row(*way) for way in ways))
+    robust = "robust, L2 ε = 0.15"
+    assert table.set_index(["weights", "mask"])["mean"].to_dict() == {
+        ("natural", robust): pytest.approx(0.1),
+        (robust, f"{robust}, shuffled"): pytest.approx(0.2),
+    }
+
+
 def test_the_gap_stands_against_the_advantage_of_its_task():
     frame = rows([lambda p: Ticket(p, sparsity=0.9)], tasks=("near", "far"))
     gaps = pd.DataFrame({"against": ["far", "near"], "frechet_infinity": [9.0, 2.0]})

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from robustlib.figures.ablations import by_mask, by_pretraining, gap, gap_rows, mask_label
+from robustlib.figures.ablations import by_mask, by_pretraining, gap, gap_rows, mask_rows
 from robustlib.figures.drawings import by_drawing, drawing
 from robustlib.figures.edge import channels, edge, saved
 from robustlib.figures.networks import adversarial_examples, curves, robust_accuracy
@@ -65,8 +65,8 @@ __all__ = [
     "layer_density",
     "layers",
     "looks",
-    "mask_label",
     "mask_overlap",
+    "mask_rows",
     "masks",
     "overlap",
     "overlaps",

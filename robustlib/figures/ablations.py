@@ -171,6 +171,17 @@ def gap_rows(frame: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
     ).sort_values("gap")
 
 
+def mask_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """`stats.mask_effects` of the rows of `by_mask`, and in words whose weights (`weights`) and
+    which other mask (`mask`)."""
+    effects = stats.mask_effects(frame)
+    rows = effects.to_dict("records")
+    return effects.assign(
+        weights=[label(r) for r in rows],
+        mask=[mask_label(r) for r in rows],
+    )
+
+
 def mask_label(row: Mapping[str, Any]) -> str:
     """Whose mask a ticket has: "natural", "robust, L2 ε = 0.15, shuffled".
 

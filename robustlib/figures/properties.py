@@ -45,8 +45,10 @@ PROPERTIES = {
     "mask_chance": "overlap of random masks",
 }
 """The measures of evaluations, by column."""
-IN_TABLE_ALONE = ("pgd_accuracy", "msp_fpr95", "energy_fpr95", "abstained")
-IN_TABLE_ALONE += ("mask_overlap", "mask_chance")
+IN_TABLE_ALONE = (
+    *("pgd_accuracy", "msp_fpr95", "energy_fpr95"),
+    *("abstained", "mask_overlap", "mask_chance"),
+)
 LOW_IS_GOOD = ("ece", "nll", "brier")
 MINUS = "{} − natural"
 """The column of a difference, by the robust network's label."""

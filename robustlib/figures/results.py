@@ -17,13 +17,13 @@ from robustlib.figures.style import (
     COLUMN,
     NATURAL,
     PAGE,
-    REESTIMATED,
     labelled,
     legend,
     looks,
     panels,
     shared,
     style,
+    told,
 )
 from robustlib.specs import Transfer, columns
 
@@ -157,7 +157,7 @@ def _blocks(
                 _axis(ax, against, frame[frame.task == tasks[t]])
                 ax.set_title(tasks[t])
                 if t % across == 0:
-                    ax.set_ylabel(f"{_name(way)}\n{ylabel}")
+                    ax.set_ylabel(f"{told(way)}\n{ylabel}")
         fig.align_ylabels()
         fig.supxlabel(AXES[against], fontsize=8)
         whose = shared(frame, *(c for c in AXES if c not in (against, *ways)), "seed")
@@ -181,18 +181,6 @@ def panel_columns(frame: pd.DataFrame, against: str = "sparsity") -> list[str]:
         if told or frame.groupby(cell, dropna=False)[column].nunique(False).max() > 1:
             chosen.append(column)
     return chosen
-
-
-def _name(way: Mapping[str, Any]) -> str:
-    words = []
-    for column, value in way.items():
-        if column == "recalibrate":
-            words += [REESTIMATED] if value else []
-        elif column == "n_train":
-            words.append("all images" if pd.isna(value) else f"{value:g} images")
-        else:
-            words.append(value if isinstance(value, str) else f"{column} {value}")
-    return ", ".join(words)
 
 
 def _ordered(labelled: pd.DataFrame) -> list[str]:

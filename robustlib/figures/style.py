@@ -32,7 +32,6 @@ NATURAL = "#0072B2"
 ROBUST = LinearSegmentedColormap.from_list("robust", ["#E69F00", "#D55E00", "#5E2A00"])
 OTHER = "#7F7F7F"
 _MARKERS, _DASHES = "s^Dv<>P", ["--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1))]
-REESTIMATED = "BN re-estimated"
 _FIRST = ["task", "mode", "scheme", "pattern", "sparsity", *stats.PRETRAINING, "n_train", "seed"]
 _FIRST += ["accuracy", "n"]
 
@@ -86,33 +85,34 @@ def radius(norm: str, eps: float) -> str:
     return f"{'L2' if norm == 'l2' else 'L∞'} ε = {eps:.3g}"
 
 
-def shared(rows: pd.DataFrame, *columns: str) -> str:
-    """What all rows are of, in words for a note: "cifar10, finetune, sparsity 0.9, 3 seeds".
-
-    columns: those to name, where the rows have one value; words stand for themselves, and several
-    seeds are counted.
-    """
+def told(values: Mapping[str, Any]) -> str:
+    """Columns and their values in words: "linear, BN re-estimated, sparsity 0.9". Words stand for
+    themselves."""
     said = []
-    for column in columns:
-        values = rows[column].nunique(dropna=False)
-        if column == "seed" and values > 1:
-            said.append(f"{values} seeds")
-        elif values == 1:
-            value = rows[column].iloc[0]
-            if column == "n_train":
-                said.append("all images" if pd.isna(value) else f"{value:,g} training images")
-            elif column == "recalibrate":
-                said += [REESTIMATED] if value else []
-            else:
-                said.append(value if isinstance(value, str) else f"{column} {value:g}")
+    for column, value in values.items():
+        if column == "n_train":
+            said.append("all images" if pd.isna(value) else f"{value:,g} training images")
+        elif column == "recalibrate":
+            said += ["BN re-estimated"] if value else []
+        else:
+            number = f"{value:g}" if isinstance(value, float) else value
+            said.append(value if isinstance(value, str) else f"{column} {number}")
     return ", ".join(said)
+
+
+def shared(rows: pd.DataFrame, *columns: str) -> str:
+    """What all rows are of, for a note: "cifar10, finetune, sparsity 0.9, 3 seeds": those of the
+    columns that have one value, as `told`; several seeds are counted."""
+    values = {c: rows[c].iloc[0] for c in columns if rows[c].nunique(dropna=False) == 1}
+    if "seed" in columns and (seeds := rows.seed.nunique()) > 1:
+        values["seed"] = f"{seeds} seeds"
+    return told(values)
 
 
 def with_way(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with a column `way`, how the ticket was transferred: "finetune", "linear, BN
     re-estimated"."""
-    again = rows.recalibrate.map({True: f", {REESTIMATED}", False: ""})
-    return rows.assign(way=rows["mode"] + again)
+    return rows.assign(way=[told(r) for r in rows[["mode", "recalibrate"]].to_dict("records")])
 
 
 def labelled(rows: pd.DataFrame) -> pd.DataFrame:
