@@ -506,8 +506,11 @@ def test_killed_at_any_time_of_a_study(forks, reference, tmp_path, recovers, poi
 
 
 def test_two_race_for_one_artifact_and_one_is_killed(forks, without, reference, recovers, point):
-    drawn, n, killed = random.Random(0), 12, 0
-    for _ in range(n):
+    drawn, n, killed, tried = random.Random(0), 12, 0, 0
+    # How many end before they are killed depends on what else the machine does: not on n tries.
+    while killed < n / 2 or tried < n:
+        tried += 1
+        assert tried <= 4 * n, "the others had ended before"
         folder = without("robust")
         pair = [forks.start(compute, "robust", into=folder) for _ in range(2)]
         time.sleep(drawn.uniform(0, 0.5 * reference.seconds))
@@ -520,7 +523,6 @@ def test_two_race_for_one_artifact_and_one_is_killed(forks, without, reference, 
             with point("two processes racing for an artifact"):
                 assert outcome(folder) == reference.outcome
                 recovers(folder)
-    assert killed >= n / 2, "the others had ended before"
 
 
 @pytest.mark.parametrize("left", ["", "garbage", "1234\n"], ids=["killed holder", "text", "id"])
