@@ -544,6 +544,7 @@ def run_study(
     import papermill
     from tqdm.auto import tqdm
 
+    from robustlib.batch import execute
     from robustlib.sweeps import sweep
 
     study = profile(name)
@@ -563,10 +564,10 @@ def run_study(
         if notebook.stem in NEEDS and NEEDS[notebook.stem] not in here:
             bar.write(f"{notebook.stem}: left out, {name} has no [ablation.{NEEDS[notebook.stem]}]")
             continue
-        papermill.execute_notebook(
+        known = papermill.inspect_notebook(str(notebook))
+        execute(
             notebook,
             out / "notebooks" / notebook.name,
-            parameters={k: given[k] for k in given if k in papermill.inspect_notebook(notebook)},
-            progress_bar=False,
+            {name: value for name, value in given.items() if name in known},
         )
     return frame
