@@ -105,7 +105,7 @@ def mask(ticket: Ticket) -> tickets.Mask:
 
 def layers(spec: Pretrain) -> list[str]:
     """The names of the weights that tickets of a network may remove; nothing is trained for it."""
-    return list(tickets.prunable(models.build(spec.arch, 2, spec.width, spec.stem_stride)))
+    return list(tickets.prunable(models.of(spec, 2)))
 
 
 @torch.random.fork_rng()
@@ -117,7 +117,7 @@ def network(spec: Spec) -> nn.Module:
     """
     if isinstance(spec, Pretrain):
         artifact = run(spec)
-        model = models.build(spec.arch, artifact.extra["n_classes"], spec.width, spec.stem_stride)
+        model = models.of(spec, artifact.extra["n_classes"])
         model.load_state_dict(artifact.tensors())
         return model.eval()
     if isinstance(spec, Ticket):
@@ -151,7 +151,7 @@ def _trained(spec: Pretrain, checkpoint: Path) -> tuple[nn.Module, list[dict[str
     mean, std = _statistics(data.train)
     with torch.random.fork_rng():
         torch.manual_seed(batches.seed_for(spec.seed, "init"))
-        model = models.build(spec.arch, data.n_classes, spec.width, spec.stem_stride, mean, std)
+        model = models.of(spec, data.n_classes, mean, std)
     curve = training.fit(
         model,
         data.train,
@@ -254,8 +254,7 @@ def _start(spec: Ticket) -> nn.Module:
     if spec.control == "reinit":
         with torch.random.fork_rng():
             torch.manual_seed(batches.seed_for(spec.seed, "reinit"))
-            own, n_classes = spec.pretrain, model.fc.out_features
-            fresh = models.build(own.arch, n_classes, own.width, own.stem_stride)
+            fresh = models.of(spec.pretrain, model.fc.out_features)
         fresh.mean, fresh.std = model.mean, model.std
         return fresh.eval()
     if (base := specs.rewound(spec)) is not None:
@@ -325,7 +324,7 @@ def _task(spec: Transfer) -> Any:
     if spec.mode == "segment":
         return load_segmentation(spec.task, n_train=spec.n_train, seed=spec.seed)
     size = spec.ticket.pretrain.size
-    return load(spec.task, size=size, n_train=spec.n_train, seed=spec.seed)
+    return load(spec.task, size, spec.n_train, spec.seed, detail=spec.detail)
 
 
 def _transfer(spec: Transfer) -> tuple[dict, dict, dict]:
@@ -348,6 +347,7 @@ def _transfer(spec: Transfer) -> tuple[dict, dict, dict]:
     else:
         row = _counts(extra.pop("test_correct"), len(data.test))
         row["val_accuracy"] = extra.pop("val_correct") / len(data.val)
+        row["native_detail"] = data.native
     row["n_train_measured"] = len(data.train)
     removed = sum(int((model.get_parameter(n)[~m] != 0).sum()) for n, m in kept.items())
     if removed:

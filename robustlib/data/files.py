@@ -33,7 +33,7 @@ def imagenet(folder: Path, size: int) -> Dataset:
         odd = sorted(set(names) ^ set(test_names))
         raise ValueError(f"{folder}: {', '.join(odd[:5])}: a class of only one of train and val")
     rows, val = holdout(train.y.numpy())
-    return Dataset(folder.name, take(train, rows), take(train, val), test, names)
+    return Dataset(folder.name, take(train, rows), take(train, val), test, names, size)
 
 
 def stream(
@@ -75,6 +75,10 @@ class _Decoded(torch.utils.data.Dataset):
         else:
             flip = [v2.RandomHorizontalFlip()] if augment == "crop-flip" else []
             self.transform = v2.Compose([v2.RandomResizedCrop(size, antialias=True), *flip])
+        if split.detail:
+            sides = (split.detail, split.detail), (size, size)
+            coarse = [v2.Resize(side, antialias=True) for side in sides]
+            self.transform = v2.Compose([self.transform, *coarse])
         self.split, self.parts = split, (seed, epoch)
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
