@@ -7,6 +7,7 @@ import functools
 import io
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -211,7 +212,10 @@ def data_build(
     """
     from robustlib.data import sources
 
-    print(sources.build_folder(name, folder, size, test_fraction, seed))
+    with warnings.catch_warnings():
+        # A line, as errors are: what was found and is not read.
+        warnings.showwarning = lambda text, *_, **__: print(f"robustlib: {text}", file=sys.stderr)
+        print(sources.build_folder(name, folder, size, test_fraction, seed))
 
 
 def results(
