@@ -17,13 +17,14 @@ NOTEBOOKS := find . -maxdepth 2 -name '*.ipynb' -exec
 
 # Each target is one job that uses every core itself, so `make -j` runs them one by one too.
 .NOTPARALLEL:
-.PHONY: help env study test lint format figures lab lock clean
+.PHONY: help env study test gpu lint format figures lab lock clean
 
 help:
 	@echo 'make study    run a study: PROFILE=quick (minutes, needs no data), cpu, paper'
 	@echo 'make lab      open the notebooks in JupyterLab'
 	@echo 'make figures  draw figures/ again, from the stored results of PROFILE=cpu make study'
 	@echo 'make test     ruff, then every test and every notebook; ARGS go to pytest'
+	@echo 'make gpu      measure a GPU in 9 minutes: benchmarks/gpu.csv, and the tests that need one'
 	@echo 'make lint     ruff, and notebooks without outputs'
 	@echo 'make format   fix what `make lint` finds, where that can be done without you'
 	@echo 'make env      make .venv, or bring it up to pyproject.toml and constraints.txt'
@@ -59,6 +60,9 @@ lint: env
 test: lint
 	store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
 	    OMP_NUM_THREADS=1 ROBUSTLIB_STORE="$$store" $(RUN) pytest -n 2 --dist loadfile $(ARGS)
+
+gpu: env
+	.venv/bin/python benchmarks/gpu.py --out benchmarks/gpu.csv $(ARGS)
 
 format: env
 	$(RUN) ruff check --fix .
