@@ -26,7 +26,7 @@ from robustlib import (
 from robustlib.attacks import Threat
 from robustlib.compact import compact
 from robustlib.data import batches, load, load_segmentation
-from robustlib.data.splits import Split, take
+from robustlib.data.splits import FileSplit, Split, take
 from robustlib.devices import device, devices
 from robustlib.metrics.evaluate import evaluate
 from robustlib.specs import Evaluation, Pretrain, Spec, Ticket, Transfer
@@ -136,19 +136,21 @@ def network(spec: Spec) -> nn.Module:
 def _pretrain(spec: Pretrain) -> tuple[dict, dict, dict]:
     if spec.checkpoint:
         return _pretrained(spec)
-    call = spec, store.checkpoint(spec)
-    model, curve = parallel.launch(_trained, call, devices(), device())
     data = _source(spec)
+    # Here, once: files are decoded for it, and each process would do that anew.
+    call = spec, store.checkpoint(spec), *_statistics(data.train)
+    model, curve = parallel.launch(_trained, call, devices(), device())
     row = _source_accuracy(model, data) | _size(model, spec.size)
     row["catastrophic_overfitting"] = any("catastrophic_overfitting" in c for c in curve)
     return row, model.state_dict(), {"curve": curve, "n_classes": data.n_classes}
 
 
-def _trained(spec: Pretrain, checkpoint: Path) -> tuple[nn.Module, list[dict[str, float]]]:
+def _trained(
+    spec: Pretrain, checkpoint: Path, mean: list[float], std: list[float]
+) -> tuple[nn.Module, list[dict[str, float]]]:
     """The trained network and its curve; `parallel.launch` calls it in each process, by name."""
     data = _source(spec)
     objective = objectives.from_spec(spec)
-    mean, std = _statistics(data.train)
     with torch.random.fork_rng():
         torch.manual_seed(batches.seed_for(spec.seed, "init"))
         model = models.build(spec.arch, data.n_classes, spec.width, spec.stem_stride, mean, std)
@@ -408,9 +410,13 @@ def _size(model: nn.Module, size: int | tuple[int, int]) -> dict[str, int]:
     }
 
 
-def _statistics(split: Split) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the training images, per channel, in [0, 1]."""
-    pixels = [batches.to_float(split.x[i : i + 500], "cpu") for i in range(0, len(split), 500)]
-    mean = torch.stack([p.mean((0, 2, 3)) for p in pixels]).mean(0)
-    square = torch.stack([p.square().mean((0, 2, 3)) for p in pixels]).mean(0)
-    return mean.tolist(), (square - mean**2).clamp_min(1e-6).sqrt().tolist()
+def _statistics(split: Split | FileSplit) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the training images, per channel, in [0, 1]: of all their
+    pixels alike, without augmentation."""
+    n, total, squares = 0, 0.0, 0.0
+    for x, _ in batches.ordered(split, batch_size=100):
+        x = x.double()  # the mean of squares less the square of the mean: floats lose digits
+        n += x.numel() // x.shape[1]
+        total, squares = total + x.sum((0, 2, 3)), squares + x.square().sum((0, 2, 3))
+    mean = total / n
+    return mean.tolist(), (squares / n - mean**2).clamp_min(1e-6).sqrt().tolist()
