@@ -446,7 +446,7 @@ class Evaluation:
             raise ValueError(
                 f"draws={self.draws}: 10 at least, or nothing can be certified at alpha = 0.001"
             )
-        least = {"domain_gap": 8, "similarity": 4}.get(self.suite, 1)
+        least = LEAST_MEASURED.get(self.suite, 1)
         if self.limit is not None and self.limit < least:
             raise ValueError(f"limit={self.limit}: suite={self.suite!r} needs {least} images")
         if self.other is not None:
@@ -457,6 +457,8 @@ class Evaluation:
                 raise ValueError(f"{name}={given}: its network labels pixels, suites need images")
 
 
+LEAST_MEASURED = {"domain_gap": 8, "similarity": 4}
+"""Images that a suite needs, where one is not enough."""
 EDITIONS = {"corruption": 2, "domain_gap": 3, "similarity": 2}
 """Of the suites that have come to measure something else: a part of their keys, so that rows of
 the edition before are not taken for theirs."""

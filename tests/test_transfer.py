@@ -152,12 +152,6 @@ def test_of_equally_good_values_of_c_the_smallest_is_taken():
     assert len(measures["val_correct_by_C"]) == len(linear_module.STRENGTHS)
 
 
-def test_linear_on_one_class_is_refused_by_name():
-    net = model()
-    with pytest.raises(ValueError, match="n_train=3: .* one class"):
-        linear(omp(net, 0.5).apply(net), dataset([2, 2, 2]))
-
-
 def tuned(data: Dataset, net: nn.Module, **fields) -> tuple[nn.Module, Mask, dict]:
     mask = omp(net, 0.7)
     spec = Transfer(**{"epochs": 8, "batch_size": 20, "augment": "none"} | fields)

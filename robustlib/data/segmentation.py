@@ -195,7 +195,7 @@ def _dataset(name: str, arrays: Arrays, names: tuple[str, ...]) -> Segmentation:
     if "val" not in parts:
         n = len(parts["train"])
         if n < 2:
-            raise ValueError(f"{name}: 1 training image; 2 are needed, 1 for val")
+            raise ValueError(f"{name}: 1 training image; 3 are needed, 1 of them for val")
         order = np.random.default_rng(seed_for("holdout")).permutation(n)
         cut = min(VAL_CAP, max(1, round(VAL_FRACTION * n)))
         parts["val"] = take(parts["train"], np.sort(order[:cut]))

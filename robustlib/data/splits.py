@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 VAL_FRACTION, VAL_CAP = 0.1, 5_000
+LEAST_FOR_VAL = 6
+"""Images from which `holdout` cuts one, if a class has two of them; from fewer it cuts none."""
 RESIZE_CHUNK = 512
 
 
