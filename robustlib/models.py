@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from robustlib.specs import ARCHS, STEMS, Pretrain, one_of
@@ -136,20 +137,23 @@ def parameters(model: nn.Module) -> int:
 
 
 def multiply_adds(model: nn.Module, size: int | tuple[int, int]) -> int:
-    """Multiply-adds of one image in convolutions and linear layers; size: its side, or height and
-    width.
+    """Multiply-adds of one image in convolutions of any kind and linear layers; size: its side, or
+    height and width.
 
     Weights that are zero do not count: on a ticket this is what an ideal sparse engine would do.
     """
     height, width = (size, size) if isinstance(size, int) else size
     total = 0
 
-    def count(module: nn.Module, _inputs: tuple[Tensor, ...], out: Tensor) -> None:
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal total
-        positions = out.shape[2] * out.shape[3] if out.dim() == 4 else 1
-        total += positions * int(torch.count_nonzero(module.weight))
+        # How often a weight is used: at each position of the output, or of the input where that is
+        # what the kernel is laid on.
+        where = inputs[0] if isinstance(module, _ConvTransposeNd) else out
+        positions = where[0, ..., 0] if isinstance(module, nn.Linear) else where[0, 0]
+        total += positions.numel() * int(torch.count_nonzero(module.weight))
 
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [m for m in model.modules() if isinstance(m, _ConvNd | nn.Linear)]
     handles = [m.register_forward_hook(count) for m in layers]
     modes = {m: m.training for m in model.modules()}
     try:
