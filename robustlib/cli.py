@@ -103,7 +103,7 @@ def batch(
 
     Args:
         notebook: The notebook; one of its cells is tagged `parameters`.
-        grid: NAME=VALUE,VALUE,... of a parameter that varies; may be repeated.
+        grid: NAME=VALUE,VALUE,... of a parameter that varies (lists in brackets); may be repeated.
         parameter: NAME=VALUE of one that does not; may be repeated.
         out: Folder for executed notebooks, figures and rows (default: runs/batch/NOTEBOOK).
         workers: Processes, one thread each (default: one a GPU, or else one a core).

@@ -544,6 +544,7 @@ def run_study(
     import papermill
     from tqdm.auto import tqdm
 
+    from robustlib import parameters
     from robustlib.sweeps import sweep
 
     study = profile(name)
@@ -566,7 +567,7 @@ def run_study(
         papermill.execute_notebook(
             notebook,
             out / "notebooks" / notebook.name,
-            parameters={k: given[k] for k in given if k in papermill.inspect_notebook(notebook)},
+            parameters={k: given[k] for k in given if k in parameters.types(notebook)},
             progress_bar=False,
         )
     return frame
