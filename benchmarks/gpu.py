@@ -707,7 +707,8 @@ def section(name: str, device: torch.device, smoke: bool, deadline: float, out: 
 
 def everything(args: argparse.Namespace) -> int:
     """Every section in a process of its own; how many rows failed."""
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (args.out.parent, args.logs)):
+        folder.mkdir(parents=True, exist_ok=True)
     args.out.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
     end = time.monotonic() + args.seconds
     section("machine", args.device, args.smoke, end + 30, args.out)
