@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustlib.devices import layout
 from robustlib.parallel import drawn
 from robustlib.specs import NORMS, Norm, integer, number, one_of
 
@@ -120,6 +121,8 @@ def pgd(
             return F.cross_entropy(logits, y, reduction="none")
 
     model = unwrapped(model)
+    if layout(model, x.device) == torch.contiguous_format:
+        x = x.contiguous()
     delta = (x + random_start(x, threat)).clamp_(0, 1).sub_(x)
     best, best_loss = delta, torch.full((len(x),), -torch.inf, device=x.device)
     with evaluating(model), torch.enable_grad():

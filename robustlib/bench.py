@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robustlib import cluster, models, objectives, store, sweeps, training
+from robustlib import cluster, devices, models, objectives, store, sweeps, training
 from robustlib.attacks import Threat
 from robustlib.data.batches import to_float
 from robustlib.data.splits import Split
@@ -69,7 +69,9 @@ def throughput() -> dict[str, list[float]]:
 
 
 def _bare(model: nn.Module, x: torch.Tensor, y: torch.Tensor, attack: Threat | None) -> None:
-    model.to(x.device, memory_format=torch.channels_last)
+    lies = devices.layout(model, x.device)
+    model.to(x.device, memory_format=lies)
+    x = x.contiguous(memory_format=lies)
     optim = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
     for _ in range(STEPS):
         images = x

@@ -279,7 +279,8 @@ def _step(model: nn.Module, spec: Transfer, batch_size: int) -> Any:
     size = spec.ticket.pretrain.size
     images = torch.rand(batch_size, 3, size, size, generator=generator)
     labels = torch.randint(0, model.fc.out_features, (batch_size,), generator=generator)
-    model.cpu().to(memory_format=torch.channels_last).train()
+    lies = devices.layout(model, torch.device("cpu"))
+    model.cpu().to(memory_format=lies).train()
     # The rate costs no time, and at 0 the weights cannot run off to what does (nan, denormals).
     optim = training.optimiser(model, replace(training.Recipe.of(spec), lr=0.0))
 

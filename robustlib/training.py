@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from robustlib import parallel, store
 from robustlib.attacks import Threat, evaluating, pgd
 from robustlib.data import batches
-from robustlib.devices import device, fabric
+from robustlib.devices import device, fabric, layout
 from robustlib.objectives import Objective
 from robustlib.specs import Augment, Precision, Schedule
 
@@ -127,8 +127,8 @@ def _fit(
     where = device()
     parallel.check_shares(len(split), recipe.batch_size, parallel.processes())
     engine = fabric(recipe.precision, where)
-    layout = _layout(model, split, where)
-    model.to(where, memory_format=layout)
+    lies = layout(model, where)
+    model.to(where, memory_format=lies)
     optim = optimiser(model, recipe)
     wrapped, stepper = engine.setup(model, optim)
     per_epoch = batches.steps(split, recipe.batch_size)
@@ -189,7 +189,7 @@ def _fit(
                 for group in optim.param_groups:
                     group["lr"] = rate
                 torch.manual_seed(batches.seed_for(recipe.seed, "step", step))
-                x, y = parallel.own(x).contiguous(memory_format=layout), parallel.own(y)
+                x, y = parallel.own(x).contiguous(memory_format=lies), parallel.own(y)
                 with engine.autocast(), parallel.sharing():
                     loss = objective.loss(wrapped, x, y)
                 due = checkpoint is not None and time.monotonic() - last_save > CHECKPOINT_SECONDS
@@ -224,15 +224,6 @@ def _fit(
         curve[-1]["seconds"] = spent + time.monotonic() - started
     model.eval()
     return curve
-
-
-def _layout(model: nn.Module, split: Any, where: torch.device) -> torch.memory_format:
-    """channels_last, in which convolutions are fastest; but not for layers of few channels and
-    images beyond 32 px on a CPU, where torch's (2.14) backward pass writes beyond its memory."""
-    side = max(split.x.shape[1:3]) if hasattr(split, "x") else split.size
-    narrow = any(m.out_channels < 16 for m in model.modules() if isinstance(m, nn.Conv2d))
-    unsafe = where.type == "cpu" and side > 32 and narrow
-    return torch.contiguous_format if unsafe else torch.channels_last
 
 
 def _replayed(feed: Iterator, times: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,5 +1,6 @@
 """The training loop: what it does to weights, and that it does the same again."""
 
+import ctypes.util
 import json
 import math
 import os
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from robustlib import models, objectives, run, store, training
-from robustlib.attacks import Threat
+from robustlib.attacks import Threat, pgd
 from robustlib.data import Split, batches, load
+from robustlib.devices import layout
 from robustlib.objectives import Objective, natural
 from robustlib.specs import Pretrain, to_dict
 from robustlib.training import CatastrophicOverfitting, NotFinite, Recipe, fit
@@ -337,7 +339,9 @@ def test_the_momentum_is_nesterovs():
 
 def test_it_is_the_loop_that_anyone_would_write(split):
     loss = objectives.adversarial(Threat("l2", 0.3, 1)).loss
-    model, step = network().to(memory_format=torch.channels_last).train(), 0
+    model, step = network().train(), 0
+    lies = layout(model, torch.device("cpu"))
+    model.to(memory_format=lies)
     decayed = [p for n, p in model.named_parameters() if "conv" in n or "downsample.0" in n]
     decayed.append(model.fc.weight)
     others = [p for p in model.parameters() if not any(p is d for d in decayed)]
@@ -345,6 +349,7 @@ def test_it_is_the_loop_that_anyone_would_write(split):
     optim = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
     for epoch in range(2):
         for x, y in batches.epoch(split, 64, augment="crop", seed=0, epoch=epoch):
+            x = x.contiguous(memory_format=lies)
             for group in optim.param_groups:
                 group["lr"] = training.learning_rate(RECIPE, step, 6)
             with torch.random.fork_rng():
@@ -545,18 +550,68 @@ def test_recalibration_is_the_plain_average_over_the_batches(split):
     assert torch.allclose(evaluated, trained, atol=0.02 * trained.abs().max().item())
 
 
-def test_narrow_layers_on_large_images_do_not_corrupt_memory(tmp_path):
-    """In channels_last torch 2.14 writes beyond its memory here; glibc notices when it checks."""
-    code = (
-        "from robustlib import Pretrain, Ticket, Transfer, run\n"
-        "net = Pretrain(source='digits', width=4, stem_stride=1, size=8, epochs=0)\n"
-        "run(Transfer(Ticket(net), 'glyphs_seg', 'segment', n_train=40, epochs=2, batch_size=4))\n"
-        "import torch\n"
-        "print(len([torch.randn(n) for n in range(1, 2000)]))"
-    )
+NARROW = """
+import torch
+from robustlib import Evaluation, Pretrain, Ticket, Transfer, run
+few = {"n_train": 40, "batch_size": 8}
+robust = {"objective": "pgd", "eps": 0.1}
+for side in (8, 32, 64):
+    narrow = Pretrain("digits", width=4, stem_stride=1, size=side, epochs=1, **few, **robust)
+    wide = Pretrain("digits", width=16, stem_stride=1, size=side, epochs=0)
+    nets = [Transfer(Ticket(narrow), "digits", epochs=1, **few)]
+    for sparsity in (0.5, 0.75):
+        ticket = Ticket(wide, pattern="channel", scope="layer", sparsity=sparsity)
+        nets.append(Transfer(ticket, "digits", epochs=2, **few))
+    for net in nets:
+        run(Evaluation(net, "adversarial", attack="cheap", eps=0.1, limit=8))
+    drawn = Ticket(narrow, "lmp", sparsity=0.5, dataset="digits", epochs=1, **few)
+    run(Transfer(drawn, "digits", epochs=1, **few))
+net = Pretrain("digits", width=4, stem_stride=1, size=8, epochs=0)
+run(Transfer(Ticket(net), "glyphs_seg", "segment", n_train=40, epochs=2, batch_size=4))
+print(len([torch.randn(n) for n in range(1, 2000)]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("conv", "plain"),
+    [
+        (nn.Conv2d(4, 8, 1, 2), True),
+        (nn.Conv2d(15, 64, 1, (1, 2)), True),
+        (nn.Conv2d(16, 8, 1, 2), False),
+        (nn.Conv2d(4, 8, 1), False),
+        (nn.Conv2d(4, 8, 3, 2), False),
+    ],
+)
+def test_one_rule_says_how_memory_is_laid_out(conv, plain, split):
+    model = nn.Sequential(nn.Conv2d(3, conv.in_channels, 3), conv)
+    model.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(conv.out_channels, 10)])
+    last = torch.channels_last
+    assert layout(model, torch.device("cuda")) == last
+    assert layout(model, torch.device("cpu")) == (torch.contiguous_format if plain else last)
+    # Images come in channels_last: they must not lead a plain network there.
+    seen = []
+    model.register_forward_pre_hook(lambda _, x: seen.append(x[0].is_contiguous()))
+    objective = objectives.adversarial(Threat("l2", 0.1, 1))
+    fit(model, split, objective, RECIPE)
+    assert len(seen) == 2 * 6 and set(seen) == {plain}
+    lies = torch.contiguous_format if plain else last
+    assert all(p.is_contiguous(memory_format=lies) for p in model.parameters() if p.ndim == 4)
+    seen.clear()
+    x, y = next(batches.ordered(split))
+    assert x.is_contiguous(memory_format=last)
+    pgd(model, x, y, Threat("l2", 0.1, 2))
+    assert seen == [plain] * 2
+
+
+@pytest.mark.parametrize("instructions", ["", "AVX2"])
+def test_narrow_networks_do_not_corrupt_memory(instructions, tmp_path):
+    """In channels_last torch 2.14 writes beyond its memory here; glibc notices when it checks, from
+    2.34 on through a library of its own. With AVX2 the layers that do so are others."""
     environment = {**os.environ, "MALLOC_CHECK_": "3", "ROBUSTLIB_STORE": str(tmp_path)}
+    environment |= {"LD_PRELOAD": ctypes.util.find_library("c_malloc_debug") or ""}
+    environment |= {"ONEDNN_MAX_CPU_ISA": instructions, "TQDM_DISABLE": "1"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", NARROW], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0 and done.stdout.split()[-1:] == ["1999"], done.stderr[-500:]
