@@ -14,7 +14,7 @@ NET = Pretrain(source="glyphs", width=4, size=32, n_train=460, epochs=1, augment
 
 
 def spectrum_beyond(x: torch.Tensor, detail: int) -> float:
-    """The share of the energy of images [N, H, W, C] at frequencies that `detail` px cannot hold."""
+    """The share of the energy of images [N, H, W, C] at frequencies beyond `detail` px."""
     images = x.float().mean(3)
     power = torch.fft.fft2(images - images.mean((1, 2), keepdim=True)).abs().square().mean(0)
     f = torch.fft.fftfreq(x.shape[1]).abs() * x.shape[1]

@@ -203,7 +203,8 @@ def test_fields_at_their_default_do_not_enter_the_key(cls):
 
 
 DEFAULTS = {
-    Pretrain: "source=tinyimagenet200 arch=resnet10s width=32 stem_stride=2 stem=small size=32 n_train=None "
+    Pretrain: "source=tinyimagenet200 arch=resnet10s width=32 stem_stride=2 stem=small size=32 "
+    "n_train=None "
     "objective=natural norm=l2 eps=0.0 steps=1 step_size=None beta=6.0 replays=4 sigma=0.0 "
     "epochs=10 lr=0.2 schedule=onecycle batch_size=128 momentum=0.9 weight_decay=0.0005 "
     "decay_norms=False augment=crop-flip precision=fp32 checkpoint= seed=0",
@@ -212,7 +213,8 @@ DEFAULTS = {
     "rate=0.2 rounds=() rewind=0 epochs=2 lr=0.05 batch_size=128 weight_decay=0.0005 augment=crop "
     "precision=fp32 seed=0",
     Transfer: "task=cifar10 mode=finetune n_train=1000 epochs=30 lr=0.05 batch_size=64 "
-    "weight_decay=0.0005 augment=crop detail=None precision=fp32 recalibrate=False head=auto seed=0",
+    "weight_decay=0.0005 augment=crop detail=None precision=fp32 recalibrate=False head=auto "
+    "seed=0",
 }
 
 
@@ -240,7 +242,11 @@ CHANGED = {
     Pretrain: {
         **{f: {f: v} for f, v in zip(TEXTS, ("digits", "resnet18"), strict=False)},
         **{f: {f: LITERALS[f][1]} for f in ("arch", "norm", "schedule", "precision", "stem")},
-        **{f: {f: 9} for f in LOWEST if f not in ("stem_stride", "min_channels", "rewind", "detail")},
+        **{
+            f: {f: 9}
+            for f in LOWEST
+            if f not in ("stem_stride", "min_channels", "rewind", "detail")
+        },
         **{f: {f: 0.125} for f in ("step_size", "beta", "lr", "momentum", "weight_decay")},
         **{"stem_stride": {"stem_stride": 1}, "augment": {"augment": "none"}},
         **{"decay_norms": {"decay_norms": True}, "objective": {**PGD, "objective": "free"}},
