@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustlib import cluster
-from robustlib.specs import integer, number, one_of
+from robustlib import cluster, parameters
+from robustlib.specs import integer
 from robustlib.sweeps import SweepFailed
 
 if TYPE_CHECKING:
@@ -41,15 +41,17 @@ def batch(
     parameters as columns, and are written to OUT/NAME.csv. A notebook that has a parameter
     `workers` gets 1, since points run side by side: `workers`, `scheduler` and `retries` are those
     of `sweep`. A point that was run before, with the notebook as it is now, is not run again.
+    Text is read as the parameter's type (`parameters.types`).
 
     Raises ValueError for what the notebook does not take, before anything is run, and SweepFailed
     when points failed: the executed notebook of each is then its folder's unfinished.ipynb.
     """
     notebook, out = Path(notebook), Path(out)
     cluster.check(workers, scheduler, retries)
-    known, source = _inspected(notebook)
-    grid = {name: [_value(known, name, v) for v in values] for name, values in grid.items()}
-    fixed = {name: _value(known, name, v) for name, v in (fixed or {}).items()}
+    known = parameters.types(notebook)
+    source = json.dumps([c["source"] for c in parameters.cells(notebook)])
+    grid = {k: [parameters.value(known, k, v) for v in values] for k, values in grid.items()}
+    fixed = {k: parameters.value(known, k, v) for k, v in (fixed or {}).items()}
     for name, values in grid.items():
         if not values:
             raise ValueError(f"{name}: has no value")
@@ -102,7 +104,8 @@ def execute(notebook: Path | str, out: Path | str, parameters: Mapping[str, Any]
 
 
 def parse(texts: Sequence[str], split: bool = True) -> dict[str, list[str]]:
-    """["sparsity=0.5,0.9", ...] as names and their values; one value each if not `split`."""
+    """["sparsity=0.5,0.9", ...] as names and their values, among which a list is in brackets; one
+    value each if not `split`."""
     out: dict[str, list[str]] = {}
     for text in texts:
         name, equals, values = text.partition("=")
@@ -110,34 +113,8 @@ def parse(texts: Sequence[str], split: bool = True) -> dict[str, list[str]]:
             raise ValueError(f"{text!r}: must be NAME=VALUE" + ",VALUE..." * split)
         if name in out:
             raise ValueError(f"{text!r}: {name} is given twice")
-        out[name] = [v.strip() for v in values.split(",")] if split else [values]
+        out[name] = parameters.split(values) if split else [values]
     return out
-
-
-def _inspected(notebook: Path) -> tuple[dict[str, str], str]:
-    """The parameters of a notebook with their types, and the text of its cells."""
-    import papermill
-
-    if notebook.suffix != ".ipynb" or not notebook.is_file():
-        raise ValueError(f"notebook={str(notebook)!r}: there is no such notebook")
-    try:
-        cells = [c["source"] for c in json.loads(notebook.read_text("utf-8"))["cells"]]
-        found = papermill.inspect_notebook(str(notebook))
-    except (ValueError, LookupError, TypeError) as e:
-        raise ValueError(f"notebook={str(notebook)!r}: is not a notebook ({e})") from None
-    if not found:
-        raise ValueError(f"notebook={str(notebook)!r}: no cell is tagged `parameters`")
-    return {name: p["inferred_type_name"] for name, p in found.items()}, json.dumps(cells)
-
-
-def _value(known: dict[str, str], name: str, value: Any) -> Any:
-    kind = known[one_of("parameter", name, sorted(known))]
-    if not isinstance(value, str) or kind not in ("int", "float", "bool"):
-        return value
-    if kind == "bool":
-        return one_of(name, value.lower(), ["true", "false"]) == "true"
-    x = number(name, value, -1e308, 1e308)
-    return integer(name, x, -(2**63), 2**63) if kind == "int" else x
 
 
 def _name(own: dict[str, Any], given: dict[str, Any], source: str) -> str:
@@ -147,7 +124,7 @@ def _name(own: dict[str, Any], given: dict[str, Any], source: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_.,=-]', '-', text)[:100]}-{digest[:10]}"
 
 
-def _execute(notebook: str, parameters: dict[str, Any], folder: str) -> None:
+def _execute(notebook: str, given: dict[str, Any], folder: str) -> None:
     import papermill
 
     done, running = Path(folder) / DONE, Path(folder) / UNFINISHED
@@ -155,7 +132,7 @@ def _execute(notebook: str, parameters: dict[str, Any], folder: str) -> None:
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
     try:
-        execute(notebook, running, parameters)
+        execute(notebook, running, given)
     except papermill.PapermillExecutionError as e:
         # Its own kind does not survive the way between processes.
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(e.traceback))
@@ -172,7 +149,7 @@ def _gathered(points: dict[Path, dict[str, Any]], out: Path) -> dict[str, pd.Dat
             rows = pd.read_csv(file)
             for name, value in reversed(own.items()):
                 if name not in rows:
-                    rows.insert(0, name, value)
+                    rows.insert(0, name, [value] * len(rows))  # a list is one value
             tables.setdefault(file.stem, []).append(rows)
     gathered = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
     for name, rows in gathered.items():

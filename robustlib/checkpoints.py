@@ -26,7 +26,7 @@ from robustlib import models
 from robustlib.data.sources import data_root, home
 from robustlib.specs import ARCHS, integer, one_of, reason, shown
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar", ".ckpt", ".bin")
 
 # The first recipe for both (69.8 and 76.1 %): the natural counterpart of the robust networks below.
 _TORCHVISION = {
@@ -78,13 +78,19 @@ NAMES = (*(f"torchvision/{n}" for n in _TORCHVISION), *(f"madrylab/{n}" for n in
 def load(
     source: str | Path, n_classes: int | None = None, stem_stride: int | None = None
 ) -> models.ResNet:
-    """The network of a file (.safetensors, .pt, .pth, .ckpt) or of a name in `NAMES`, on the CPU.
+    """The network of a file of one of `SUFFIXES` or of a name in `NAMES`, on the CPU.
 
-    Reads plain state_dicts, dicts that hold one under `model` or `state_dict`, DataParallel's, and
-    those of MadryLab/robustness with their normaliser and their second copy of the weights. The
-    arch is found from the shapes; mean and std come from the file, else they are ImageNet's (a
-    warning says so). The network is float32 and in eval mode, and torch's generator is untouched
-    unless a head is made: `n_classes` other than the file's puts a fresh head on.
+    Reads plain state_dicts, with BatchNorm's counters or, like torchvision's published files,
+    without; dicts that hold one under `model`, `state_dict`, `net`, `state_dict_ema` and the like;
+    and names as DataParallel, torch.compile, AveragedModel, a LightningModule (`net.`) or a
+    normaliser in front of the network change them, within one another too. Of MadryLab/robustness
+    it takes the normaliser and checks the second copy of the weights. What is taken is exactly one
+    network: two that differ, or anything beside it, are refused by name.
+
+    The arch is found from the shapes; mean and std come from the file, else they are ImageNet's (a
+    warning says so). The network is float32, to which float64 is rounded, and in eval mode, and
+    torch's generator is untouched unless a head is made: `n_classes` other than the file's puts a
+    fresh head on.
 
     `stem_stride` is that of a small-image ResNet, which shapes do not tell: None is what `save`
     recorded, else 1. A name is downloaded once and kept as safetensors under
@@ -213,28 +219,79 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 state, metadata = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
         except Exception as e:  # bytes from outside can raise anything
             raise ValueError(f"{path}: truncated, or not safetensors ({reason(e)})") from None
-    else:
-        state, metadata = _unpickle(path), {}
-        if isinstance(state, dict):
-            for key in ("model", "state_dict"):
-                if isinstance(state.get(key), dict):
-                    state = state[key]
-                    break
-    if not isinstance(state, dict) or not state:
-        raise ValueError(f"{path}: holds no state_dict, under 'model', 'state_dict' or by itself")
+        if not state:
+            raise ValueError(f"{path}: holds no tensors")
+        return _unwrap(path, _checked(path, state)), metadata
+    content = _unpickle(path)
+    found = _state_dicts(content) if isinstance(content, dict) else {}
+    if not found:
+        raise ValueError(f"{path}: holds no state_dict, by itself or under {_UNDER}")
+    states = {at: _unwrap(path, _checked(path, state)) for at, state in found.items()}
+    (at, state), *others = states.items()
+    for other, weights in others:
+        same = weights.keys() == state.keys() and all(
+            state[k].dtype == v.dtype and torch.equal(state[k], v) for k, v in weights.items()
+        )
+        if not same:
+            raise ValueError(
+                f"{path}: holds two networks that differ, {at or 'its own'} and "
+                f"{other or 'its own'}: save the one that is meant by itself"
+            )
+    return state, {}
+
+
+# Keys made of these words, such as "net" or "model_state_dict", hold the network in a checkpoint.
+_WORDS = {"model", "net", "network", "module", "state", "dict", "ema", "weights"}
+_UNDER = "model, state_dict, model_state_dict, state_dict_ema, net"
+
+
+def _state_dicts(content: dict) -> dict[str, dict]:
+    """The dicts of weights in a checkpoint, by where they are in it: "model, state_dict"."""
+    found: dict[str, dict] = {}
+    waiting: list[tuple[tuple[str, ...], dict]] = [((), content)]
+    seen: set[int] = set()
+    while waiting:
+        at, here = waiting.pop(0)
+        if id(here) in seen or len(at) > 4:  # a dict of a file may hold itself
+            continue
+        seen.add(id(here))
+        for key, value in here.items():
+            named = isinstance(key, str) and set(key.lower().split("_")) <= _WORDS
+            if named and isinstance(value, dict):
+                waiting.append(((*at, key), value))
+        if any(isinstance(v, Tensor) and str(k).endswith("weight") for k, v in here.items()):
+            found[", ".join(map(_plain, at))] = here
+    return found
+
+
+def _checked(path: Path, state: dict) -> dict[str, Tensor]:
+    """A state_dict whose tensors are whole, dense and finite, in float32 or narrower."""
+    out: dict[str, Tensor] = {}
     for key, value in state.items():
         if not isinstance(key, str) or type(value) not in (Tensor, nn.Parameter):
             found = type(value).__name__
             raise ValueError(f"{path}: {shown(key, 100)}: {found}, expected a name: tensor")
         name = _plain(key)
-        kinds = (torch.float32, torch.float16, torch.bfloat16, torch.int64)
-        if value.dtype not in kinds or value.layout != torch.strided or value.is_meta:
-            raise ValueError(f"{path}: {name} is {value.dtype}, {value.layout}, on {value.device}")
+        if value.dtype not in (*_FLOATS, *_INTEGERS) or value.layout != torch.strided:
+            raise ValueError(f"{path}: {name} is {value.dtype}, {value.layout}")
+        if value.is_meta:
+            raise ValueError(f"{path}: {name} is {value.dtype} on {value.device}")
         if value.nbytes > value.untyped_storage().nbytes():  # a few bytes that claim to be many
             raise ValueError(f"{path}: {name} says it is {list(value.shape)}, the file holds less")
+        if key.endswith(_COUNTER):
+            # Read by no network with a momentum. Who makes a file half makes its counters that too.
+            value = value.double().nan_to_num(0, 0, 0).clamp(0, 2**53).long()
+        elif value.dtype == torch.float64:
+            value = value.float()
         if not torch.isfinite(value).all():
             raise ValueError(f"{path}: {name} holds nan or infinity")
-    return _unwrap(path, state), metadata
+        out[key] = value
+    return out
+
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_INTEGERS = (torch.int64, torch.int32)
+_COUNTER = "num_batches_tracked"
 
 
 def _plain(key: str) -> str:
@@ -248,15 +305,17 @@ class _Ignored:
     def __setstate__(self, state: object) -> None: ...
 
 
-# What a benign checkpoint may hold beside its weights: a learning rate that is a numpy scalar. The
-# real constructors are not safe on hostile input and the value is not wanted, so classes that
-# carry these names, which is what torch goes by, and do nothing take their place.
+# What a benign checkpoint may hold beside its weights: a learning rate that is a numpy scalar, the
+# arguments of the command. The real constructors are not safe on hostile input and the value is not
+# wanted, so classes that carry these names, which is what torch goes by, and do nothing take their
+# place.
 _IGNORED = [
     type(name, (_Ignored,), {"__module__": module})
     for module, name in (
         ("numpy", "dtype"),
         ("numpy.core.multiarray", "scalar"),
         ("numpy._core.multiarray", "scalar"),
+        ("argparse", "Namespace"),
     )
 ]
 
@@ -293,38 +352,84 @@ def _unpickle(path: Path) -> Any:
     raise ValueError(f"{path}: truncated, or not a checkpoint of torch ({why})")
 
 
+# Put between names by torch.compile, FSDP and activation checkpointing, anywhere.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_CHILDREN = {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"}
+_NORMALISER = {"mean": "mean", "std": "std", "new_mean": "mean", "new_std": "std"}
+
+
 def _unwrap(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Parameter names without the wrappers of DataParallel and of MadryLab's AttackerModel."""
-    module = "module." if all(k.startswith("module.") for k in state) else ""
-    state = {k.removeprefix(module): v for k, v in state.items()}
-    if not any(k.startswith(("model.", "attacker.")) for k in state):
-        return state
-    copies = {"model.": "attacker.model.", "normalizer.": "attacker.normalize."}
-    parts = {
-        prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        for prefix in (*copies, *copies.values())
+    """Parameter names without wrappers: those are taken off one by one, from the outside, while
+    all that is beside the wrapped network is a normaliser, a count of averages, or a copy of it."""
+    bare: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+        if name in bare:
+            raise ValueError(f"{path}: holds {_plain(name)} twice, once as {_plain(key)}")
+        bare[name] = value
+    state, outer, normaliser = bare, "", {}
+    for _ in range(16):  # names in a file may go on for pages
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            head, _, rest = key.partition(".")
+            parts.setdefault(head, {})[rest] = value
+        wrapped = [h for h, p in parts.items() if any(k.endswith("conv1.weight") for k in p)]
+        if not wrapped or parts.keys() & _CHILDREN:
+            break
+        own = "model" if "model" in wrapped else wrapped[0]
+        around = {h for h, p in parts.items() if {k or h for k in p} <= _NORMALISER.keys()}
+        copies = {"attacker"} if own == "model" else set()
+        odd = [k for k in state if k.partition(".")[0] not in {own, *around, *copies, "n_averaged"}]
+        odd += [k for k in state if k.startswith("attacker.") and copies and not _COPY.match(k)]
+        if odd:
+            raise ValueError(f"{path}: unexpected {outer}{_plain(odd[0])} beside {outer}{own}.*")
+        if "attacker" in parts and copies:
+            _same_copies(path, outer, state)
+        for head in sorted(around):
+            for key, value in parts[head].items():
+                name = _NORMALISER[key or head]
+                if name in normaliser:
+                    raise ValueError(f"{path}: {outer}{_plain(head)} is a second normaliser")
+                normaliser[name] = value
+        state, outer = parts[own], f"{outer}{_plain(own)}."
+    if twice := normaliser.keys() & state.keys():
+        raise ValueError(f"{path}: {outer}{min(twice)} is a second normaliser")
+    state = normaliser | state
+    return {
+        # Shaped as [3] or [1, 3, 1, 1] by others.
+        k: v.reshape(3, 1, 1) if k in ("mean", "std") and v.numel() == 3 else v
+        for k, v in state.items()
     }
-    odd = [k for k in state if not k.startswith(tuple(parts))]
-    if odd:
-        raise ValueError(f"{path}: unexpected {module}{_plain(odd[0])} beside {module}model.*")
-    for own, copy in copies.items():
-        if not parts[copy]:
-            continue
-        for key in sorted(parts[own].keys() | parts[copy].keys()):
-            a, b = parts[own].get(key), parts[copy].get(key)
-            if a is None or b is None or a.dtype != b.dtype or not torch.equal(a, b):
+
+
+_COPY = re.compile(r"attacker\.(model|normalize)\.")
+
+
+def _same_copies(path: Path, outer: str, state: dict[str, Tensor]) -> None:
+    """Raises ValueError unless the attacker of MadryLab's AttackerModel has the same weights."""
+    for own, copy in {"model.": "attacker.model.", "normalizer.": "attacker.normalize."}.items():
+        a, b = (
+            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            for prefix in (own, copy)
+        )
+        for key in sorted(a.keys() | b.keys()) if b else ():
+            one, other = a.get(key), b.get(key)
+            if one is None or other is None or one.dtype != other.dtype:
+                same = False
+            else:
+                same = torch.equal(one, other)
+            if not same:
                 raise ValueError(
-                    f"{path}: {module}{own}{_plain(key)} and its copy "
-                    f"{module}{copy}{_plain(key)} differ"
+                    f"{path}: {outer}{own}{_plain(key)} and its copy "
+                    f"{outer}{copy}{_plain(key)} differ"
                 )
-    renamed = {"new_mean": "mean", "new_std": "std"}
-    return parts["model."] | {renamed.get(k, k): v for k, v in parts["normalizer."].items()}
 
 
 def _fit(
     where: Path | str, shapes: Mapping[str, torch.Size], stem_stride: int
 ) -> tuple[str, models.ResNet]:
-    """The arch whose parameters have exactly these names and shapes, and an empty network of it."""
+    """The arch whose parameters have exactly these names and shapes, and an empty network of it.
+    BatchNorm's counters may be left out, as they were before torch 0.4.1."""
 
     def size(default: int, *keys: str) -> int:
         return next((shapes[k][0] for k in keys if shapes.get(k) and shapes[k][0] > 0), default)
@@ -337,10 +442,10 @@ def _fit(
         with torch.device("meta"):  # neither memory nor random numbers
             model = models.build(arch, n_classes, width, stem_stride)
         expected = {k: v.shape for k, v in model.state_dict().items()}
-        if expected == shapes:
+        if expected == {k: s for k, s in expected.items() if k.endswith(_COUNTER)} | shapes:
             return arch, model
         misfits[arch] = {
-            "missing": [k for k in expected if k not in shapes],
+            "missing": [k for k in expected if k not in shapes and not k.endswith(_COUNTER)],
             "unexpected": [_plain(k) for k in shapes if k not in expected],
             "of a wrong shape": [
                 f"{k} {list(shapes[k])} instead of {list(shape)}"
@@ -371,6 +476,8 @@ def _model(
         stem_stride = int(recorded) if recorded in ("1", "2", "3", "4") else 1
     integer("stem_stride", stem_stride, 1, 4)
     arch, model = _fit(path, {k: v.shape for k, v in state.items()}, stem_stride)
+    counters = {k: torch.tensor(0) for k in model.state_dict() if k.endswith(_COUNTER)}
+    state = counters | state
     if arch.endswith("s") and recorded not in (None, str(stem_stride)):
         raise ValueError(f"stem_stride={stem_stride}: {path} says stem_stride={shown(recorded)}")
     for k, v in model.state_dict().items():

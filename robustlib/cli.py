@@ -7,6 +7,7 @@ import functools
 import io
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -102,7 +103,7 @@ def batch(
 
     Args:
         notebook: The notebook; one of its cells is tagged `parameters`.
-        grid: NAME=VALUE,VALUE,... of a parameter that varies; may be repeated.
+        grid: NAME=VALUE,VALUE,... of a parameter that varies (lists in brackets); may be repeated.
         parameter: NAME=VALUE of one that does not; may be repeated.
         out: Folder for executed notebooks, figures and rows (default: runs/batch/NOTEBOOK).
         workers: Processes, one thread each (default: one a GPU, or else one a core).
@@ -211,7 +212,10 @@ def data_build(
     """
     from robustlib.data import sources
 
-    print(sources.build_folder(name, folder, size, test_fraction, seed))
+    with warnings.catch_warnings():
+        # A line, as errors are: what was found and is not read.
+        warnings.showwarning = lambda text, *_, **__: print(f"robustlib: {text}", file=sys.stderr)
+        print(sources.build_folder(name, folder, size, test_fraction, seed))
 
 
 def results(

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from robustlib.specs import integer
-from robustlib.tickets import Mask
+from robustlib.tickets import Mask, patterns, prunable
 
 _NORMS = nn.modules.batchnorm._BatchNorm
 TOLERANCE = 1e-4
@@ -28,7 +29,8 @@ class Compacted:
     removed: dict[str, int]
     """How many output channels a convolution lost; those that lost none are not listed."""
     left: dict[str, int]
-    """How many dead channels it had to keep; those that keep none are not listed."""
+    """How many channels without a weight it had to keep, as they are tied to living ones or still
+    put out a constant (a bias, or the shift of a norm); those that keep none are not listed."""
     held: Mask
     """What stays zero when the small network is trained. A copy of it needs this applied again."""
 
@@ -47,24 +49,27 @@ def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
     """Takes out of a copy of the model the channels through which nothing flows.
 
     A channel of a convolution is dead when all its weights are zero, its bias too, and scale and
-    shift of the BatchNorm that follows are zero there: its output is zero in training as well. It
-    goes when every channel that it is added to is dead too, such as those of all blocks of a
-    stage, found by tracing an image of `size` px (Fang et al., *DepGraph*, CVPR 2023, through
-    torch-pruning). Every layer keeps one channel at least, and grouped convolutions, unless they
-    are depthwise, keep all. With a `multiple`, a layer keeps dead channels until the number of its
-    channels is one: onnxruntime's convolutions are slow on what is no multiple of 4 (measured on
-    AVX-512; multiples of 8 and 16 gain no more). A channel whose norm has a shift is not dead: a
-    constant flows there.
+    shift of the BatchNorm that follows are zero there: its output is zero in training as well. The
+    bias does not matter where the convolution feeds such norms alone. A dead channel goes when
+    every channel that it is added to is dead too, such as those of all blocks of a stage, found by
+    tracing an image of `size` px (Fang et al., *DepGraph*, CVPR 2023, through torch-pruning). Every
+    layer keeps one channel at least, and grouped convolutions, unless they are depthwise, keep all.
+    With a `multiple`, a layer keeps dead channels until the number of its channels is one:
+    onnxruntime's convolutions are slow on what is no multiple of 4 (measured on AVX-512; multiples
+    of 8 and 16 gain no more). A channel whose bias or whose norm's shift is not
+    zero is not dead: a constant flows there, and the network keeps it. Convolutions of one or three
+    dimensions and transposed ones keep all channels.
 
     The dead channels that stay, and other channels without a weight, are held at zero by a mask.
     Zeros of other patterns are not: they may be trained. Names of parameters stay, and the same
     network gives the same compact one, so a state_dict of one fits the other.
 
-    Raises ValueError for a model without convolutions, and RuntimeError when outputs are not those
-    of the model (an activation that does not keep zero at zero, say).
+    Raises ValueError for a model without convolutions, that is wrapped, or whose weights are no
+    parameters (`tickets.prunable`), and RuntimeError when outputs are not those of the model (an
+    activation that does not keep zero at zero, say).
     """
     size, multiple = integer("size", size, 1, 4096), integer("multiple", multiple, 1, 4096)
-    if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
+    if not prunable(model):
         raise ValueError(f"{type(model).__name__}: has no convolution to take channels from")
     small = copy.deepcopy(model).eval()
     generator = torch.Generator().manual_seed(0)
@@ -75,12 +80,13 @@ def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
     trained = {name: p.requires_grad for name, p in small.named_parameters()}
     small.requires_grad_(True)  # the trace follows gradients
     graph = _graph(small, images[:1])
-    norms = {
-        m: [n.module for n in node.outputs if isinstance(n.module, _NORMS)]
-        for m, node in graph.module2node.items()
-        if isinstance(m, nn.Conv2d)
+    feeds = {
+        m: [n.module for n in graph.module2node[m].outputs] if m in graph.module2node else []
+        for m in small.modules()
+        if isinstance(m, _ConvNd)
     }
-    dead = {m: _dead(m, after) for m, after in norms.items()}
+    norms = {m: [n for n in fed if isinstance(n, _NORMS)] for m, fed in feeds.items()}
+    dead = {m: _dead(m, norms[m], len(feeds[m]) > len(norms[m])) for m in norms}
     empty = {m: _empty(m) for m in norms}
     gone: dict[nn.Module, list[int]] = {m: [] for m in norms}
     # All before the first is cut, for a cut shifts the numbers of the channels after it.
@@ -109,13 +115,13 @@ def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
         key = f"{names[m]}.weight"
         if gone[m]:
             removed[key] = len(gone[m])
-        if n := int(dead[m][stays].sum()):
+        if n := int(empty[m][stays].sum()):
             left[key] = n
         _hold(held, names, m, norms[m], empty[m][stays], dead[m][stays])
-    with torch.no_grad():
-        _must_agree(small(images), expected)
     mask = Mask(held)
     mask.apply(small)
+    with torch.no_grad():
+        _must_agree(small(images), expected)
     return Compacted(small, removed, left, mask)
 
 
@@ -135,7 +141,7 @@ def _groups(graph: Any) -> Iterator[_Group]:
         feeds, cut = False, True
         for item in group:
             m, handler = item.dep.target.module, item.dep.handler
-            if isinstance(m, nn.Conv2d) and m.groups > 1 and not _depthwise(m):
+            if isinstance(m, _ConvNd) and m.groups > 1 and not _depthwise(m):
                 cut = False
             if not graph.is_out_channel_pruning_fn(handler):
                 feeds = True
@@ -151,9 +157,12 @@ def _depthwise(conv: nn.Conv2d) -> bool:
     return conv.groups == conv.in_channels == conv.out_channels
 
 
-def _empty(conv: nn.Conv2d) -> Tensor:
+def _empty(conv: nn.Module) -> Tensor:
     """Which output channels have no weight that is not zero: bool [O]."""
-    return (conv.weight.detach() == 0).flatten(1).all(1)
+    zero = conv.weight.detach() == 0
+    if isinstance(conv, _ConvTransposeNd):  # [I, O / groups, ...]
+        zero = zero.unflatten(0, (conv.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return zero.flatten(1).all(1)
 
 
 def _silent(norm: nn.Module) -> Tensor:
@@ -163,9 +172,9 @@ def _silent(norm: nn.Module) -> Tensor:
     return (norm.weight.detach() == 0) & (norm.bias.detach() == 0)
 
 
-def _dead(conv: nn.Conv2d, norms: list[nn.Module]) -> Tensor:
+def _dead(conv: nn.Module, norms: list[nn.Module], feeds_more: bool) -> Tensor:
     dead = _empty(conv)
-    if conv.bias is not None:
+    if conv.bias is not None and (feeds_more or not norms):
         dead = dead & (conv.bias.detach() == 0)
     for norm in norms:
         dead = dead & _silent(norm).to(dead.device)
@@ -179,15 +188,16 @@ def _is_dead(dead: dict[nn.Module, Tensor], m: nn.Module, channel: int) -> bool:
 def _hold(
     held: dict[str, Tensor],
     names: dict[nn.Module, str],
-    conv: nn.Conv2d,
+    conv: nn.Module,
     norms: list[nn.Module],
     empty: Tensor,
     dead: Tensor,
 ) -> None:
     """Adds to `held` what must stay zero of a convolution (already cut) and the norms after it."""
+    if isinstance(conv, _ConvTransposeNd):  # no pattern removes its channels
+        return
     if empty.any():
-        kept = (~empty).view(-1, 1, 1, 1).expand_as(conv.weight)
-        held[f"{names[conv]}.weight"] = kept.clone()
+        held[f"{names[conv]}.weight"] = patterns.expanded(~empty, conv.weight.shape).clone()
     if dead.any():
         owners = [(norm, part) for norm in norms for part in ("weight", "bias")]
         owners += [(conv, "bias")] if conv.bias is not None else []

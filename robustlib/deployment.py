@@ -57,7 +57,8 @@ def measure(
     """What finetuned tickets cost, and the dense networks they are drawn from, a row each; those
     that are dense or smaller (channel) a second time as int8.
 
-    Columns: those of the spec; `form` (fp32 or int8); accuracy and n; what is not zero of
+    Columns: those of the spec; `form` (fp32 or int8), `weight_bits`, and `instructions`, those for
+    int8 of the CPU that measured it (`devices.instructions`); accuracy and n; what is not zero of
     `parameters` and `multiply_adds` (int8: of the fp32 network); `bytes_dense`, `bytes_compressed`,
     `bytes_bitmap` as `export.file_sizes` counts them; `stored_as`, the one of these that the
     pattern can use, or the ONNX file, and its `bytes`. A channel ticket is small as it is; all
@@ -143,8 +144,8 @@ def channels(frame: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def int8(frame: pd.DataFrame) -> pd.DataFrame:
-    """What int8 adds: rows of `measure` that have both forms, accuracies in percent, and bytes and
-    latencies of the int8 file as fractions of the dense fp32 one."""
+    """What int8 adds: rows of `measure` that have both forms, accuracies in percent, bytes and
+    latencies of the int8 file as fractions of the dense fp32 one, and what CPU they are of."""
     own = [c for c in frame.columns if c in specs.columns(Transfer())]
     both = frame[frame.form == "int8"].merge(
         frame[frame.form == "fp32"][[*own, "accuracy"]], on=own, suffixes=("_int8", "_fp32")
@@ -156,6 +157,7 @@ def int8(frame: pd.DataFrame) -> pd.DataFrame:
     for c in both:
         if c.endswith("_ratio") and c.startswith(("bytes", "latency")):
             out[c.removesuffix("_ratio")] = both[c]
+    out["instructions"] = both.instructions
     return out.sort_values(["sparsity", "objective", "eps"], ignore_index=True).round(3)
 
 
@@ -194,7 +196,9 @@ def _deployed(spec: Transfer, whole: _Deployed | None, where: Path) -> list[_Dep
     files = file_sizes(model)
     stored_as = "dense" if small else "bitmap"
     result = run(spec).row
-    row = specs.columns(spec) | {"form": "fp32", "accuracy": result["accuracy"], "n": result["n"]}
+    row = specs.columns(spec) | {"form": "fp32", "weight_bits": 32}
+    row |= {"instructions": devices.instructions()}
+    row |= {"accuracy": result["accuracy"], "n": result["n"]}
     row |= {
         "parameters": models.parameters(model),
         "multiply_adds": models.multiply_adds(model, size),
@@ -250,11 +254,12 @@ def _int8(spec: Transfer, file: Path) -> dict[str, Any]:
     """Writes the int8 form of a network's file; its columns, accuracy on the task's test images."""
     data = load(spec.task, size=spec.ticket.pretrain.size, n_train=spec.n_train, seed=spec.seed)
     few = balanced(data.train.y.numpy(), min(CALIBRATION, len(data.train)), spec.seed)
-    made = quantise(file, take(data.train, few), _int8_file(file)).path
-    right = int((logits(made, data.test).argmax(1) == data.test.y).sum())
+    made = quantise(file, take(data.train, few), _int8_file(file))
+    right = int((logits(made.path, data.test).argmax(1) == data.test.y).sum())
     n = len(data.test)
-    stored = {"stored_as": "onnx", "bytes": made.stat().st_size}
-    return {"form": "int8", "accuracy": right / n, "n": n} | stored
+    stored = {"stored_as": "onnx", "bytes": made.path.stat().st_size}
+    form = {"form": "int8", "weight_bits": made.weight_bits}
+    return form | {"accuracy": right / n, "n": n} | stored
 
 
 def _timed(name: str, times: Sequence[float], reference: Sequence[float]) -> dict[str, float]:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from robustlib.specs import ARCHS, one_of
+from robustlib.specs import ARCHS, STEMS, Pretrain, one_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -93,20 +94,28 @@ def build(
     stem_stride: int = 1,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    stem: str = "small",
 ) -> ResNet:
     """An untrained network, from torch's global generator.
 
     `resnet18` and `resnet50` are torchvision's, for 224 px (width and stem_stride do not apply);
     `resnet10s` and `resnet18s` have a 3x3 stem for small images: 4 stages of 1 or 2 basic blocks
     with `width`, 2, 4 and 8 times `width` channels. `resnet10s` has 0.3 M parameters at width 16
-    and 1.3 M at width 32; `resnet18s` 11 M at width 64.
+    and 1.3 M at width 32; `resnet18s` 11 M at width 64. `stem="imagenet"` gives these two the stem
+    of the others: 7x7 with stride 2, then max pooling.
 
-    Raises ValueError for an unknown arch.
+    Raises ValueError for an unknown arch or stem.
     """
     block, blocks = _BLOCKS[one_of("arch", arch, ARCHS)]
     if arch.endswith("s"):
-        return ResNet(block, blocks, n_classes, width, stem_stride, mean, std)
+        stride = None if one_of("stem", stem, STEMS) == "imagenet" else stem_stride
+        return ResNet(block, blocks, n_classes, width, stride, mean, std)
     return ResNet(block, blocks, n_classes, 64, None, mean, std)
+
+
+def of(spec: Pretrain, n_classes: int, *normalisation: Sequence[float]) -> ResNet:
+    """The untrained network that a spec says; normalisation: mean and std, else ImageNet's."""
+    return build(spec.arch, n_classes, spec.width, spec.stem_stride, *normalisation, stem=spec.stem)
 
 
 def swap_head(model: nn.Module, n_classes: int, seed: int | None = None) -> nn.Module:
@@ -128,20 +137,23 @@ def parameters(model: nn.Module) -> int:
 
 
 def multiply_adds(model: nn.Module, size: int | tuple[int, int]) -> int:
-    """Multiply-adds of one image in convolutions and linear layers; size: its side, or height and
-    width.
+    """Multiply-adds of one image in convolutions of any kind and linear layers; size: its side, or
+    height and width.
 
     Weights that are zero do not count: on a ticket this is what an ideal sparse engine would do.
     """
     height, width = (size, size) if isinstance(size, int) else size
     total = 0
 
-    def count(module: nn.Module, _inputs: tuple[Tensor, ...], out: Tensor) -> None:
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal total
-        positions = out.shape[2] * out.shape[3] if out.dim() == 4 else 1
-        total += positions * int(torch.count_nonzero(module.weight))
+        # How often a weight is used: at each position of the output, or of the input where that is
+        # what the kernel is laid on.
+        where = inputs[0] if isinstance(module, _ConvTransposeNd) else out
+        positions = where[0, ..., 0] if isinstance(module, nn.Linear) else where[0, 0]
+        total += positions.numel() * int(torch.count_nonzero(module.weight))
 
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [m for m in model.modules() if isinstance(m, _ConvNd | nn.Linear)]
     handles = [m.register_forward_hook(count) for m in layers]
     modes = {m: m.training for m in model.modules()}
     try:

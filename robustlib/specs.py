@@ -32,6 +32,7 @@ Control = Literal["none", "shuffle", "reinit"]
 Drawing = Literal["natural", "pgd"]
 Mode = Literal["finetune", "linear", "segment"]
 Head = Literal["auto", "fusion", "fcn", "deeplab"]
+Stem = Literal["small", "imagenet"]
 Suite = Literal[
     "adversarial",
     "calibration",
@@ -57,6 +58,7 @@ CONTROLS: tuple[str, ...] = get_args(Control)
 DRAWINGS: tuple[str, ...] = get_args(Drawing)
 MODES: tuple[str, ...] = get_args(Mode)
 HEADS: tuple[str, ...] = get_args(Head)
+STEMS: tuple[str, ...] = get_args(Stem)
 SUITES: tuple[str, ...] = get_args(Suite)
 ATTACKS: tuple[str, ...] = get_args(Attack)
 
@@ -133,6 +135,9 @@ class Pretrain:
     """Channels of the first stage of a small-image ResNet."""
     stem_stride: int = 2
     """Stride of the 3x3 stem of a small-image ResNet."""
+    stem: Stem = "small"
+    """small: that 3x3 stem; imagenet: that of ImageNet's ResNets, 7x7 with stride 2 and a 3x3 max
+    pooling with stride 2, for a small-image ResNet."""
     size: int = 32
     """Side of the images, in pixels."""
     n_train: int | None = None
@@ -191,6 +196,10 @@ class Pretrain:
                 f"sigma={self.sigma:g} with objective={self.objective!r}: "
                 "smoothing needs a sigma above 0, every other objective needs sigma 0"
             )
+        if self.stem == "imagenet" and not self.arch.endswith("s"):
+            raise ValueError(f"stem='imagenet': arch={self.arch!r} has that stem already")
+        if self.stem == "imagenet" and self.stem_stride != Pretrain.stem_stride:
+            raise ValueError(f"stem_stride={self.stem_stride}: stem='imagenet' does not use it")
 
 
 @dataclass(frozen=True)
@@ -340,6 +349,9 @@ class Transfer:
     """L2 penalty, not on norms and biases (not linear)."""
     augment: Augment = "crop"
     """Augmentation of the training images (not linear); digits and signs must not be flipped."""
+    detail: int | None = None
+    """Side, in pixels, that the task's images are reduced to and scaled up again from, those of
+    train, val and test alike (not segment); None: as they are."""
     precision: Precision = "fp32"
     """fp32, or mixed precision in bf16 or fp16."""
     recalibrate: bool = False
@@ -355,6 +367,12 @@ class Transfer:
         _nested("ticket", self.ticket, Ticket)
         if self.head != "auto" and self.mode != "segment":
             raise ValueError(f"head={self.head!r}: mode={self.mode!r} does not use it")
+        if self.detail is not None and self.mode == "segment":
+            raise ValueError(f"detail={self.detail}: mode='segment' does not use it")
+        if self.detail is not None and self.detail > (size := self.ticket.pretrain.size):
+            raise ValueError(f"detail={self.detail}: must be at most the source's size, {size}")
+        if self.detail == self.ticket.pretrain.size:  # says nothing: one experiment, one key
+            object.__setattr__(self, "detail", None)
 
 
 @dataclass(frozen=True)
@@ -428,7 +446,7 @@ class Evaluation:
             raise ValueError(
                 f"draws={self.draws}: 10 at least, or nothing can be certified at alpha = 0.001"
             )
-        least = {"domain_gap": 8, "similarity": 4}.get(self.suite, 1)
+        least = LEAST_MEASURED.get(self.suite, 1)
         if self.limit is not None and self.limit < least:
             raise ValueError(f"limit={self.limit}: suite={self.suite!r} needs {least} images")
         if self.other is not None:
@@ -439,6 +457,8 @@ class Evaluation:
                 raise ValueError(f"{name}={given}: its network labels pixels, suites need images")
 
 
+LEAST_MEASURED = {"domain_gap": 8, "similarity": 4}
+"""Images that a suite needs, where one is not enough."""
 EDITIONS = {"corruption": 2, "domain_gap": 3, "similarity": 2}
 """Of the suites that have come to measure something else: a part of their keys, so that rows of
 the edition before are not taken for theirs."""
@@ -627,6 +647,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("epochs", "seed"), (0, 2**31)),
     "stem_stride": (1, 4),
     "size": (8, 1024),
+    "detail": (4, 1024),
     "batch_size": (2, 2**31),
     "eps": (0, 1000),
     "step_size": (0, 1000),
@@ -649,7 +670,7 @@ _CHOICES = {
     **{"Arch": ARCHS, "Objective": OBJECTIVES, "Norm": NORMS, "Schedule": SCHEDULES},
     **{"Augment": AUGMENTS, "Precision": PRECISIONS, "Scheme": SCHEMES, "Pattern": PATTERNS},
     **{"Scope": SCOPES, "Mode": MODES, "Score": SCORES, "Control": CONTROLS, "Drawing": DRAWINGS},
-    **{"Suite": SUITES, "Attack": ATTACKS, "Head": HEADS},
+    **{"Suite": SUITES, "Attack": ATTACKS, "Head": HEADS, "Stem": STEMS},
 }
 
 

@@ -26,7 +26,7 @@ from robustlib import (
 from robustlib.attacks import Threat
 from robustlib.compact import compact
 from robustlib.data import batches, load, load_segmentation
-from robustlib.data.splits import Split, take
+from robustlib.data.splits import LEAST_FOR_VAL, FileSplit, MaskSplit, Split, take
 from robustlib.devices import device, devices
 from robustlib.metrics.evaluate import evaluate
 from robustlib.specs import Evaluation, Pretrain, Spec, Ticket, Transfer
@@ -74,27 +74,86 @@ def run(spec: Spec, recompute: bool = False) -> Artifact:
 
 
 def _check_data(spec: Spec) -> None:
-    """Raises what loading would: before hours of pretraining, and before anything is written."""
+    """Raises what loading would, and ValueError for sets too small for what is done with them:
+    before hours of pretraining, and before anything is written."""
     if isinstance(spec, Transfer):
-        _task(spec)
+        data = _task(spec)
+        _check_val(data, _named(spec))
+        _check_train(data, _named(spec), spec.n_train, spec.mode)
     elif isinstance(spec, Evaluation):
-        data = None if isinstance(spec.of, Transfer) else _images_of(spec.of)
-        against = _against(spec, data)
-        if spec.suite == "domain_gap" and spec.limit is not None:
-            n = min(len(data.test), len(against))
-            if spec.limit > n:
-                raise ValueError(f"limit={spec.limit}: only {n} images of each set are there")
+        _check_measured(spec)
     elif isinstance(spec, Ticket):
         if spec.scheme in ("imp", "lmp"):
-            _images(spec)
+            name = f"dataset={spec.dataset!r}" if spec.dataset else _named(spec.pretrain)
+            given = spec.n_train or (None if spec.dataset else spec.pretrain.n_train)
+            _check_train(_images(spec), name, given)
     elif spec.checkpoint:
-        _published(spec)
+        _, _, data = _published(spec)
+        if data is not None:
+            _check_val(data, _named(spec))
     else:
         data = _source(spec)
+        _check_val(data, _named(spec))
+        _check_train(data, _named(spec), spec.n_train)
         parallel.check_shares(len(data.train), spec.batch_size, devices())
     for below in specs.parents(spec):
         if not store.has(below):
             _check_data(below)
+
+
+def _check_val(data: Any, name: str) -> None:
+    if not len(data.val):
+        raise ValueError(
+            f"{name}: no validation image can be cut from its {len(data.train)} training images; "
+            f"{LEAST_FOR_VAL} at least are needed, two of them of one class"
+        )
+    _check_labelled(data, "val", name)
+
+
+def _check_train(data: Any, name: str, n_train: int | None, mode: str = "") -> None:
+    n, name = len(data.train), name if n_train is None else f"n_train={n_train}"
+    if n < 2:  # one has no statistics of a batch
+        raise ValueError(
+            f"{name}: {n} training image beside {len(data.val)} for validation; 2 at least are "
+            "needed to train on"
+        )
+    if mode == "linear" and len(data.train.y.unique()) < 2:
+        raise ValueError(
+            f"{name}: the {n} training images are all of one class; mode='linear' needs 2 at least"
+        )
+    _check_labelled(data, "train", name)
+
+
+def _check_labelled(data: Any, part: str, name: str) -> None:
+    """Raises ValueError where no pixel of a set for segmentation has a class."""
+    split = getattr(data, part)
+    if isinstance(split, MaskSplit) and bool((split.y == data.ignore).all()):
+        raise ValueError(
+            f"{name}: no pixel of its {len(split)} {part} images has a class; 1 at least must"
+        )
+
+
+def _check_measured(spec: Evaluation) -> None:
+    data = _images_of(spec.of)
+    sets = {_named(spec.of): data.test}
+    if spec.against:
+        sets[f"against={spec.against!r}"] = _against(spec, data)
+    least = specs.LEAST_MEASURED.get(spec.suite, 1)
+    for name, split in sets.items():
+        if len(split) < least:
+            raise ValueError(
+                f"{name}: {len(split)} images to measure on, suite={spec.suite!r} needs {least}"
+            )
+    n = min(map(len, sets.values()))
+    if spec.suite == "domain_gap" and spec.limit > n:
+        raise ValueError(f"limit={spec.limit}: only {n} images of each set are there")
+
+
+def _named(spec: Pretrain | Ticket | Transfer) -> str:
+    """The field, with its value, that says on which images the network of a spec is measured."""
+    if isinstance(spec, Transfer):
+        return f"task={spec.task!r}"
+    return f"source={(spec.pretrain if isinstance(spec, Ticket) else spec).source!r}"
 
 
 def mask(ticket: Ticket) -> tickets.Mask:
@@ -105,7 +164,7 @@ def mask(ticket: Ticket) -> tickets.Mask:
 
 def layers(spec: Pretrain) -> list[str]:
     """The names of the weights that tickets of a network may remove; nothing is trained for it."""
-    return list(tickets.prunable(models.build(spec.arch, 2, spec.width, spec.stem_stride)))
+    return list(tickets.prunable(models.of(spec, 2)))
 
 
 @torch.random.fork_rng()
@@ -117,7 +176,7 @@ def network(spec: Spec) -> nn.Module:
     """
     if isinstance(spec, Pretrain):
         artifact = run(spec)
-        model = models.build(spec.arch, artifact.extra["n_classes"], spec.width, spec.stem_stride)
+        model = models.of(spec, artifact.extra["n_classes"])
         model.load_state_dict(artifact.tensors())
         return model.eval()
     if isinstance(spec, Ticket):
@@ -136,22 +195,24 @@ def network(spec: Spec) -> nn.Module:
 def _pretrain(spec: Pretrain) -> tuple[dict, dict, dict]:
     if spec.checkpoint:
         return _pretrained(spec)
-    call = spec, store.checkpoint(spec)
-    model, curve = parallel.launch(_trained, call, devices(), device())
     data = _source(spec)
+    # Here, once: files are decoded for it, and each process would do that anew.
+    call = spec, store.checkpoint(spec), *_statistics(data.train)
+    model, curve = parallel.launch(_trained, call, devices(), device())
     row = _source_accuracy(model, data) | _size(model, spec.size)
     row["catastrophic_overfitting"] = any("catastrophic_overfitting" in c for c in curve)
     return row, model.state_dict(), {"curve": curve, "n_classes": data.n_classes}
 
 
-def _trained(spec: Pretrain, checkpoint: Path) -> tuple[nn.Module, list[dict[str, float]]]:
+def _trained(
+    spec: Pretrain, checkpoint: Path, mean: list[float], std: list[float]
+) -> tuple[nn.Module, list[dict[str, float]]]:
     """The trained network and its curve; `parallel.launch` calls it in each process, by name."""
     data = _source(spec)
     objective = objectives.from_spec(spec)
-    mean, std = _statistics(data.train)
     with torch.random.fork_rng():
         torch.manual_seed(batches.seed_for(spec.seed, "init"))
-        model = models.build(spec.arch, data.n_classes, spec.width, spec.stem_stride, mean, std)
+        model = models.of(spec, data.n_classes, mean, std)
     curve = training.fit(
         model,
         data.train,
@@ -254,8 +315,7 @@ def _start(spec: Ticket) -> nn.Module:
     if spec.control == "reinit":
         with torch.random.fork_rng():
             torch.manual_seed(batches.seed_for(spec.seed, "reinit"))
-            own, n_classes = spec.pretrain, model.fc.out_features
-            fresh = models.build(own.arch, n_classes, own.width, own.stem_stride)
+            fresh = models.of(spec.pretrain, model.fc.out_features)
         fresh.mean, fresh.std = model.mean, model.std
         return fresh.eval()
     if (base := specs.rewound(spec)) is not None:
@@ -325,7 +385,7 @@ def _task(spec: Transfer) -> Any:
     if spec.mode == "segment":
         return load_segmentation(spec.task, n_train=spec.n_train, seed=spec.seed)
     size = spec.ticket.pretrain.size
-    return load(spec.task, size=size, n_train=spec.n_train, seed=spec.seed)
+    return load(spec.task, size, spec.n_train, spec.seed, detail=spec.detail)
 
 
 def _transfer(spec: Transfer) -> tuple[dict, dict, dict]:
@@ -348,6 +408,7 @@ def _transfer(spec: Transfer) -> tuple[dict, dict, dict]:
     else:
         row = _counts(extra.pop("test_correct"), len(data.test))
         row["val_accuracy"] = extra.pop("val_correct") / len(data.val)
+        row["native_detail"] = data.native
     row["n_train_measured"] = len(data.train)
     removed = sum(int((model.get_parameter(n)[~m] != 0).sum()) for n, m in kept.items())
     if removed:
@@ -408,9 +469,13 @@ def _size(model: nn.Module, size: int | tuple[int, int]) -> dict[str, int]:
     }
 
 
-def _statistics(split: Split) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the training images, per channel, in [0, 1]."""
-    pixels = [batches.to_float(split.x[i : i + 500], "cpu") for i in range(0, len(split), 500)]
-    mean = torch.stack([p.mean((0, 2, 3)) for p in pixels]).mean(0)
-    square = torch.stack([p.square().mean((0, 2, 3)) for p in pixels]).mean(0)
-    return mean.tolist(), (square - mean**2).clamp_min(1e-6).sqrt().tolist()
+def _statistics(split: Split | FileSplit) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the training images, per channel, in [0, 1]: of all their
+    pixels alike, without augmentation."""
+    n, total, squares = 0, 0.0, 0.0
+    for x, _ in batches.ordered(split, batch_size=100):
+        x = x.double()  # the mean of squares less the square of the mean: floats lose digits
+        n += x.numel() // x.shape[1]
+        total, squares = total + x.sum((0, 2, 3)), squares + x.square().sum((0, 2, 3))
+    mean = total / n
+    return mean.tolist(), (squares / n - mean**2).clamp_min(1e-6).sqrt().tolist()

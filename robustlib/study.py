@@ -541,9 +541,9 @@ def run_study(
     `workers`, `scheduler` and `retries` are those of `sweep`; the notebooks run here. Executed ones
     go to out/notebooks, figures to out/figures, the rows to out/results.csv.
     """
-    import papermill
     from tqdm.auto import tqdm
 
+    from robustlib import parameters
     from robustlib.batch import execute
     from robustlib.sweeps import sweep
 
@@ -564,7 +564,7 @@ def run_study(
         if notebook.stem in NEEDS and NEEDS[notebook.stem] not in here:
             bar.write(f"{notebook.stem}: left out, {name} has no [ablation.{NEEDS[notebook.stem]}]")
             continue
-        known = papermill.inspect_notebook(str(notebook))
+        known = parameters.types(notebook)
         execute(
             notebook,
             out / "notebooks" / notebook.name,

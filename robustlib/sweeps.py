@@ -99,7 +99,7 @@ def cost(spec: Spec) -> float:
     weights are multiplied like others. An image for segmentation counts as one of the source.
     """
     row = specs.columns(spec)
-    forward = _forward(*(row[name] for name in ("arch", "width", "stem_stride", "size")))
+    forward = _forward(*(row[name] for name in ("arch", "width", "stem_stride", "stem", "size")))
     if isinstance(spec, Evaluation):
         n = _sizes(row.get("task", row["source"]))[1]
         return forward * min(n, spec.limit or n) * _passes(spec)
@@ -133,10 +133,10 @@ def _passes(spec: Spec) -> float:
 
 
 @lru_cache
-def _forward(arch: str, width: int, stem_stride: int, size: int) -> int:
+def _forward(arch: str, width: int, stem_stride: int, stem: str, size: int) -> int:
     from robustlib import models
 
-    return models.multiply_adds(models.build(arch, 2, width, stem_stride), size)
+    return models.multiply_adds(models.build(arch, 2, width, stem_stride, stem=stem), size)
 
 
 def _sizes(name: str) -> tuple[int, int]:

@@ -165,8 +165,11 @@ def _fit(
     silent = bool(os.environ.get("TQDM_DISABLE")) or parallel.rank() > 0
     options = {"unit": "step", "dynamic_ncols": True, "disable": silent}
     bar = tqdm(total=total, initial=step, desc=label, **options)
-    # `enabled` is off unless asked for.
-    reproducible = torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False)
+    # What is not named here is set to what torch's flags have as default, not left as it was.
+    cudnn = torch.backends.cudnn
+    reproducible = cudnn.flags(
+        enabled=True, deterministic=True, benchmark=False, allow_tf32=cudnn.allow_tf32
+    )
     per_pass = per_epoch * objective.replays
     with torch.random.fork_rng(), reproducible, bar:
         while step < total:

@@ -8,6 +8,7 @@ import pytest
 from test_cluster import _workers_import_this_file  # noqa: F401
 
 from robustlib import batch as batches
+from robustlib import parameters
 from robustlib.batch import batch
 from robustlib.cli import main
 from robustlib.sweeps import SweepFailed
@@ -142,11 +143,122 @@ def test_what_is_no_notebook_with_parameters_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_values_are_read_as_the_parameters_type():
-    known = {"a": "float", "b": "int", "c": "str", "d": "bool"}
-    read = [
-        batches._value(known, k, v)
-        for k, v in zip("abcd", ["8/255", "3", "3", "True"], strict=True)
-    ]
-    assert read == [8 / 255, 3, "3", True]
-    assert [type(v) for v in read] == [float, int, str, bool]
+KINDS = """%matplotlib inline
+# n_hidden = 3: not a parameter
+recalibrate = True
+epochs = 1  # passes: more = better
+shift = -1
+eps = 8 / 255
+name = ("long"
+        "er")
+limit: int | None = None  # images; None = all
+most: Optional[int] = 5
+pair: str = "a=b"
+either: "float | str" = 0.5
+layers: list[int] = [
+    1,  # the first
+    2,
+]
+rates = [0.1, 1]
+sizes: tuple[int, ...] = (3, 4)
+order: Literal["up", 3] = "up"
+where: Path = "runs"
+low, high = 0, 1.0
+folder = os.environ["HOME"]
+anything = None
+options = {"a": 1}
+if epochs > 1:
+    hidden = 2"""
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("recalibrate=false", False),
+        ("recalibrate=True", True),
+        ("epochs=3", 3),
+        ("shift=-2", -2),
+        ("eps=4/255", 4 / 255),
+        ("eps=1", 1.0),
+        ("name=3", "3"),
+        ("limit=5", 5),
+        ("limit=-5", -5),
+        ("limit=None", None),
+        ("limit=9007199254740993", 9007199254740993),
+        ("most=None", None),
+        ("pair=c=d", "c=d"),
+        ("pair=3", "3"),
+        ("pair=None", "None"),
+        ("either=1/4", 0.25),
+        ("either=half", "half"),
+        ("layers=[3, 4]", [3, 4]),
+        ("layers=3,4", [3, 4]),
+        ("layers=3", [3]),
+        ("layers=[]", []),
+        ("rates=1/2,1", [0.5, 1.0]),
+        ("sizes=(5,)", [5]),
+        ("order=3", 3),
+        ("where=7", "7"),
+        ("low=2", 2),
+        ("high=2", 2.0),
+        ("folder=x", "x"),
+        ("folder=0.5", 0.5),
+        ("anything=True", True),
+        ("anything=None", None),
+        ("anything=3", 3),
+        ("anything=x", "x"),
+        ("options={'b': [1]}", {"b": [1]}),
+    ],
+)
+def test_text_is_read_as_annotation_default_or_papermill_say(given, value, tmp_path):
+    known = parameters.types(notebook(tmp_path / "mine.ipynb", KINDS))
+    ((name, (text,)),) = batches.parse([given], split=False).items()
+    found = parameters.value(known, name, text)
+    assert (found, type(found)) == (value, type(value))
+    assert repr(found) == repr(value)  # the elements' types too
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("recalibrate=0", "recalibrate='0'.*choose one of true, false"),
+        ("epochs=1.5", "epochs=1.5: must be a whole number"),
+        ("limit=a", "limit='a': must be int or None"),
+        ("limit=1.5", "limit='1.5': must be int or None"),
+        ("layers=1.5,2", "layers=1.5: must be a whole number"),
+        ("layers={}", r"layers='\{\}': must be a list"),
+        ("options=1", "options='1': must be a dict"),
+        ("order=down", "order='down'.*choose one of up, 3"),
+        ("hidden=3", "parameter='hidden'"),
+        ("n_hidden=3", "parameter='n_hidden'"),
+    ],
+)
+def test_text_of_another_type_is_refused(given, says, tmp_path):
+    known = parameters.types(notebook(tmp_path / "mine.ipynb", KINDS))
+    ((name, (text,)),) = batches.parse([given], split=False).items()
+    with pytest.raises(ValueError, match=says):
+        parameters.value(known, name, text)
+
+
+def test_no_annotation_is_run(tmp_path):
+    text = "a: __import__('os').mkdir('made') = 1\nb: (lambda: 3)() = 2\nc: ''.__class__ = 3"
+    assert set(parameters.types(notebook(tmp_path / "mine.ipynb", text)).values()) == {int}
+    with pytest.raises(ValueError, match="mine.ipynb': line 2 of its parameters is not Python"):
+        parameters.types(notebook(tmp_path / "mine.ipynb", "a = 1\nb = = 2"))
+
+
+def test_parameters_reach_the_notebook_as_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = 'strict = True\nlayers = [1]\nlimit: int | None = 1\npair: str = "a=b"\nfigures = ""'
+    body = """import json
+from pathlib import Path
+import pandas as pd
+given = json.dumps([strict, layers, limit, pair])
+pd.DataFrame({"given": [given] * 2}).to_csv(Path(figures) / "rows.csv", index=False)"""
+    book = notebook(tmp_path / "mine.ipynb", text, body)
+    axes = ["-g", "layers=[1,2],[3]", "-p", "strict=false", "-p", "limit=None", "-p", "pair=c=d"]
+    assert main(["batch", str(book), *axes, "--workers", "1"]) == 0
+    rows = pd.read_csv("runs/batch/mine/rows.csv")
+    expected = [[False, layers, None, "c=d"] for layers in ([1, 2], [1, 2], [3], [3])]
+    assert [json.loads(g) for g in rows.given] == expected
+    assert list(rows.layers) == ["[1, 2]", "[1, 2]", "[3]", "[3]"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import pickle
@@ -17,6 +18,7 @@ import safetensors.torch
 import torch
 import torchvision
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from robustlib import checkpoints, models
 
@@ -147,6 +149,207 @@ def test_loaded_tensors_own_their_memory_and_train(tmp_path):
     with torch.no_grad():
         loaded.bn1.weight.add_(1)
     assert torch.equal(loaded.bn1.bias, model.bn1.bias)
+
+
+class Normalise(nn.Module):
+    """The normaliser of many robust networks, in front of them in a Sequential."""
+
+    def __init__(self, model: models.ResNet) -> None:
+        super().__init__()
+        self.register_buffer("mean", model.mean.view(1, 3, 1, 1))
+        self.register_buffer("std", model.std.view(1, 3, 1, 1))
+
+
+def bare(model: models.ResNet) -> nn.Module:
+    """The network without its normaliser."""
+    del model.mean, model.std
+    return model
+
+
+def within(name: str, model: nn.Module) -> nn.Module:
+    outer = nn.Module()
+    outer.add_module(name, model)
+    return outer
+
+
+def layers_compiled(model: nn.Module) -> nn.Module:
+    model.layer1 = torch.compile(model.layer1)
+    model.layer2[0] = torch.compile(model.layer2[0])
+    return model
+
+
+WRAPPERS = {
+    "compiled": torch.compile,
+    "compiled layers": layers_compiled,
+    "averaged": AveragedModel,
+    "DataParallel": nn.DataParallel,
+    "net": lambda m: within("net", m),
+    "model": lambda m: within("model", m),
+    "averaged, of DataParallel": lambda m: AveragedModel(nn.DataParallel(m)),
+    "compiled, of averaged, of compiled": lambda m: torch.compile(AveragedModel(torch.compile(m))),
+    "a module's, of DataParallel, compiled": lambda m: within(
+        "net", nn.DataParallel(torch.compile(m))
+    ),
+    "DataParallel of a module's of a module's": lambda m: nn.DataParallel(
+        within("model", within("backbone", m))
+    ),
+    "behind a normaliser": lambda m: nn.Sequential(Normalise(m), bare(m)),
+    "behind a named normaliser, averaged": lambda m: AveragedModel(
+        nn.Sequential(OrderedDict(normalize=Normalise(m), model=bare(m)))
+    ),
+}
+HOLDERS = {
+    "by itself": lambda s: s,
+    "model_state_dict": lambda s: {"epoch": 3, "model_state_dict": s, "loss": torch.tensor(1.0)},
+    "state_dict_ema": lambda s: {"state_dict_ema": s, "args": argparse.Namespace(lr=0.1)},
+    "net": lambda s: {"net": s, "acc": 93.1},
+    "model, state_dict": lambda s: {"model": {"state_dict": s, "depth": 18}},
+    "twice the same": lambda s: {"state_dict": s, "model_ema": {f"module.{k}": s[k] for k in s}},
+    "beside a description": lambda s: {"model": {"arch": "resnet18"}, "state_dict": s},
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_what_other_tools_wrap_reads_to_the_same_network(tmp_path, wrapper, holder):
+    state = WRAPPERS[wrapper](network()).state_dict()
+    assert state.keys() != network().state_dict().keys()
+    suffix = checkpoints.SUFFIXES[1 + list(HOLDERS).index(holder) % 5]
+    torch.save(HOLDERS[holder](state), tmp_path / f"a{suffix}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = checkpoints.load(tmp_path / f"a{suffix}")
+    assert same(loaded, network())
+    if holder == "by itself":
+        safetensors.torch.save_file(state, tmp_path / "a.safetensors")
+        assert same(checkpoints.load(tmp_path / "a.safetensors"), network())
+
+
+def renamed(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + k: v for k, v in network().state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            {"state_dict": renamed(""), "state_dict_ema": renamed("") | {"fc.bias": torch.ones(7)}},
+            "holds two networks that differ, state_dict and state_dict_ema: save the one",
+        ),
+        (
+            {"model": {"net": renamed("")}} | renamed("") | {"fc.bias": torch.ones(7)},
+            "'model': dict, expected a name: tensor",
+        ),
+        (renamed("model.") | renamed("ema."), r"unexpected ema.mean beside model.\*"),
+        (renamed("module.net.") | {"module.loss.weight": torch.ones(3)}, "unexpected module.loss"),
+        (renamed("_orig_mod.") | {"fc.bias": torch.ones(7)}, "holds fc.bias twice"),
+        (
+            renamed("1.") | {"0.mean": torch.ones(3), "0.std": torch.ones(3)},
+            "1.mean is a second normaliser",
+        ),
+        (
+            {"mean": torch.ones(3), "0.mean": torch.ones(3)}
+            | {f"1.{k}": v for k, v in weights(network()).items()},
+            "mean is a second normaliser",
+        ),
+        ({"generator": renamed("")}, "holds no state_dict, by itself or under model, state_dict"),
+        ({"net": {"net": 3}}, "holds no state_dict"),
+    ],
+    ids=lambda v: "" if isinstance(v, dict) else v[:30],
+)
+def test_what_is_not_one_network_is_refused_by_name(tmp_path, content, says):
+    torch.save(content, tmp_path / "a.pth.tar")
+    with pytest.raises(ValueError, match=f"a.pth.tar: {says}") as error:
+        checkpoints.load(tmp_path / "a.pth.tar")
+    assert "\n" not in str(error.value)
+
+
+def test_a_dict_that_holds_itself_is_no_endless_search(tmp_path):
+    content = {"model": {}, "net": {"epoch": 3}}
+    content["model"]["net"] = content["model"]["state_dict"] = content
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt: holds no state_dict"):
+        checkpoints.load(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_file_of_another_precision_reads_to_the_same_network(tmp_path, dtype):
+    """Converted tensor by tensor, so that BatchNorm's counters are floats too, and overflow."""
+    model = network()
+    state = {k: v.to(dtype) for k, v in model.state_dict().items()}
+    state["bn1.num_batches_tracked"] = torch.tensor(float("inf"), dtype=dtype)
+    torch.save(state, tmp_path / "a.bin")
+    loaded = checkpoints.load(tmp_path / "a.bin").state_dict()
+    for name, value in model.state_dict().items():
+        if name == "bn1.num_batches_tracked":
+            assert loaded[name] == 0
+        else:
+            assert loaded[name].dtype == value.dtype, name
+            assert torch.equal(loaded[name], value.to(dtype).to(value.dtype)), name
+
+
+# As the published files are: counts of entries, names and their order
+
+
+def counterless(arch: str) -> OrderedDict[str, torch.Tensor]:
+    """torchvision's file: made before BatchNorm counted its batches; weights are Parameters."""
+    torch.manual_seed(3)
+    model = getattr(torchvision.models, arch)()
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if "running" in name:
+                buffer.uniform_(0.5, 1.5)
+    state = model.state_dict(keep_vars=True)
+    return OrderedDict((k, v) for k, v in state.items() if "num_batches" not in k)
+
+
+@pytest.mark.parametrize(("arch", "entries"), [("resnet18", 102), ("resnet50", 267)])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_torchvisions_published_files_read_to_torchvisions_network(tmp_path, arch, entries, zipped):
+    state = counterless(arch)
+    assert len(state) == entries
+    path = tmp_path / "a.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    with pytest.warns(UserWarning, match="ImageNet's are assumed"):
+        loaded = checkpoints.load(path)
+    assert checkpoints.describe(loaded) | {"stem_stride": 0} == {
+        "arch": arch,
+        "width": 64,
+        "n_classes": 1000,
+        "stem_stride": 0,
+    }
+    theirs = getattr(torchvision.models, arch)()
+    theirs.load_state_dict(state)  # torch fills in the counters
+    found = weights(loaded)
+    assert found.keys() == theirs.state_dict().keys()
+    assert all(torch.equal(found[k], v) for k, v in theirs.state_dict().items())
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), theirs.eval()((x - loaded.mean) / loaded.std))
+
+
+@pytest.mark.parametrize(("arch", "entries"), [("resnet18", 248), ("resnet50", 644)])
+@pytest.mark.parametrize("collection", ["robustness", "robust-models-transfer"])
+def test_the_robust_collections_files_read_to_their_network(tmp_path, arch, entries, collection):
+    """MadryLab/robustness (.pt, the arguments in it) and microsoft/robust-models-transfer (.ckpt)
+    are of one trainer: DataParallel of an AttackerModel, which holds its network twice."""
+    model = network(arch, 1000, width=64)
+    state = madry(model)
+    assert len(state) == entries
+    assert [
+        next(k for k in state if k.startswith(f"module.{part}")) for part in ("n", "m", "a")
+    ] == [
+        "module.normalizer.new_mean",
+        "module.model.conv1.weight",
+        "module.attacker.normalize.new_mean",
+    ]
+    assert {"module.model.layer1.0.conv1.weight", "module.attacker.model.fc.bias"} <= state.keys()
+    beside = trained(network())
+    path = tmp_path / ("a.pt" if collection == "robustness" else "a.ckpt")
+    if collection == "robustness":
+        beside["args"] = argparse.Namespace(adv_train=1, eps="3", nested=argparse.Namespace())
+    torch.save({"model": state} | beside, path)
+    assert same(checkpoints.load(path), model)
 
 
 def test_half_precision_widens_without_loss(tmp_path):
@@ -401,11 +604,12 @@ INNER = "layer1.module.model.x"
         ({"module.conv1.weight": torch.ones(1)}, "unexpected: module.conv1.weight$"),
         ({"fc.bias": torch.ones(8)}, r"of a wrong shape: fc.bias \[8\] instead of \[7\]$"),
         ({"conv1.weight": torch.ones(())}, r"conv1.weight \[\] instead of \["),
-        ({"mean": torch.ones(3)}, r"mean \[3\] instead of \[3, 1, 1\]$"),
+        ({"mean": torch.ones(4)}, r"mean \[4\] instead of \[3, 1, 1\]$"),
         ({f"extra{i}": torch.ones(1) for i in range(6)}, "extra3 and 2 more$"),
         ({"std": torch.zeros(3, 1, 1)}, r"std is \[0.0, 0.0, 0.0\], must be above 0"),
         ({"fc.bias": torch.full((7,), float("inf"))}, "fc.bias holds nan or infinity"),
-        ({"fc.bias": torch.ones(7).double()}, "fc.bias is torch.float64"),
+        ({"fc.bias": torch.ones(7).double() * 1e39}, "fc.bias holds nan or infinity"),
+        ({"fc.bias": torch.ones(7, dtype=torch.complex64)}, "fc.bias is torch.complex64"),
         ({"fc.bias": torch.ones(7).to_sparse()}, "fc.bias is torch.float32, torch.sparse_coo"),
         ({"fc.bias": torch.ones(7, device="meta")}, "fc.bias is .* on meta"),
         ({"conv1.weight": torch.ones(1).expand(2**40, 3, 7, 7)}, "the file holds less"),
@@ -474,9 +678,9 @@ def test_names_are_those_of_the_papers():
     assert len(bytes.fromhex(checkpoints.REVISION)) == 20
 
 
-@pytest.mark.parametrize("bad", ["madrylab/resnet18_l2_eps4", "resnet18", "", "weights.bin"])
+@pytest.mark.parametrize("bad", ["madrylab/resnet18_l2_eps4", "resnet18", "", "weights.onnx"])
 def test_an_unknown_name_lists_the_near_ones(bad, root):
-    with pytest.raises(ValueError, match=r"checkpoint=.*torchvision/resnet18.*FILE\.ckpt") as error:
+    with pytest.raises(ValueError, match=r"checkpoint=.*torchvision/resnet18.*FILE\.bin") as error:
         checkpoints.load(bad)
     if bad.startswith("madrylab"):
         assert "did you mean 'madrylab/resnet18_l2_eps" in str(error.value)
@@ -554,10 +758,10 @@ def test_a_file_put_by_hand_without_a_known_checksum_is_read_with_a_warning(root
 
 
 def test_torchvisions_weights_by_name(root, tmp_path, monkeypatch):
-    torch.manual_seed(2)
     theirs = torchvision.models.resnet18().eval()
     served = tmp_path / "served.pth"
-    torch.save(theirs.state_dict(), served)
+    torch.save(counterless("resnet18"), served)
+    theirs.load_state_dict(torch.load(served))
     digest = hashlib.sha256(served.read_bytes()).hexdigest()
     url = f"https://download.pytorch.org/models/resnet18-{digest[:8]}.pth"
 

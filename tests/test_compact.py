@@ -255,7 +255,8 @@ def test_a_channel_is_dead_only_when_weight_scale_and_shift_are_zero():
         norm.bias[2:6] = 0
     # Of 0 to 5: scale and shift live, shift live, dead, then with weights.
     out = compact(model, SIZE)
-    assert out.removed == {"layer1.0.conv1.weight": 1} and out.left == {}
+    assert out.removed == {"layer1.0.conv1.weight": 1}
+    assert out.left == {"layer1.0.conv1.weight": 2}
     x = torch.rand(4, 3, SIZE, SIZE)
     torch.testing.assert_close(out.model(x), model(x), rtol=1e-5, atol=1e-5)
     kept = out.held["layer1.0.conv1.weight"]
@@ -279,7 +280,7 @@ def test_a_plain_network_with_biases_and_a_flat_head():
     with torch.no_grad():
         model[2].weight[3] = 0  # its bias lives
     out = compact(model, SIZE)
-    assert out.removed == {"0.weight": 2, "2.weight": 1} and out.left == {}
+    assert (out.removed, out.left) == ({"0.weight": 2, "2.weight": 1}, {"2.weight": 1})
     assert out.model[5].in_features == 4 * 12 * 12
     x = torch.rand(4, 3, SIZE, SIZE)
     torch.testing.assert_close(out.model(x), model(x), rtol=1e-5, atol=1e-5)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from robustlib import deployment, export, figures, specs, stages
+from robustlib import deployment, devices, export, figures, specs, stages
 from robustlib.data import load
 from robustlib.specs import Pretrain, Ticket, Transfer
 
@@ -79,6 +79,37 @@ def test_each_ticket_and_each_dense_network_has_a_row_in_the_forms_it_can_take(m
         *(("unstructured", 0.0, e) for e in (0, 0.3)),
     ]
     assert len(frame) == len(WANTED) + 2 + 4
+
+
+def test_a_row_says_its_form_and_the_instructions_that_it_was_measured_on(measured):
+    frame, _ = measured
+    assert set(zip(frame.form, frame.weight_bits, strict=True)) == {("fp32", 32), ("int8", 7)}
+    assert set(frame.instructions) == {devices.instructions()}
+    assert list(deployment.int8(frame).instructions) == [devices.instructions()] * 4
+
+
+@pytest.mark.parametrize(
+    ("about", "name"),
+    [
+        ("flags\t\t: fpu avx avx2 bmi1\nbugs: avx_vnni", "avx2"),
+        ("flags\t\t: avx2 avx512f avx512bw", "avx512bw"),
+        ("flags\t\t: avx2 avx_vnni", "avx_vnni"),
+        ("flags\t\t: avx2 avx512bw avx512_vnni\n\nflags: avx2", "avx512_vnni"),
+        ("flags\t\t: avx2 avx512_vnni amx_int8", "amx_int8"),
+        ("Features\t: fp asimd asimddp", "asimddp"),
+        ("model name: none", "this"),
+        (None, "this"),
+    ],
+)
+def test_instructions_are_the_fastest_of_the_cpu(about, name, monkeypatch):
+    def read(*_, **__):
+        if about is None:
+            raise FileNotFoundError
+        return about
+
+    monkeypatch.setattr(devices.Path, "read_text", read)
+    monkeypatch.setattr(devices.platform, "machine", lambda: "this")
+    assert devices.instructions() == name
 
 
 def test_ratios_are_over_the_dense_network_of_the_same_pretraining(measured):

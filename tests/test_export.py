@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import statistics
@@ -10,6 +11,7 @@ import zlib
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -137,6 +139,46 @@ def test_int8_is_a_quarter_of_the_bytes_and_keeps_the_classes(trained, file, dig
     nodes = onnx.load(made.path).graph
     scales = [i for i in nodes.initializer if "scale" in i.name and list(i.dims) == [16]]
     assert scales, "weights are not quantised by channel"
+
+
+def simulated(path, split) -> Tensor:
+    """Logits of an int8 file in floats: without optimisation each of its nodes runs by itself, and
+    the numbers between them are those of int8, scaled."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(
+        np.concatenate([exports._run(run, x) for x in exports._arrays(split, 64)])
+    )
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.8])
+def test_int8_computes_its_float_simulation_and_saturates_on_no_cpu(
+    trained, digits, tmp_path, sparsity
+):
+    model = copy.deepcopy(trained)
+    tickets.omp(model, sparsity).apply(model)
+    file = export(model, tmp_path / "net.onnx", SIZE)
+    made = quantise(file, digits.train, tmp_path / "int8.onnx")
+    proto = onnx.load(made.path)
+    weights = [onnx.numpy_helper.to_array(i).astype(int) for i in proto.graph.initializer]
+    weights = [w for w in weights if w.ndim in (2, 4)]
+    assert len(weights) == sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules())
+    for w in weights:
+        # AVX2 without VNNI adds two products, of 8 bits without a sign and 8 with one, in 16 bits.
+        assert 2 * 255 * np.abs(w).max() <= 2**15 - 1
+        assert np.abs(w).max() > 60  # and what fits is used
+    assert {p.key: p.value for p in proto.metadata_props}["weight_bits"] == "7"
+    assert made.weight_bits == 7
+    found, expected = logits(made.path, digits.test), simulated(made.path, digits.test)
+    # A sum on the edge of two steps is rounded either way: seldom, and by one step.
+    apart = (found - expected).abs()
+    assert apart.mean() < 0.005 and apart.max() < 0.05 * expected.abs().max()
+    assert (found.argmax(1) == expected.argmax(1)).float().mean() > 0.99
+    right = [
+        (x.argmax(1) == digits.test.y).float().mean() for x in (found, logits(file, digits.test))
+    ]
+    assert right[0] > right[1] - 0.02
 
 
 def test_a_tensor_calibrates_as_the_split_does_and_the_range_matters(file, digits, tmp_path):

@@ -1,7 +1,9 @@
 """Figures show the numbers of their rows, and their files hold them."""
 
+import io
 import itertools
 import math
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -284,6 +286,53 @@ def test_predictions_of_neighbours_do_not_overlap(n):
     boxes = [ax.title.get_window_extent() for ax in fig.axes if "→" in ax.title.get_text()]
     assert len(boxes) == n
     assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+
+
+HARD = ["猫", "$100$ bill", r"$\foo$", "_unknown_", "two\nlines", "bell\a", "\u20dd", "é"]
+"""Names of folders: the usual font has no letter for the first, and STIX for the seventh."""
+
+
+def missing_glyphs(fig) -> list[str]:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with figures.style.style():
+            for kind in ("png", "pdf"):
+                fig.savefig(io.BytesIO(), format=kind)
+    return [str(w.message) for w in told]
+
+
+def test_names_that_the_font_lacks_are_written_without_boxes():
+    written = [figures.style.written(name) for name in HARD]
+    assert written[1:] == [
+        r"\$100\$ bill",
+        r"\$\foo\$",
+        *HARD[3:4],
+        "two lines",
+        "bellU+0007",
+        *HARD[6:],
+    ]
+    assert written[0] in ("U+732B", "猫")  # the letter, where a font for it is installed
+    n = len(HARD)
+    x = torch.rand(n, 3, 8, 8)
+    said = list(range(n)), list(range(n))
+    shown = figures.adversarial_examples(x, said[0], {"natural": (x, *said)}, HARD)
+    labels = torch.arange(n)[None, None]
+    scenes = figures.scenes(torch.zeros((1, 1, n, 3), dtype=torch.uint8), labels, {}, HARD)
+    assert [t.get_text() for t in scenes.legends[0].get_texts()] == written
+    frame = pd.concat(
+        transfers(seeds=(0,), sparsities=(0.0,)).assign(name=name, iou=0.5) for name in HARD
+    )
+    for fig in (shown, scenes, figures.by_class(frame)):
+        assert missing_glyphs(fig) == []
+
+
+def test_a_letter_of_another_installed_font_is_drawn_with_it():
+    for name, families in (("\u20dd", {"STIXGeneral"}), ("cat", set())):
+        with figures.style.style([name]):
+            usual, *others = plt.rcParams["font.family"]
+        assert usual == "sans-serif" and len(others) == len(families)
+    long = figures.networks._short("猫" * 9)
+    assert long.endswith("…") and figures.networks._width(long) <= figures.networks.LONGEST
 
 
 @pytest.fixture(scope="module")

@@ -507,6 +507,7 @@ CHANGES: dict[str, Callable[[torch.Tensor], Any]] = {
     **{str(o): lambda t, o=o: o for o in (None, 3, "text", [1], {}, {"a": torch.ones(1)})},
 }
 odd_keys = st.sampled_from(["", "a\nb", LONG, "module.fc.weight", "model.fc.weight", "attacker.x"])
+odd_keys |= st.sampled_from(["n_averaged", "0.mean", "0.std", "a." * 10**5 + "conv1.weight"])
 state_keys = st.sampled_from(["conv1.weight", "bn1.running_var", "fc.weight", "fc.bias", "mean"])
 state_keys |= st.sampled_from(["std", "bn1.num_batches_tracked", *sorted(weights())])
 
@@ -516,8 +517,8 @@ state_keys |= st.sampled_from(["std", "bn1.num_batches_tracked", *sorted(weights
     st.dictionaries(
         state_keys | odd_keys, st.sampled_from(sorted(CHANGES)), min_size=1, max_size=2
     ),
-    st.sampled_from(["", "model", "state_dict"]),
-    st.sampled_from(["", "module.", "model.", "module.model."]),
+    st.sampled_from(["", "model", "state_dict", "state_dict_ema"]),
+    st.sampled_from(["", "module.", "model.", "module.model.", "net._orig_mod.", "1."]),
     st.sampled_from(FORMS),
 )
 # Empty tensors may be of any shape: the layers that it called for overflowed.

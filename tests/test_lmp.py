@@ -17,7 +17,7 @@ from robustlib.data import load
 from robustlib.data.splits import Split, take
 from robustlib.specs import PATTERNS, Pretrain, Ticket
 from robustlib.tickets import learned, lmp, omp, prunable
-from robustlib.tickets.patterns import norms
+from robustlib.tickets.producers import producers
 
 PRETRAIN = Pretrain(source="digits", width=4, stem_stride=1, size=8, n_train=150, epochs=1)
 RECIPE = {"scheme": "lmp", "batch_size": 20, "augment": "none"}
@@ -88,13 +88,19 @@ def test_the_gradient_of_a_score_is_summed_over_its_group(pattern):
                     m.bias.uniform_(0.1, 1)
         mask = omp(model, spec.sparsity, pattern)
         leaves = {n: (p.detach() * mask[n]).requires_grad_() for n, p in prunable(model).items()}
-        # A channel is masked at its norm: scale and shift times what is kept.
-        after = norms(model) if pattern == "channel" else {}
-        for name, norm in after.items():
+        # A channel is masked at its norm, scale and shift times what is kept; and one without a
+        # norm at its convolution, weight and bias.
+        after = producers(model).norms if pattern == "channel" else {}
+        parts = {name: [f"{n}.{p}" for n in ns for p in ("weight", "bias")]
+                 for name, ns in after.items()}  # fmt: skip
+        for name in after:
             leaves[name] = prunable(model)[name].detach().requires_grad_()
-            for part in (f"{norm}.{part}" for part in ("weight", "bias")):
-                own = model.get_parameter(part).detach()
-                leaves[part] = (own * mask[name].flatten(1).any(1)).requires_grad_()
+        if pattern == "channel" and build is odd:
+            assert "group.weight" not in after
+            parts["group.weight"] = ["group.bias"]
+        for name, part in ((name, part) for name, own in parts.items() for part in own):
+            own = model.get_parameter(part).detach()
+            leaves[part] = (own * mask[name].flatten(1).any(1)).requires_grad_()
         out = functional_call(copy.deepcopy(model), leaves, (x,))
         nn.functional.cross_entropy(out, y).backward()
         scored, scores = learned.score(copy.deepcopy(model), spec)
@@ -104,14 +110,13 @@ def test_the_gradient_of_a_score_is_summed_over_its_group(pattern):
             w = (p.detach() * leaves[name].grad).double()
             if name in after:
                 expected = 0
-                for part in ("weight", "bias"):
-                    norm = f"{after[name]}.{part}"
-                    expected = expected + model.get_parameter(norm).detach() * leaves[norm].grad
-                expected = expected.double().numpy()
             elif pattern in ("2:4", "1:4", "1:8"):
                 expected = w.flatten().numpy()
             else:
                 expected = members(w, pattern).sum(1)
+            for part in parts.get(name, ()):
+                own = model.get_parameter(part).detach() * leaves[part].grad
+                expected = expected + own.double().numpy()
             np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-6)
             kept = scores[name].kept.flatten().numpy()
             if fits(p, pattern) and 0 < kept.mean() < 1:

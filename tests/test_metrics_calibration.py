@@ -96,7 +96,7 @@ def test_a_temperature_that_is_none_is_refused(bad):
 
 def test_scaling_without_validation_images_is_refused():
     some = Split(torch.zeros((4, 2, 2, 3), dtype=torch.uint8), torch.zeros(4).long())
-    data = Dataset("made", some, Split(some.x[:0], some.y[:0]), some, ("a", "b"))
+    data = Dataset("made", some, Split(some.x[:0], some.y[:0]), some, ("a", "b"), 8)
     with pytest.raises(ValueError, match="scaled=True: there are no validation images"):
         calibration(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), data, scaled=True)
 
@@ -112,7 +112,7 @@ def test_scaling_uses_val_and_reports_test_and_leaves_the_model_alone():
         z, y = noisy(3000, 1.0, seed, 3)
         x = (40 * z + 128).round().clamp(0, 255).to(torch.uint8)
         splits.append(Split(x[:, None, None, :].expand(-1, 2, 2, -1), y))
-    data = Dataset("made", *splits, ("r", "g", "b"))
+    data = Dataset("made", *splits, ("r", "g", "b"), 8)
     model.train()
     plain, _ = calibration(model, data)
     scaled, table = calibration(model, data, scaled=True)

@@ -164,6 +164,26 @@ def test_multiply_adds_fall_by_what_zero_weights_would_have_cost():
     assert dense - models.multiply_adds(model, 16) == 27 * 256 + 9 * 64 + 128 * 4 + 10
 
 
+@pytest.mark.parametrize("size", [7, 8])
+def test_multiply_adds_count_every_kind_of_convolution_as_torch_does(size):
+    layers = (
+        nn.ConvTranspose2d(3, 4, 3, stride=2, groups=1),
+        nn.Flatten(2),
+        nn.Conv1d(4, 6, 5, stride=2, groups=2),
+        nn.Unflatten(1, (1, 6)),  # six images of one row, then a volume of one
+        nn.Conv2d(1, 2, 3),
+        nn.Unflatten(1, (1, 2)),
+        nn.Conv3d(1, 3, (2, 2, 3)),
+        nn.Linear(((2 * size + 1) ** 2 - 5) // 2 + 1 - 4, 2),
+    )
+    model = nn.Sequential(*layers).eval()
+    for p in model.parameters():
+        nn.init.ones_(p)
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        model(torch.zeros(1, 3, size, size))
+    assert 2 * models.multiply_adds(model, size) == flops.get_total_flops()
+
+
 def test_multiply_adds_leaves_the_model_as_it_was():
     model = models.build("resnet10s", 10, 8).train()
     model.layer1.eval()

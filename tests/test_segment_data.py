@@ -287,6 +287,25 @@ def test_what_is_missing_or_broken_of_voc_is_named(devkit, tmp_path, monkeypatch
         load_segmentation("voc2012_seg", size=32, root=devkit)
     assert not list(devkit.glob("*.npz"))
 
+
+def test_images_with_masks_are_opened_as_all_others(devkit):
+    """Transparent pixels are white, and EXIF turns image and mask."""
+    base = devkit / "downloads/VOCdevkit/VOC2012"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for name in (base / "ImageSets/Segmentation/val.txt").read_text().split():
+        half = np.zeros((32, 32), np.uint8)
+        half[16:] = 1  # stored upside down
+        clear = np.stack([np.zeros_like(half)] * 3 + [255 * half], axis=-1)
+        clear[0, int(name[-1])] = 255  # images of their own
+        Image.fromarray(clear).save(base / f"JPEGImages/{name}.jpg", "PNG", exif=exif)
+        Image.fromarray(half).save(base / f"SegmentationClass/{name}.png", exif=exif)
+    test = load_segmentation("voc2012_seg", size=32, root=devkit).test
+    assert (test.y[:, :16] == 1).all() and (test.y[:, 16:] == 0).all()
+    assert (test.x[:, :16] == 0).all() and (test.x[:, 16:] == 255).all()
+
+
+def test_voc_is_downloaded_with_torchvisions_checksum(tmp_path, monkeypatch):
     asked = []
 
     def unreachable(url: str, root: str, filename: str, md5: str) -> None:

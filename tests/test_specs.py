@@ -32,6 +32,7 @@ LITERALS = {
     "control": ("none", "shuffle", "reinit"),
     "mode": ("finetune", "linear"),
     "head": ("auto", "fusion", "fcn", "deeplab"),
+    "stem": ("small", "imagenet"),
 }
 FLOATS = {
     **dict.fromkeys(("eps", "step_size", "beta"), "[0, 1000]"),
@@ -40,12 +41,12 @@ FLOATS = {
 }
 LOWEST = {
     **dict.fromkeys(("width", "stem_stride", "n_train", "steps", "replays", "min_channels"), 1),
-    **{"size": 8, "batch_size": 2, "epochs": 0, "rewind": 0, "seed": 0},
+    **{"size": 8, "detail": 4, "batch_size": 2, "epochs": 0, "rewind": 0, "seed": 0},
 }
 TEXTS = ("source", "checkpoint", "task", "dataset")
 BOOLS = ("decay_norms", "recalibrate")
 NESTED = {"pretrain": Pretrain, "ticket": Ticket, "mask_from": Pretrain}
-OPTIONAL = ("n_train", "step_size", "mask_from")
+OPTIONAL = ("n_train", "step_size", "mask_from", "detail")
 
 
 def small(**strategies: st.SearchStrategy) -> st.SearchStrategy:
@@ -202,7 +203,8 @@ def test_fields_at_their_default_do_not_enter_the_key(cls):
 
 
 DEFAULTS = {
-    Pretrain: "source=tinyimagenet200 arch=resnet10s width=32 stem_stride=2 size=32 n_train=None "
+    Pretrain: "source=tinyimagenet200 arch=resnet10s width=32 stem_stride=2 stem=small size=32 "
+    "n_train=None "
     "objective=natural norm=l2 eps=0.0 steps=1 step_size=None beta=6.0 replays=4 sigma=0.0 "
     "epochs=10 lr=0.2 schedule=onecycle batch_size=128 momentum=0.9 weight_decay=0.0005 "
     "decay_norms=False augment=crop-flip precision=fp32 checkpoint= seed=0",
@@ -211,7 +213,8 @@ DEFAULTS = {
     "rate=0.2 rounds=() rewind=0 epochs=2 lr=0.05 batch_size=128 weight_decay=0.0005 augment=crop "
     "precision=fp32 seed=0",
     Transfer: "task=cifar10 mode=finetune n_train=1000 epochs=30 lr=0.05 batch_size=64 "
-    "weight_decay=0.0005 augment=crop precision=fp32 recalibrate=False head=auto seed=0",
+    "weight_decay=0.0005 augment=crop detail=None precision=fp32 recalibrate=False head=auto "
+    "seed=0",
 }
 
 
@@ -238,8 +241,12 @@ BASES = {Pretrain: [{}, PGD, NOISY], Ticket: [{}, IMP], Transfer: [{}]}
 CHANGED = {
     Pretrain: {
         **{f: {f: v} for f, v in zip(TEXTS, ("digits", "resnet18"), strict=False)},
-        **{f: {f: LITERALS[f][1]} for f in ("arch", "norm", "schedule", "precision")},
-        **{f: {f: 9} for f in LOWEST if f not in ("stem_stride", "min_channels", "rewind")},
+        **{f: {f: LITERALS[f][1]} for f in ("arch", "norm", "schedule", "precision", "stem")},
+        **{
+            f: {f: 9}
+            for f in LOWEST
+            if f not in ("stem_stride", "min_channels", "rewind", "detail")
+        },
         **{f: {f: 0.125} for f in ("step_size", "beta", "lr", "momentum", "weight_decay")},
         **{"stem_stride": {"stem_stride": 1}, "augment": {"augment": "none"}},
         **{"decay_norms": {"decay_norms": True}, "objective": {**PGD, "objective": "free"}},
@@ -262,7 +269,7 @@ CHANGED = {
         **{"mode": {"mode": "linear"}, "recalibrate": {"recalibrate": True}},
         **{"head": {"mode": "segment", "head": "fcn"}},
         **{"augment": {"augment": "none"}, "precision": {"precision": "bf16"}},
-        **{f: {f: 9} for f in ("n_train", "epochs", "batch_size", "seed")},
+        **{f: {f: 9} for f in ("n_train", "epochs", "batch_size", "seed", "detail")},
         **{f: {f: 0.125} for f in ("lr", "weight_decay")},
     },
 }

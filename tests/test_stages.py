@@ -9,11 +9,14 @@ import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from robustlib import models, specs, stages, store, tickets, training
 from robustlib.data import load
+from robustlib.data.splits import FileSplit, Split
 from robustlib.specs import Pretrain, Ticket, Transfer
 from robustlib.stages import network, run
 from robustlib.store import Damaged
@@ -252,3 +255,30 @@ def test_running_leaves_the_callers_random_numbers_alone():
     network(Transfer(TICKET, task="digits", n_train=60, epochs=1))
     run(PRETRAIN, recompute=True)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", ["grey", "colour", "files"])
+@pytest.mark.parametrize("n", [1, 499, 501, 1001])
+def test_the_statistics_of_a_source_are_those_of_all_its_pixels(n, kind, tmp_path):
+    """The last image is unlike the others: what a short chunk says must weigh no more than it."""
+    rng = np.random.default_rng(n)
+    x = rng.integers(0, 60, (n, 8, 8, 1 if kind == "grey" else 3), dtype=np.uint8)
+    x[-1] = rng.integers(150, 256, x.shape[1:])
+    split = Split(torch.from_numpy(x), torch.zeros(n, dtype=torch.long))
+    if kind == "files":
+        x[:] = x[:, :1, :1]  # of one colour: what decoding does to edges is not at issue
+        paths = [tmp_path / f"{i}.png" for i in range(n)]
+        for path, image in zip(paths, x, strict=True):
+            Image.fromarray(image).save(path)
+        split = FileSplit(tuple(map(os.fspath, paths)), split.y, 8)
+    pixels = np.broadcast_to(x / 255, (n, 8, 8, 3))
+    mean, std = stages._statistics(split)
+    np.testing.assert_allclose(mean, pixels.mean((0, 1, 2)), rtol=1e-6)
+    # A single file is of one colour here, and nothing is divided by 0.
+    np.testing.assert_allclose(std, pixels.std((0, 1, 2)).clip(1e-3), rtol=1e-6)
+
+
+def test_a_source_of_one_colour_can_be_normalised():
+    x = torch.full((501, 8, 8, 3), 77, dtype=torch.uint8)
+    mean, std = stages._statistics(Split(x, torch.zeros(501, dtype=torch.long)))
+    assert mean == pytest.approx([77 / 255] * 3, rel=1e-6) and std == pytest.approx([1e-3] * 3)

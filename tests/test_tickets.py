@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 from robustlib import models
 from robustlib.specs import PATTERNS, n_of_m
-from robustlib.tickets import Mask, dense, omp, pack, prunable, random, unpack
+from robustlib.tickets import Mask, dense, masked, omp, pack, prunable, random, unpack
 
 SPARSITIES = (0, 0.001, 0.3, 0.5, 0.9, 0.999)
 
@@ -459,3 +459,185 @@ def test_a_dense_mask_keeps_everything():
         mask = dense(build())
         assert mask.sparsity == 0 and list(mask) == list(prunable(build()))
         assert mask == omp(build(), 0) == random(build(), 0)
+
+
+class Halved(nn.Module):
+    """A parametrization."""
+
+    def forward(self, w: torch.Tensor) -> torch.Tensor:
+        return w / 2
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is a buffer."""
+
+    def __init__(self, *size: int) -> None:
+        super().__init__(*size)
+        weight = self.weight.detach()
+        del self.weight
+        self.register_buffer("weight", weight)
+
+
+def halved(layer: nn.Module) -> nn.Module:
+    return parametrize.register_parametrization(layer, "weight", Halved())
+
+
+REPARAMETRISED = {
+    "weight_norm, old": (
+        lambda m: weight_norm(m),
+        "remove_weight_norm(layer)",
+        lambda m: torch.nn.utils.remove_weight_norm(m),
+    ),
+    "spectral_norm, old": (
+        lambda m: spectral_norm(m),
+        "remove_spectral_norm(layer)",
+        lambda m: torch.nn.utils.remove_spectral_norm(m),
+    ),
+    "prune": (
+        lambda m: prune.l1_unstructured(m, "weight", 0.5),
+        "prune.remove(layer, 'weight')",
+        lambda m: prune.remove(m, "weight"),
+    ),
+    **{
+        name: (
+            make,
+            "parametrize.remove_parametrizations(layer, 'weight')",
+            lambda m: parametrize.remove_parametrizations(m, "weight"),
+        )
+        for name, make in (
+            ("weight_norm", parametrizations.weight_norm),
+            ("spectral_norm", parametrizations.spectral_norm),
+            ("orthogonal", parametrizations.orthogonal),
+            ("own", halved),
+        )
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.Conv1d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("how", REPARAMETRISED)
+def test_a_weight_that_is_computed_from_others_is_refused_with_the_cure(how, kind):
+    make, says, cure = REPARAMETRISED[how]
+    layer = kind(4, 8, 3)
+    model = nn.ModuleDict({"stem": nn.Conv2d(3, 4, 3), "block": nn.Sequential(layer)})
+    drawn = omp(model, 0.5)
+    make(layer)
+    before = copy.deepcopy(model.state_dict())
+    calls = [lambda: omp(model, 0.5), lambda: random(model, 0.5), lambda: dense(model)]
+    for call in [*calls, lambda: drawn.apply(model)]:
+        with pytest.raises(ValueError, match=rf"block\.0\.weight: .*{kind.__name__}") as error:
+            call()
+        assert says in str(error.value) and "\n" not in str(error.value)
+    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+    cure(layer)  # as the message says
+    mask = omp(model, 0.5)
+    assert set(mask) == {"stem.weight", "block.0.weight"} and mask.apply(model) is model
+    assert sum(int((p == 0).sum()) for p in prunable(model).values()) >= removed(mask) > 0
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [(Standardised(4, 8, 3), "1.weight: is computed"), (nn.LazyConv2d(8, 3), "1.weight: .*shape")],
+)
+def test_a_weight_that_is_no_parameter_yet_or_at_all_is_refused(layer, says):
+    with pytest.raises(ValueError, match=says):
+        omp(nn.Sequential(nn.Conv2d(3, 4, 3), layer), 0.5)
+
+
+KINDS = {
+    "1d": lambda: nn.Sequential(nn.Conv1d(3, 8, 5), nn.BatchNorm1d(8), nn.Conv1d(8, 8, 3)),
+    "3d": lambda: nn.Sequential(nn.Conv3d(3, 8, (1, 2, 3)), nn.BatchNorm3d(8), nn.Conv3d(8, 8, 2)),
+    "up": lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 6, (2, 3), groups=2)),
+    "up1d": lambda: nn.Sequential(nn.ConvTranspose1d(3, 8, 3), nn.Conv1d(8, 8, 3)),
+    "up3d": lambda: nn.Sequential(nn.ConvTranspose3d(3, 8, 3), nn.Conv3d(8, 8, 3)),
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_convolution_is_pruned_or_refused_by_name(kind, pattern):
+    torch.manual_seed(0)
+    model, blocks = KINDS[kind](), n_of_m(pattern)
+    s = 1 - blocks[0] / blocks[1] if blocks else 0.6
+    (at, turned), *_ = [
+        (n, m) for n, m in model.named_modules() if "Transpose" in type(m).__name__
+    ] or [(None, None)]
+    if at and (blocks or pattern == "channel"):
+        for draw in (omp, random):
+            with pytest.raises(ValueError, match=f"{at}.weight: .*{type(turned).__name__}"):
+                draw(model, s, pattern)
+        return
+    mask = omp(model, s, pattern)
+    layers = {n: m for n, m in model.named_modules() if "Conv" in type(m).__name__}
+    assert list(mask) == [f"{n}.weight" for n in layers]
+    # All weights that convolutions have are counted, those that lose nothing too.
+    weights = [m.weight for m in layers.values()]
+    masked(model, mask, pattern)
+    zeros = sum(int((w == 0).sum()) for w in weights)
+    assert zeros == removed(mask) > 0
+    assert mask.sparsity == pytest.approx(zeros / sum(w.numel() for w in weights))
+    for m in mask.values():
+        lot = {"row": m.dim() - 1, "kernel": 2, "channel": 1}.get(pattern, m.dim())
+        flat = m.flatten(lot) if lot < m.dim() else m.unsqueeze(-1)
+        assert (flat.all(-1) | ~flat.any(-1)).all()
+        if blocks and m.shape[1] % blocks[1] == 0:
+            assert (m.unflatten(1, (-1, blocks[1])).sum(2) == blocks[0]).all()
+
+
+WRAPPED = {
+    "model.module": nn.DataParallel,
+    "model._orig_mod": lambda m: torch.compile(m, backend="eager"),
+    "model.module._orig_mod": lambda m: nn.DataParallel(torch.compile(m, backend="eager")),
+    "model._orig_mod.module": lambda m: torch.compile(nn.DataParallel(m), backend="eager"),
+}
+AVERAGED = {"model.module": torch.optim.swa_utils.AveragedModel}
+
+
+@pytest.mark.parametrize(("inside", "wrap"), [*WRAPPED.items(), *AVERAGED.items()])
+def test_a_wrapped_model_is_refused_and_the_unwrapped_one_is_named(inside, wrap):
+    model = tiny()
+    mask, wrapped = omp(model, 0.5), wrap(model)
+    calls = (lambda: mask.apply(wrapped), lambda: omp(wrapped, 0.5), lambda: dense(wrapped))
+    for call in calls:
+        with pytest.raises(ValueError, match="is wrapped .*unwrap it: give model") as error:
+            call()
+        assert str(error.value).endswith(f"give {inside}")
+    assert all((p != 0).any() for p in model.parameters() if p.dim() > 1)
+    bare = eval(inside, {"model": wrapped})
+    assert mask.apply(bare) is bare and omp(bare, 0.5) == mask
+    # A wrapper of a part changes the names of its parameters as well.
+    whole = tiny()
+    whole.layer2 = wrap(whole.layer2)
+    inside = inside.replace("model", "model.layer2", 1)
+    with pytest.raises(ValueError, match="^model.layer2: is wrapped .*put in its place") as error:
+        mask.apply(whole)
+    assert str(error.value).endswith(inside)
+
+
+def test_a_wrapper_put_on_afterwards_keeps_the_zeros():
+    model = plain()
+    mask = omp(model, 0.6).apply(model) and omp(model, 0.6)
+    wrapped = torch.compile(nn.DataParallel(model), backend="eager")
+    optimiser = torch.optim.SGD(wrapped.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        wrapped(torch.randn(4, 3, 8, 8)).square().sum().backward()
+        optimiser.step()
+    assert all((model.get_parameter(n)[~m] == 0).all() for n, m in mask.items())
+
+
+def test_distributed_and_scripted_models_are_refused_too(tmp_path):
+    import torch.distributed as dist
+
+    mask = omp(plain(), 0.5)
+    dist.init_process_group("gloo", f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(plain())
+    finally:
+        dist.destroy_process_group()
+    with pytest.raises(ValueError, match="DistributedDataParallel.*give model.module"):
+        mask.apply(wrapped)
+    scripted = torch.jit.trace(plain().eval(), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="model: is scripted"):
+        mask.apply(scripted)

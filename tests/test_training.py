@@ -451,6 +451,21 @@ def test_the_fast_kernels_of_a_gpu_stay_on_and_are_the_reproducible_ones(split):
     assert (cudnn.enabled, cudnn.deterministic, cudnn.benchmark) == before
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_whether_convolutions_are_rounded_to_tf32_is_the_callers_to_say(
+    split, monkeypatch, allowed
+):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    seen = []
+
+    def watch(model, x, y):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return natural(model, x, y)
+
+    trained(split, Objective(watch))
+    assert set(seen) == {allowed} and torch.backends.cudnn.allow_tf32 is allowed
+
+
 def test_the_device_is_the_one_that_the_environment_names(monkeypatch):
     monkeypatch.setenv("ROBUSTLIB_DEVICE", "cuda:1")
     assert training.device() == torch.device("cuda", 1)

@@ -117,17 +117,18 @@ def gather_masked(
 def _pixels(x: Tensor, rows: Tensor, augment: str, generator: torch.Generator) -> Tensor:
     """Which pixel of x [N, H, W, ...] comes where: indices [B, H, W] into its N * H * W pixels.
 
-    Padding, crop and flip are all in the index, so that an epoch copies each pixel once.
+    Padding, crop and flip are all in the index, so that an epoch copies each pixel once. The draws
+    are those of the CPU's generator, the index is made where x is.
     """
     height, width = x.shape[1:3]
-    n, pad = len(rows), min(height, width) // 8
-    shifts = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator)
-    flips = torch.rand((n, 1), generator=generator) < 0.5
-    down = _reflect(shifts[0] + torch.arange(height), height)
-    right = _reflect(shifts[1] + torch.arange(width), width)
+    n, pad, where = len(rows), min(height, width) // 8, x.device
+    shifts = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator).to(where)
+    flips = (torch.rand((n, 1), generator=generator) < 0.5).to(where)
+    down = _reflect(shifts[0] + torch.arange(height, device=where), height)
+    right = _reflect(shifts[1] + torch.arange(width, device=where), width)
     if augment == "crop-flip":
         right = torch.where(flips, right.flip(1), right)
-    lines = rows[:, None] * height + down
+    lines = rows.to(where)[:, None] * height + down
     return lines[:, :, None] * width + right[:, None, :]
 
 

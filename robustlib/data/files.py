@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from robustlib.data.images import class_folders
+from robustlib.data.images import (
+    class_folders,
+    needed,
+    read_image,
+    split_folders,
+    tell_skipped,
+)
+from robustlib.data.sources import build_once
 from robustlib.data.splits import Dataset, FileSplit, holdout, seed_for, take
 
 CROP_FRACTION = 0.875  # of the shorter side that an evaluation crop sees: 224 of 256 px
@@ -18,11 +29,15 @@ CROP_FRACTION = 0.875  # of the shorter side that an evaluation crop sees: 224 o
 def imagenet(folder: Path, size: int) -> Dataset:
     """ImageNet, or any set in its layout: folder/{train,val}/<class folders>/<image files>.
 
-    val is cut from train, as for every set; folder/val is the test split.
+    val is cut from train, as for every set; folder/val (or valid, validation) is the test split.
+    Every image is opened once before the set is used. ValueError: as `split_folders`, `needed` and
+    `class_folders` say, classes of one split only, or an image that cannot be read.
     """
-    parts = {}
+    found = split_folders(folder)
+    needed(folder, found, "train", "val")
+    parts, skipped = {}, Counter()
     for split in ("train", "val"):
-        classes = class_folders(folder / split)
+        classes = class_folders(found[split], skipped)
         paths = [str(p) for files in classes.values() for p in files]
         y = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
         order = np.random.default_rng(seed_for("shuffle", split)).permutation(len(y))
@@ -32,8 +47,43 @@ def imagenet(folder: Path, size: int) -> Dataset:
     if names != test_names:
         odd = sorted(set(names) ^ set(test_names))
         raise ValueError(f"{folder}: {', '.join(odd[:5])}: a class of only one of train and val")
+    tell_skipped(folder, skipped, [found["train"], found["val"]])
+    _check_once(folder, [*train.paths, *test.paths])
     rows, val = holdout(train.y.numpy())
-    return Dataset(folder.name, take(train, rows), take(train, val), test, names)
+    return Dataset(folder.name, take(train, rows), take(train, val), test, names, size)
+
+
+def _check_once(folder: Path, paths: Sequence[str]) -> None:
+    """Opens all images, unless this was done: an empty file beside the folder then says so.
+
+    It is named after the files and when their folders were last changed: to ask a million files
+    takes minutes on a network. ValueError names an image that cannot be read.
+    """
+    from tqdm.auto import tqdm
+
+    def check(some: Sequence[str]) -> None:
+        for path in some:
+            read_image(path, quick=True)
+
+    def check_all() -> None:
+        chunks = [paths[i : i + 256] for i in range(0, len(paths), 256)]
+        with ThreadPoolExecutor(min(16, torch.get_num_threads())) as pool:
+            for _ in tqdm(pool.map(check, chunks), f"checking {folder.name}", len(chunks)):
+                pass
+
+    folders = sorted({os.path.dirname(path) for path in paths})
+    known = [*sorted(paths), *(str(os.stat(path).st_mtime_ns) for path in folders)]
+    digest = hashlib.blake2b(os.fsencode("\0".join(known)), digest_size=8).hexdigest()
+    checked = folder.with_name(f".{folder.name}-{digest}.checked")
+
+    def write() -> None:
+        check_all()
+        checked.touch()
+
+    try:
+        build_once(checked, write)
+    except PermissionError:  # a data root for reading only: each process has to look
+        check_all()
 
 
 def stream(
@@ -75,19 +125,18 @@ class _Decoded(torch.utils.data.Dataset):
         else:
             flip = [v2.RandomHorizontalFlip()] if augment == "crop-flip" else []
             self.transform = v2.Compose([v2.RandomResizedCrop(size, antialias=True), *flip])
+        if split.detail:
+            sides = (split.detail, split.detail), (size, size)
+            coarse = [v2.Resize(side, antialias=True) for side in sides]
+            self.transform = v2.Compose([self.transform, *coarse])
         self.split, self.parts = split, (seed, epoch)
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        from PIL import Image
-
-        path = self.split.paths[row]
         state = torch.get_rng_state()  # torchvision draws from the global generator
         torch.default_generator.manual_seed(seed_for(*self.parts, row))
         try:
-            with Image.open(path) as image:
-                pixels = np.array(self.transform(image.convert("RGB")))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-            raise ValueError(f"{path}: not a readable image ({e})") from e
+            image = read_image(self.split.paths[row]).convert("RGB")
+            pixels = np.array(self.transform(image))
         finally:
             torch.set_rng_state(state)
         return torch.from_numpy(pixels), self.split.y[row]

@@ -1,18 +1,108 @@
-"""Images from outside: scaled and cut to a square, gathered into arrays, split and shuffled."""
+"""Images from outside: opened in one way, gathered into arrays, found in folders, divided."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from robustlib.data.packs import MAX_BYTES
 from robustlib.data.splits import seed_for
+from robustlib.specs import printable, reason
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+BACKGROUND = "white"
+"""What shows through transparent pixels: the paper that most cut-outs and drawings are made for."""
+# What systems leave in folders, beside all that is hidden; in lower case.
+FOREIGN = ("__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
+FOREIGN += ("$recycle.bin", "system volume information", "lost+found")
+SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val")
+_RAW_BITS = {"L;2": 2, "L;4": 4}
+
+
+def read_image(file: str | Path | BinaryIO, name: str = "", quick: bool = False) -> Image:
+    """The image in a file, as every set reads it: "L" or "RGB", 8 bits a channel, upright, opaque.
+
+    EXIF's rotation is applied. Transparency is laid on BACKGROUND. Of 16 bits the upper 8 are kept,
+    in grey as in colour; 32 bits and floats have no known range and are refused. Of several frames
+    the first is read. Colour profiles are not applied. quick: JPEGs may come at an eighth of their
+    size, but are read to the end. ValueError names the file, or `name` if it has none.
+    """
+
+    def opaque(image: Image) -> Image:
+        raw = image.tile[0][3] if image.format == "PNG" and image.tile else ""
+        if quick:
+            image.draft(None, (1, 1))
+        return _opaque(_upright(image), raw)
+
+    return _read(file, name, opaque)
+
+
+def read_labels(file: str | Path) -> Image:
+    """A mask, upright: "P" or "L", a pixel's label its index. ValueError names the file."""
+
+    def labels(image: Image) -> Image:
+        if image.mode not in ("P", "L"):
+            raise OSError(f"{image.mode} pixels; a mask has a palette, or is grey")
+        return _upright(image)
+
+    return _read(file, "", labels)
+
+
+def _read(file: str | Path | BinaryIO, name: str, prepared: Callable[[Image], Image]) -> Image:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return prepared(image)
+    except Exception as e:  # bytes from outside can raise anything
+        what = printable(name or str(file))
+        raise ValueError(f"{what}: not a readable image ({reason(e)})") from e
+
+
+def _upright(image: Image) -> Image:
+    from PIL import ImageOps
+
+    ImageOps.exif_transpose(image, in_place=True)
+    image.load()
+    return image
+
+
+def _opaque(image: Image, raw: Any) -> Image:
+    """raw: how a PNG stores its pixels, in Pillow's words."""
+    from PIL import Image
+
+    clear = image.info.get("transparency")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        pixels = np.asarray(image)
+        upper = (pixels >> 8).astype(np.uint8)  # as Pillow does with 16-bit colour
+        image = Image.fromarray(upper)
+        if clear is not None:
+            image.putalpha(Image.fromarray(np.where(pixels == clear, 0, 255).astype(np.uint8)))
+    elif image.mode in ("I", "F"):
+        raise OSError(f"{image.mode}: 32 bits a pixel, of no known range; 8 and 16 are read")
+    elif clear is not None and raw == "RGB;16B":
+        raise OSError("16-bit colour with a transparent colour; an alpha channel is read")
+    elif clear is not None and raw in _RAW_BITS and clear < 2 ** _RAW_BITS[raw]:
+        # Pillow scales these pixels to 8 bits, but not the grey that is transparent.
+        image.info["transparency"] = clear * 255 // (2 ** _RAW_BITS[raw] - 1)
+    grey = image.mode in ("1", "L", "LA") or raw == "LA;16B"
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
+    if not grey:
+        return image.convert("RGB")  # a palette cannot be interpolated
+    return image.getchannel("R") if image.mode == "RGBA" else image.convert("L")
 
 
 def stack(
@@ -35,7 +125,7 @@ def stack(
     for i, (image, label) in enumerate(pairs):
         grey = grey and image.mode in ("1", "L")
         image = ImageOps.expand(image, border) if border else image
-        image = image.convert("RGB")  # before scaling: a palette cannot be interpolated
+        image = image.convert("RGB")
         x[i] = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
         y[i] = label
     # Rows of a pack are shuffled: its first N images are a fair draw.
@@ -43,36 +133,112 @@ def stack(
     return np.ascontiguousarray(x[order, ..., :1] if grey else x[order]), y[order]
 
 
-def opened(paths: Iterable[tuple[Path, int]]) -> Iterable[tuple[Any, int]]:
-    """(path, label) -> (PIL image, label), upright. ValueError names a file that is no image."""
-    from PIL import Image, ImageOps
-
-    for path, label in paths:
-        try:
-            with Image.open(path) as image:
-                # Pillow clips what is above 255 when it converts these, to plain white.
-                if image.mode[0] in "IF":
-                    raise OSError(f"{image.mode} pixels; only 8 bits a channel are read")
-                yield ImageOps.exif_transpose(image), label
-        except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-            raise ValueError(f"{path}: not a readable image ({e})") from e
+def opened(paths: Iterable[tuple[Any, int]]) -> Iterable[tuple[Image, int]]:
+    """(path, label) -> (image, label), as `read_image`."""
+    return ((read_image(path), int(label)) for path, label in paths)
 
 
-def class_folders(folder: Path) -> dict[str, list[Path]]:
-    """Class name -> its image files, both sorted; hidden folders are left out.
+def split_folders(folder: Path) -> dict[str, Path]:
+    """Split (train, val or test) -> its folder, by the names in SPLIT_NAMES; empty if the folder
+    holds the classes of a set that is not divided. A class may itself be called "train": a folder
+    of a split holds folders.
 
-    ValueError: no such folder, fewer than two class folders, or one without an image.
+    ValueError: no such folder, or two of one split.
     """
-    if not os.path.isdir(folder):  # Path's own raises for a name that is too long
-        raise ValueError(f"{folder}: no such folder")
-    found = {}
-    for child in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."):
-        found[child.name] = sorted(p for p in child.iterdir() if p.suffix.lower() in SUFFIXES)
-        if not found[child.name]:
-            raise ValueError(f"{child}: no images in it ({', '.join(SUFFIXES)})")
+    children, _ = _listing(folder)
+    named = [p for p in children if p.name.lower() in SPLIT_NAMES]
+    if len(named) < len(children) and not any(map(_holds_classes, named)):
+        return {}
+    found: dict[str, Path] = {}
+    for child in named:
+        split = SPLIT_NAMES[child.name.lower()]
+        if split in found:
+            raise ValueError(f"{folder}: {found[split].name} and {child.name} are both {split}")
+        found[split] = child
+    return found
+
+
+def _holds_classes(folder: Path) -> bool:
+    folders, files = _listing(folder)
+    return bool(folders) and not any(p.suffix.lower() in SUFFIXES for p in files)
+
+
+def needed(folder: Path, found: Mapping[str, Path], *splits: str) -> None:
+    """ValueError, naming what is missing, unless `split_folders` has found these splits."""
+    missing = [split for split in splits if split not in found]
+    if missing:
+        has = ", ".join(p.name for p in found.values()) or "neither"
+        what = " and ".join(missing)
+        raise ValueError(
+            f"{folder}: no {what} folder; {' and '.join(splits)} are needed, there is {has}"
+        )
+
+
+def class_folders(folder: Path, skipped: Counter[str] | None = None) -> dict[str, list[Path]]:
+    """Class name -> its image files, both sorted; what is hidden or a system's own is left out.
+
+    Names are in composed Unicode (NFC): an e with an accent is one letter, however it is written.
+    skipped: counts what else is not read, by its kind. ValueError: no such folder, fewer than two
+    class folders, one without an image, a name that is no Unicode, or two folders of one name.
+    """
+    skipped = Counter() if skipped is None else skipped
+    found: dict[str, list[Path]] = {}
+    children, files = _listing(folder)
+    if images := sum(p.suffix.lower() in SUFFIXES for p in files):
+        skipped["images outside of class folders"] += images
+    for child in children:
+        name = _class_name(child)
+        if name in found:
+            why = "is there twice, in composed and in decomposed Unicode; keep one folder"
+            raise ValueError(f"{folder}: class {name!r} {why}")
+        folders, files = _listing(child)
+        found[name] = [p for p in files if p.suffix.lower() in SUFFIXES]
+        others = Counter(p.suffix.lower() or "without suffix" for p in files)
+        others = Counter({kind: n for kind, n in others.items() if kind not in SUFFIXES})
+        if folders:
+            others["folders in class folders"] += len(folders)
+        if not found[name]:
+            has = f"; there is {_counted(others)}" if others else ""
+            raise ValueError(f"{child}: no images in it ({', '.join(SUFFIXES)}{has})")
+        skipped.update(others)
     if len(found) < 2:
         raise ValueError(f"{folder}: {len(found)} folders in it; one per class, 2 or more, needed")
-    return found
+    return dict(sorted(found.items()))
+
+
+def tell_skipped(folder: Path, skipped: Counter[str], splits: Iterable[Path]) -> None:
+    """Warns, on one line, of what was found in a folder and is not read: what was counted, and the
+    folders beside those of its splits, if it has any."""
+    splits = list(splits)
+    parts = [_counted(skipped)] if skipped else []
+    parts += [f"folder {p.name}" for p in _listing(folder)[0] if splits and p not in splits]
+    if parts:
+        warnings.warn(printable(f"{folder}: not read: {', '.join(parts)}"), stacklevel=3)
+
+
+def _counted(kinds: Counter[str]) -> str:
+    return ", ".join(f"{printable(kind)} ({n:,})" for kind, n in sorted(kinds.items()))
+
+
+def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders in a folder and its files, sorted, without what is hidden or in FOREIGN."""
+    if not os.path.isdir(folder):  # Path's own raises for a name that is too long
+        raise ValueError(f"{folder}: no such folder")
+    try:
+        with os.scandir(folder) as entries:
+            kept = [e for e in entries if e.name[0] != "." and e.name.lower() not in FOREIGN]
+    except OSError as e:
+        raise ValueError(f"{folder}: cannot be listed ({e.strerror})") from e
+    kept.sort(key=lambda e: e.name)
+    folders = [Path(e.path) for e in kept if e.is_dir()]
+    return folders, [Path(e.path) for e in kept if not e.is_dir()]
+
+
+def _class_name(folder: Path) -> str:
+    name = unicodedata.normalize("NFC", folder.name)
+    if any("\ud800" <= c <= "\udfff" for c in name):
+        raise ValueError(f"{printable(str(folder))}: the name is no Unicode (UTF-8); rename it")
+    return name
 
 
 def divide(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def load(
     n_train: int | None = None,
     seed: int = 0,
     root: str | Path | None = None,
+    detail: int | None = None,
 ) -> Dataset:
     """The data set `name` at size x size px, from the data root (see `sources.data_root`).
 
@@ -29,7 +31,8 @@ def load(
     many images by `seed`, and val a draw of max(n_train // 4, n_classes) (or all there are), so
     that choosing on val does not smuggle labels into a small budget. n_train may be below the
     number of classes: some classes then have no image. test is always whole. Images of another
-    size are scaled. Splits are of `Split`, ImageNet's of `FileSplit`.
+    size are scaled. With `detail`, images of more are reduced to that side first (antialiased), so
+    that they are as large and show less. Splits are of `Split`, ImageNet's of `FileSplit`.
 
     ValueError: an unknown name (the near ones are named), a bad pack, or n_train beyond what
     there is. FileNotFoundError: a set that is not here and cannot be fetched.
@@ -37,6 +40,7 @@ def load(
     size = integer("size", size, 8, 4096)
     n_train = None if n_train is None else integer("n_train", n_train, 1)
     seed = integer("seed", seed, 0, 2**63 - 1)
+    detail = None if detail is None else integer("detail", detail, 4, size)
     path = sources.find(name, size, root)
     if path is None:
         data = _embedded(name, size)
@@ -48,9 +52,13 @@ def load(
     if n_train is not None:
         data = few(data, n_train, seed)
     if isinstance(data.train, FileSplit):
-        return data
-    parts = (resized(split, size) for split in (data.train, data.val, data.test))
-    return Dataset(name, *parts, data.class_names)
+        splits = {s: replace(getattr(data, s), detail=detail) for s in packs.SPLITS}
+        return replace(data, **splits) if detail else data
+    sides = [detail, size] if detail and detail < data.native else [size]
+    parts = [data.train, data.val, data.test]
+    for side in sides:
+        parts = [resized(split, side) for split in parts]
+    return Dataset(name, *parts, data.class_names, data.native)
 
 
 def few(data: Dataset, n_train: int, seed: int) -> Dataset:
@@ -62,7 +70,7 @@ def few(data: Dataset, n_train: int, seed: int) -> Dataset:
     n_val = min(len(data.val), max(n_train // 4, data.n_classes))
     train = take(data.train, balanced(data.train.y.numpy(), n_train, seed))
     val = take(data.val, balanced(data.val.y.numpy(), n_val, seed))
-    return Dataset(data.name, train, val, data.test, data.class_names)
+    return replace(data, train=train, val=val)
 
 
 # Whole sets are kept for the process, at the size they are stored in: a study asks for the same few
@@ -91,4 +99,5 @@ def _dataset(name: str, pack: Pack) -> Dataset:
     if "val" not in parts:
         train, val = holdout(parts["train"].y.numpy())
         parts["val"], parts["train"] = take(parts["train"], val), take(parts["train"], train)
-    return Dataset(name, parts["train"], parts["val"], parts["test"], pack.class_names)
+    native = max(parts["train"].x.shape[1:3])
+    return Dataset(name, parts["train"], parts["val"], parts["test"], pack.class_names, native)

@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import re
+import unicodedata
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ def validate(pack: Pack, path: Path) -> None:
     earlier split. Not zero, because published sets do hold a few exact copies.
     """
     n_classes = len(pack.class_names)
-    if n_classes < 2 or len(set(pack.class_names)) < n_classes:
+    if n_classes < 2 or not distinct(pack.class_names):
         raise _error(path, "class_names", f"{n_classes} names, must be 2 or more, all different")
     given = {key.partition("_")[2] for key in pack.arrays} | {"train", "test"}
     present = [split for split in SPLITS if split in given]
@@ -165,6 +166,12 @@ def validate(pack: Pack, path: Path) -> None:
                 f"at most {MAX_OVERLAP:.0%} may be",
             )
         seen.update(hashes)
+
+
+def distinct(names: Iterable[str]) -> bool:
+    """No two are one name, composed and decomposed Unicode being the same."""
+    names = [unicodedata.normalize("NFC", name) for name in names]
+    return len(set(names)) == len(names)
 
 
 def _check_split(path: Path, split: str, arrays: dict[str, np.ndarray], n_classes: int) -> None:

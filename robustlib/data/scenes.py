@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from robustlib.data.embedded import TEST_FACES, TRAIN_FACES, _draw
+from robustlib.data.images import read_image, read_labels
 from robustlib.data.packs import MAX_BYTES
 from robustlib.data.splits import seed_for
 
@@ -115,18 +116,9 @@ def stack(files: Iterable[tuple[str, str]], size: int, name: str) -> tuple[np.nd
         raise ValueError(f"{name}: {n} images of {size} px are over 16 GiB; choose a smaller size")
     x, masks = np.empty((n, size, size, 3), np.uint8), np.empty((n, size, size), np.uint8)
     for i, pair in enumerate(tqdm(files, desc=name, unit="image", mininterval=0.5)):
-        sides = []
-        for file, mode, how in zip(pair, ("RGB", None), ("BILINEAR", "NEAREST"), strict=True):
-            try:
-                with Image.open(file) as opened:
-                    image = opened.convert(mode) if mode else opened
-                    if mode is None and image.mode not in ("P", "L"):
-                        raise OSError(f"{image.mode} pixels; a mask has a palette, or is grey")
-                    sides.append(image.size)
-                    fitted = ImageOps.fit(image, (size, size), Image.Resampling[how])
-            except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-                raise ValueError(f"{file}: not a readable image ({e})") from e
-            (x if mode else masks)[i] = np.asarray(fitted)
-        if sides[0] != sides[1]:
-            raise ValueError(f"{pair[1]}: {sides[1]} px, its image has {sides[0]}")
+        image, mask = read_image(pair[0]).convert("RGB"), read_labels(pair[1])
+        if image.size != mask.size:
+            raise ValueError(f"{pair[1]}: {mask.size} px, its image has {image.size}")
+        x[i] = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+        masks[i] = ImageOps.fit(mask, (size, size), Image.Resampling.NEAREST)
     return x, masks

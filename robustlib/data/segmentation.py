@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from robustlib.data import packs
-from robustlib.data.packs import MAX_CLASSES, MAX_OVERLAP, SPLITS, _arrays, _error, _text
+from robustlib.data.packs import MAX_CLASSES, MAX_OVERLAP, SPLITS, _arrays, _error, _text, distinct
 from robustlib.data.scenes import IGNORE, SCENES, Arrays, glyphs_seg, voc2012
 from robustlib.data.sources import build_once, data_root
 from robustlib.data.splits import RESIZE_CHUNK, VAL_CAP, VAL_FRACTION, MaskSplit, seed_for, take
@@ -139,7 +139,7 @@ def write(path: Path, arrays: Arrays, names: tuple[str, ...]) -> None:
 def validate(path: Path, arrays: Arrays, names: tuple[str, ...]) -> None:
     """ValueError, naming file, key and reason, unless the arrays are what the module's head says,
     with 255 the only label that has no class. Splits must not overlap, as in `packs.validate`."""
-    if len(names) < 2 or len(set(names)) < len(names) or len(names) > IGNORE:
+    if len(names) < 2 or not distinct(names) or len(names) > IGNORE:
         why = f"{len(names)} names, must be 2 to {IGNORE}, all different"
         raise _error(path, "class_names", why)
     given = {key.partition("_")[2] for key in arrays} | {"train", "test"}
@@ -195,7 +195,7 @@ def _dataset(name: str, arrays: Arrays, names: tuple[str, ...]) -> Segmentation:
     if "val" not in parts:
         n = len(parts["train"])
         if n < 2:
-            raise ValueError(f"{name}: 1 training image; 2 are needed, 1 for val")
+            raise ValueError(f"{name}: 1 training image; 3 are needed, 1 of them for val")
         order = np.random.default_rng(seed_for("holdout")).permutation(n)
         cut = min(VAL_CAP, max(1, round(VAL_FRACTION * n)))
         parts["val"] = take(parts["train"], np.sort(order[:cut]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,15 @@ import numpy as np
 
 from robustlib.data import packs, torchsets
 from robustlib.data.embedded import EMBEDDED, GLYPHS, N_DIGITS, N_GLYPHS
-from robustlib.data.images import class_folders, divide, opened, stack
+from robustlib.data.images import (
+    class_folders,
+    divide,
+    needed,
+    opened,
+    split_folders,
+    stack,
+    tell_skipped,
+)
 from robustlib.data.packs import Pack, _arrays
 from robustlib.data.scenes import LETTERS, N_CANVAS, N_VOC, SCENES, VOC_CLASSES, VOC_FOLDER
 from robustlib.data.torchsets import PUBLISHED, TINY
@@ -71,7 +80,7 @@ def find(name: str, size: int, root: str | Path | None = None) -> Path | None:
     one_of("dataset", name, sorted({*BUILT_IN, *_pack_names(folder)}))
     if name == IMAGENET:
         path = folder / IMAGENET
-        if not (path / "train").is_dir() or not (path / "val").is_dir():
+        if not path.is_dir():
             raise FileNotFoundError(
                 f"{name}: put its class folders into {path / 'train'} and {path / 'val'}; the "
                 "images are handed out by https://image-net.org after its terms were accepted"
@@ -93,7 +102,8 @@ def build_folder(
 ) -> Path:
     """A pack `name` from folder/<class>/<image files>, or from folder/{train,test[,val]}/<class>/.
 
-    Without a split of its own, `test_fraction` of each class is test, drawn by `seed`. Images are
+    val may be called valid or validation. Images are opened as `images.read_image` says. Without a
+    split of its own, `test_fraction` of each class is test, drawn by `seed`. Images are
     scaled by their shorter side and cut to the middle. Returns the pack's path in the data root.
     ValueError: a name that is no plain file name or is taken, a folder that is not of that form,
     an image that cannot be read (it is named), or copies of training images in test.
@@ -108,10 +118,13 @@ def build_folder(
     folder, path = home(folder), data_root(root) / _file(name, size)
     if path.exists():
         raise ValueError(f"{path}: is there already; delete it to build it anew")
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        splits = {s: class_folders(folder / s) for s in packs.SPLITS if (folder / s).is_dir()}
+    found, skipped = split_folders(folder), Counter()
+    if found:
+        needed(folder, found, "train", "test")
+        splits = {s: class_folders(found[s], skipped) for s in packs.SPLITS if s in found}
     else:
-        splits = {"all": class_folders(folder)}
+        splits = {"all": class_folders(folder, skipped)}
+    tell_skipped(folder, skipped, found.values())
     pack = _from_folders(name, splits, size, fraction, seed)
     packs.validate(pack, path)  # before the data root is made: a refusal leaves nothing there
     build_once(path, lambda: packs.write(path, pack))
@@ -144,7 +157,7 @@ def available(root: str | Path | None = None) -> list[Row]:
             for n, p in PUBLISHED.items()
         ),
         Row(
-            *(IMAGENET, "folder", (folder / IMAGENET / "train").is_dir()),
+            *(IMAGENET, "folder", (folder / IMAGENET).is_dir()),
             *(1_281_167, 50_000, 1_000, "ImageNet terms, research only"),
             "read file by file; test is the published val",
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 VAL_FRACTION, VAL_CAP = 0.1, 5_000
+LEAST_FOR_VAL = 6
+"""Images from which `holdout` cuts one, if a class has two of them; from fewer it cuts none."""
 RESIZE_CHUNK = 512
 
 
@@ -42,6 +44,8 @@ class FileSplit:
     paths: tuple[str, ...]
     y: Tensor
     size: int
+    detail: int | None = None
+    """Side that the images are reduced to before they get that size; None: they are not."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -68,6 +72,8 @@ class Dataset:
     val: Split | FileSplit
     test: Split | FileSplit
     class_names: tuple[str, ...]
+    native: int
+    """Side, in pixels, of the images as they are stored, before they were scaled: their detail."""
 
     @property
     def n_classes(self) -> int:
@@ -78,7 +84,7 @@ def take(split: Split | FileSplit | MaskSplit, rows: np.ndarray) -> Split | File
     """The split's images at `rows` (integers), in that order."""
     index = torch.from_numpy(np.asarray(rows, dtype=np.int64))
     if isinstance(split, FileSplit):
-        return FileSplit(tuple(split.paths[i] for i in rows), split.y[index], split.size)
+        return replace(split, paths=tuple(split.paths[i] for i in rows), y=split.y[index])
     return type(split)(split.x[index], split.y[index])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from robustlib.data.images import divide, stack
+from robustlib.data.images import divide, opened, read_image, stack
 from robustlib.data.packs import Pack
 
 TINY = "tiny-imagenet-200.zip"
@@ -175,7 +175,9 @@ def _torchvision(name: str, size: int, root: Path) -> tuple[Splits, tuple[str, .
     splits, names = {}, ()
     for split, arguments in _ARGUMENTS.get(name, _BY_TRAIN).items():
         data = cls(root / "downloads", download=True, **arguments)
-        pairs = (data[i] for i in range(len(data)))
+        pairs = (
+            opened(_FILES[name](data)) if name in _FILES else (data[i] for i in range(len(data)))
+        )
         splits[split] = stack(pairs, len(data), size, f"{name} {split}", entry.border)
         names = tuple(map(str, getattr(data, "classes", None) or range(entry.classes)))
     return splits, names
@@ -250,11 +252,9 @@ def _stacked(
     members: zipfile.ZipFile, parts: dict[str, list[tuple[str, int]]], size: int, name: str
 ) -> Splits:
     """(member, label) by split -> arrays; read in memory: a member's name is never a path here."""
-    from PIL import Image
-
     splits = {}
     for split, files in parts.items():
-        pairs = ((Image.open(io.BytesIO(members.read(file))), label) for file, label in files)
+        pairs = ((read_image(io.BytesIO(members.read(f)), f), label) for f, label in files)
         splits[split] = stack(pairs, len(files), size, f"{name} {split}")
     return splits
 
@@ -269,6 +269,14 @@ _ARGUMENTS: dict[str, dict[str, dict[str, Any]]] = {
     "flowers102": _WITH_VAL,
     "oxford_iiit_pet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
     "eurosat": {"train": {}},
+}
+# Sets of files, which torchvision would open without their transparency and rotation.
+_FILES: dict[str, Callable[[Any], Iterable[tuple[Any, int]]]] = {
+    "dtd": lambda data: zip(data._image_files, data._labels, strict=True),
+    "eurosat": lambda data: data.samples,
+    "flowers102": lambda data: zip(data._image_files, data._labels, strict=True),
+    "gtsrb": lambda data: data._samples,
+    "oxford_iiit_pet": lambda data: zip(data._images, data._labels, strict=True),
 }
 BUILDERS: dict[str, Callable[[str, int, Path], tuple[Splits, tuple[str, ...]]]] = {
     "eurosat": _eurosat,

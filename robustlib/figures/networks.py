@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from robustlib.figures.style import (
     panels,
     shared,
     style,
+    written,
 )
 
 
@@ -77,7 +79,7 @@ def adversarial_examples(
     side = PAGE / (across + 1)
     # A line of LONGEST letters and an arrow is as wide as an image; a letter is some 0.6 high.
     small = {"fontsize": min(6.5, 72 * side / (0.6 * (LONGEST + 2)))}
-    with style():
+    with style(class_names):
         fig, grid = panels(rows, across, PAGE, 0.4 + rows * (side + 0.12))
         for ax in grid.flat:
             ax.set(xticks=[], yticks=[])
@@ -159,4 +161,13 @@ def _row_label(ax: Axes, text: str) -> None:
 
 def _short(name: str) -> str:
     name = name.split(",")[0]  # ImageNet's names are lists of synonyms
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+    if _width(written(name)) <= LONGEST:
+        return written(name)
+    while _width(written(name)) >= LONGEST:
+        name = name[:-1]
+    return f"{written(name)}…"
+
+
+def _width(text: str) -> int:
+    """In letters; a Chinese one is as wide as two."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

@@ -22,6 +22,7 @@ from robustlib.figures.style import (
     panels,
     shared,
     style,
+    written,
 )
 
 IGNORED = "#FFFFFF"
@@ -47,7 +48,7 @@ def scenes(
     height = len(rows) * (PAGE / n * high / wide + 0.08) + 0.5
     labels = [masks, *predicted.values()]
     present = [i for i in range(len(class_names)) if any(bool((m == i).any()) for m in labels)]
-    with style():
+    with style(class_names):
         fig, grid = panels(len(rows), n, PAGE, height)
         for line, (name, pictures) in zip(grid, rows.items(), strict=True):
             for ax, picture in zip(line, pictures, strict=True):
@@ -65,7 +66,7 @@ def scenes(
                     interpolation="nearest",
                 )
             line[0].set_ylabel(name)
-        patches = [Patch(fc=known(i), label=class_names[i]) for i in present]
+        patches = [Patch(fc=known(i), label=written(class_names[i])) for i in present]
         fig.legend(handles=patches, loc="outside upper center", ncols=6)
     return fig
 
@@ -79,15 +80,16 @@ def by_class(frame: pd.DataFrame) -> Figure:
     """
     single(frame, "task", "arch", "n_train", "scheme", "pattern", "scope")
     rows = labelled(frame)
-    places = list(dict.fromkeys(rows["name"]))
+    rows = rows.assign(place=rows["name"].map(written))
+    places = list(dict.fromkeys(rows.place))
     colours = looks(rows.sort_values(["objective", "eps"]).label)
     sparsities = sorted(rows.sparsity.unique())
-    with style():
+    with style(rows["name"].unique()):
         size = PAGE if len(places) > 6 else COLUMN, 1.2 + 1.2 * len(sparsities)
         fig, grid = panels(len(sparsities), 1, *size, sharex=True, sharey=True)
         for (ax,), sparsity in zip(grid, sparsities, strict=True):
             here = rows[rows.sparsity == sparsity]
-            beside(ax, here, "iou", colours, "name", places)
+            beside(ax, here, "iou", colours, "place", places)
             ax.set(title=f"sparsity {sparsity:g}", ylim=(-2, 102))
             ax.set_ylabel("IoU (%)")
         whose = shared(rows, "task", "seed")

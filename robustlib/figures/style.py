@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from tueplots import axes, figsizes, fontsizes
 
 from robustlib import stats
@@ -37,14 +39,45 @@ _FIRST += ["accuracy", "n"]
 
 
 @contextmanager
-def style() -> Iterator[None]:
-    """Fonts, lines and sizes of every figure, while it is drawn."""
+def style(names: Iterable[str] = ()) -> Iterator[None]:
+    """Fonts, lines and sizes of every figure, while it is drawn. names: words from outside that it
+    shows, as `written`; where the usual font lacks a letter, another installed one is used."""
     rc = {**fontsizes.icml2022(), **axes.lines(), **figsizes.icml2022_full()}
     rc |= {"legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7}
     rc |= {"legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
     rc |= {"axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 150, "pdf.fonttype": 42}
+    others = {_face(c) for name in names for c in name} - {None, plt.rcParams["font.family"][0]}
+    rc |= {"font.family": [*plt.rcParams["font.family"], *sorted(others)]}
     with plt.rc_context(rc):
         yield
+
+
+def written(name: str) -> str:
+    """A name from outside, such as a class's, as figures can show it: on one line, `$` no sign of
+    mathematics, and U+732B for a letter that no installed font has."""
+    known = "".join(c if _face(c) else f"U+{ord(c):04X}" for c in " ".join(name.split()))
+    return known.replace("$", r"\$")
+
+
+@cache
+def _face(char: str) -> str | None:
+    """The family of a font that has the letter, the usual one if it has; None: there is none."""
+    usual = plt.rcParams["font.family"][0]
+    if not char.isprintable():
+        return None
+    if get_font(findfont(FontProperties(family=[usual]))).get_char_index(ord(char)):
+        return usual
+    for family in sorted({entry.name for entry in fontManager.ttflist}):
+        if family.startswith("Last Resort"):  # has a box for every letter
+            continue
+        try:
+            font = get_font(findfont(FontProperties(family=[family])))
+            if font.get_char_index(ord(char)):
+                font.load_char(ord(char))
+                return family
+        except (OSError, RuntimeError):
+            continue  # listed and gone, or coloured pictures, which matplotlib cannot draw
+    return None
 
 
 def plain(width: float, height: float) -> Figure:

@@ -15,6 +15,7 @@ from robustlib import objectives, training
 from robustlib.specs import Ticket
 from robustlib.tickets import patterns
 from robustlib.tickets.mask import Mask, prunable
+from robustlib.tickets.producers import producers
 
 UNIT = 0.005
 """The mean of the scores at the start: small enough that steps of the head's rate reorder them.
@@ -22,8 +23,8 @@ Chosen on the validation images of one natural ticket."""
 
 
 class Scored(nn.Module):
-    """A parametrization of a weight, a convolution's or for channels that of its norm: the weight
-    times a mask that scores decide.
+    """A parametrization of a weight, a convolution's or for channels also its bias or those of its
+    norm: the weight times a mask that scores decide.
 
     scores: one a group of the pattern, trained. `kept` says which groups the mask keeps; the
     gradient passes through it to the scores as if it were them (straight through: Bengio et al.,
@@ -69,7 +70,9 @@ def lmp(
 
 def score(model: nn.Module, spec: Ticket) -> tuple[nn.Module, dict[str, Scored]]:
     """Freezes all but the head `fc` and gives every convolution a `Scored`, in place; returns the
-    model and these, by name of the weight. Its masks are drawn anew before each forward pass."""
+    model and these, by name of the weight. Its masks are drawn anew before each forward pass.
+    Raises ValueError for a layer that the pattern cannot prune (`patterns.must_fit`)."""
+    patterns.must_fit(model, spec.pattern)
     weights = prunable(model)
     start = {n: patterns.score(p, spec.pattern, spec.score) for n, p in weights.items()}
     means = {n: s.mean() for n, s in start.items()}
@@ -79,19 +82,21 @@ def score(model: nn.Module, spec: Ticket) -> tuple[nn.Module, dict[str, Scored]]
     model.requires_grad_(False)
     model.fc.requires_grad_(True)
     scores = {}
-    after = patterns.norms(model) if spec.pattern == "channel" else {}
+    found = producers(model) if spec.pattern == "channel" else None
+    biased = {m for _, m, _ in patterns.biases(model)} if found else set()
     for name, module in list(model.named_modules()):
         if (own := f"{name}.weight") in weights:
             scores[own] = Scored(UNIT * start[own] / means[own], weights[own].shape)
-            if own not in after:
-                parametrize.register_parametrization(module, "weight", scores[own])
-                continue
-            # A channel goes with its norm's scale and shift, and its convolution feeds nothing
-            # else. Where a ReLU follows, a removed one has no gradient: it comes back only when the
-            # scores of kept ones fall below its own.
-            norm = model.get_submodule(after[own])
-            parametrize.register_parametrization(norm, "weight", scores[own])
-            parametrize.register_parametrization(norm, "bias", scores[own])
+            masked = []
+            # A convolution that feeds its norms alone is silent with them. Where a ReLU follows, a
+            # removed channel has no gradient: it comes back only when the scores of kept ones fall
+            # below its own.
+            if found is None or own not in found.alone:
+                masked += [(module, "weight")] + [(module, "bias")] * (module in biased)
+            for norm in found.norms.get(own, ()) if found else ():
+                masked += [(model.get_submodule(norm), part) for part in ("weight", "bias")]
+            for m, part in masked:
+                parametrize.register_parametrization(m, part, scores[own])
     rank(scores, spec)
     model.register_forward_pre_hook(lambda *_: rank(scores, spec))
     return model, scores

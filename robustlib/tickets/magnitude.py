@@ -23,13 +23,15 @@ def omp(
 ) -> Mask:
     """One-shot magnitude pruning (Han et al., 2015): the groups of the smallest weights go.
 
-    model: any torch module; its convolution weights are pruned. `patterns.score` ranks the groups
-    of a pattern and `patterns.select` says which are kept, and what each pattern does where it does
-    not fit. `within`: a mask of the same pattern, whose removed groups go first.
+    model: any torch module; the weights of its convolutions are pruned, of one to three dimensions,
+    transposed ones included. `patterns.score` ranks the groups of a pattern and `patterns.select`
+    says which are kept, and what each pattern does where it does not fit. `within`: a mask of the
+    same pattern, whose removed groups go first.
 
     Raises ValueError for a sparsity outside [0, 1) or other than that of n:m, an unknown pattern,
-    scope or score, a model without convolutions, with weights that are not finite, or to none of
-    whose layers n:m fits, and a min_channels that leaves too little to remove.
+    scope or score, a model without convolutions, with weights that are not finite or no parameters
+    (`prunable`), or to none of whose layers n:m fits, channel or n:m on transposed convolutions,
+    and a min_channels that leaves too little to remove.
     """
     sparsity = _checked(model, sparsity, pattern, scope, min_channels)
     one_of("score", score, SCORES)
@@ -82,6 +84,7 @@ def _checked(
     integer("min_channels", min_channels, 1)
     if not (weights := prunable(model)):
         raise ValueError(f"{type(model).__name__}: has no convolution, there is nothing to prune")
+    patterns.must_fit(model, pattern)
     if blocks := n_of_m(pattern):
         n, m = blocks
         if sparsity != 1 - n / m:

@@ -14,13 +14,92 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+_INNER = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "AveragedModel": "module",
+    "_FabricModule": "module",
+    "OptimizedModule": "_orig_mod",
+}
+"""Where a wrapper, by the name of its class, keeps the module that it wraps. By name, for to import
+what torch.compile makes takes seconds."""
+
+_CURES = {
+    WeightNorm: "remove_weight_norm(layer)",
+    SpectralNorm: "remove_spectral_norm(layer)",
+    BasePruningMethod: "prune.remove(layer, '{part}')",
+}
+"""What undoes a hook of torch.nn.utils that computes a parameter anew before each forward pass."""
 
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that a ticket may remove, by name: those of convolutions, stem and downsample
-    included; never biases, norms or the head. Weights that layers share are listed once."""
-    convolutions = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv2d)}
+    """The weights that a ticket may remove, by name: those of convolutions of one to three
+    dimensions, transposed ones, stem and downsample included; never biases, norms or the head.
+    Weights that layers share are listed once. A convolution is a module of torch.nn, or derived
+    from one: what a forward computes by torch.nn.functional is not seen.
+
+    Raises ValueError, naming layer and cure, for a convolution whose weight is computed from others
+    (weight_norm and its kind) or not made yet (lazy), and for a model that is wrapped.
+    """
+    _must_be_bare(model)
+    layers = ((n, m) for n, m in model.named_modules() if isinstance(m, _ConvNd))
+    convolutions = {id(parameter(m, "weight", name)) for name, m in layers}
     return {name: p for name, p in model.named_parameters() if id(p) in convolutions}
+
+
+def parameter(layer: nn.Module, part: str, name: str) -> nn.Parameter:
+    """A layer's `weight` or `bias`. Raises ValueError, naming the cure, where it is no parameter
+    that a mask could hold at zero. name: that of the layer."""
+    p = layer._parameters.get(part)
+    at = f"{name}.{part}".lstrip(".")
+    if p is None:
+        raise ValueError(
+            f"{at}: is computed from other tensors ({type(layer).__name__}), so a mask cannot hold "
+            f"it at zero; make it a parameter of its own{_cure(layer, part)}"
+        )
+    if is_lazy(p):
+        raise ValueError(f"{at}: has no shape yet; run an input through the model first")
+    return p
+
+
+def _cure(layer: nn.Module, part: str) -> str:
+    utils = ", by torch.nn.utils."
+    if parametrize.is_parametrized(layer, part):
+        return f"{utils}parametrize.remove_parametrizations(layer, '{part}')"
+    for hook in layer._forward_pre_hooks.values():
+        for kind, cure in _CURES.items():
+            if isinstance(hook, kind):
+                return utils + cure.format(part=part)
+    return ""
+
+
+def _must_be_bare(model: nn.Module) -> None:
+    """Raises ValueError for a model that is wrapped, or has a part that is: its parameters have
+    other names than those of the network. Says where the network is."""
+    for name, m in model.named_modules():
+        where = f"model.{name}".rstrip(".")
+        if isinstance(m, torch.jit.ScriptModule):
+            raise ValueError(f"{where}: is scripted; give the module that it was made from")
+        inside, inner = where, m
+        while attribute := _inner(inner):
+            inside, inner = f"{inside}.{attribute}", getattr(inner, attribute)
+        if inner is not m:
+            raise ValueError(
+                f"{where}: is wrapped ({type(m).__name__}), so its parameters have other names; "
+                f"unwrap it: {'give' if m is model else 'put in its place'} {inside}"
+            )
+
+
+def _inner(module: nn.Module) -> str | None:
+    return next((_INNER[c.__name__] for c in type(module).__mro__ if c.__name__ in _INNER), None)
 
 
 class Mask(Mapping[str, Tensor]):
@@ -94,9 +173,13 @@ class Mask(Mapping[str, Tensor]):
         dict that has other values there. The optimizer must be new: one that has moved the weight
         before may go on by its momentum. A copy of the model (copy.deepcopy) does not carry this:
         apply the mask to the copy.
-        Raises ValueError when the model lacks a masked parameter or has it in another shape.
+        Raises ValueError when the model lacks a masked parameter, has it in another shape or
+        computes it from others, and when the model is wrapped (by DataParallel, torch.compile).
         """
+        _must_be_bare(model)
         owned = dict(model.named_parameters())
+        if not self.keys() <= owned.keys():
+            prunable(model)  # says more, if it is reparametrised
         self._must_match({n: p.shape for n, p in owned.items()}, "the model", subset=True)
         self._zero(model)
         for name, m in self.items():

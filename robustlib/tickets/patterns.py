@@ -2,26 +2,32 @@
 
 A group is what a pattern removes as one: a weight (unstructured, n:m), a row of a kernel, a kernel,
 an output channel. Scores and choices have one entry a group: for a convolution's weight
-[O, I, KH, KW] they are shaped [O, I, KH, KW], [O, I, KH], [O, I] or [O].
+[O, I, KH, KW] they are shaped [O, I, KH, KW], [O, I, KH], [O, I] or [O]. Kernels of one and of
+three dimensions have rows along their last; that of one dimension is one row.
 
 Where a pattern does not fit a layer: n:m leaves a layer dense whose input channels are no multiple
 of m (the stem of a network for colour images), and `left_dense` names it; in a convolution with
-kernels of one column a row is a single weight, in one with 1x1 kernels so is a kernel.
+kernels of one column a row is a single weight, in one with 1x1 kernels so is a kernel. A transposed
+convolution's weight is [I, O, KH, KW], so channel and n:m are refused there (`must_fit`).
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from robustlib.specs import n_of_m
-from robustlib.tickets.mask import Mask, prunable
+from robustlib.tickets.mask import Mask, parameter, prunable
+from robustlib.tickets.producers import producers
 
-_GROUPED_BY = {"row": 3, "kernel": 2, "channel": 1}
-"""How many of a weight's dimensions tell its groups apart; all, where a pattern is not here."""
+_GROUPED_BY = {"row": -1, "kernel": 2, "channel": 1}
+"""At which of a weight's dimensions the members of a group begin; where a pattern is not here, a
+group is one weight."""
 
 
 def score(weight: Tensor, pattern: str, norm: str = "l1") -> Tensor:
@@ -146,6 +152,17 @@ def _spared(scores: Tensor, n: int) -> Tensor:
     return scores.index_fill(0, best, math.inf)
 
 
+def must_fit(model: nn.Module, pattern: str) -> None:
+    """Raises ValueError for a layer whose weight lies the other way round than a pattern reads it:
+    a transposed convolution, whose output channels and input are told apart by other dimensions."""
+    for name, m in model.named_modules():
+        if isinstance(m, _ConvTransposeNd) and (pattern == "channel" or n_of_m(pattern)):
+            raise ValueError(
+                f"{name}.weight: pattern={pattern!r} cannot prune a {type(m).__name__}; "
+                "unstructured, row and kernel can"
+            )
+
+
 def left_dense(model: nn.Module, pattern: str) -> list[str]:
     """The weights that a pattern cannot prune, by name: those whose input channels are no multiple
     of the m of n:m."""
@@ -169,31 +186,45 @@ def shuffled(mask: Mask, pattern: str, seed: int) -> Mask:
 
 
 def with_norms(mask: Mask, model: nn.Module) -> Mask:
-    """The mask with an entry more for the scale and the shift of the BatchNorm after each
-    convolution: what a channel that is removed whole would still add to the next layer.
+    """The mask with an entry more for the bias of each convolution, and for the scale and the shift
+    of the norms that it alone feeds: what a channel that is removed whole would still add to the
+    next layer. Warns of norms that are left (`producers`) where a channel is removed.
 
-    That norm is the first one that the model holds after the convolution and before the next.
+    Raises ValueError for a bias that is computed from other tensors, and as `must_fit`.
     """
+    must_fit(model, "channel")
+    found = producers(model)
+    channels = {n: mask[n].flatten(1).any(1) for n in prunable(model) if n in mask}
     out = dict(mask)
-    for layer, norm in norms(model).items():
-        if layer in mask:
-            channels = mask[layer].flatten(1).any(1)
-            out |= {f"{norm}.{part}": channels for part in ("weight", "bias")}
+    for layer, _, bias in biases(model):
+        if layer in channels:
+            # Layers that share a bias need what either keeps.
+            out[bias] = channels[layer] | out.get(bias, torch.zeros_like(channels[layer]))
+    for layer, norms in found.norms.items():
+        if layer in channels:
+            out |= {f"{n}.{part}": channels[layer] for n in norms for part in ("weight", "bias")}
+    if found.left and not all(kept.all() for kept in channels.values()):
+        warnings.warn(
+            f"{type(model).__name__}: channels are removed, but these norms, whose shift goes on, "
+            f"are left as they are: {', '.join(found.left)} ({found.why})",
+            stacklevel=3,
+        )
     return Mask(out)
 
 
-def norms(model: nn.Module) -> dict[str, str]:
-    """The BatchNorm after each convolution that has one, by the name of the weight."""
-    out: dict[str, str] = {}
-    layer = ""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            layer = f"{name}.weight"
-        elif isinstance(module, nn.BatchNorm2d) and layer:
-            out[layer], layer = name, ""
-    return out
+def biases(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """The convolutions that have a bias: the name of the weight as in `prunable`, the layer, the
+    name of the bias."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, _ConvNd)]
+    return [
+        (names[id(m.weight)], m, names[id(parameter(m, "bias", name))])
+        for name, m in layers
+        if m.bias is not None
+    ]
 
 
 def masked(model: nn.Module, mask: Mask, pattern: str) -> nn.Module:
-    """The model with a mask of that pattern applied, in place: with channel, norms included."""
+    """The model with a mask of that pattern applied, in place: with channel, biases and norms
+    included (`with_norms`)."""
     return (with_norms(mask, model) if pattern == "channel" else mask).apply(model)
