@@ -68,6 +68,8 @@ def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
     parameters (`tickets.prunable`), and RuntimeError when outputs are not those of the model (an
     activation that does not keep zero at zero, say).
     """
+    import torch_pruning
+
     size, multiple = integer("size", size, 1, 4096), integer("multiple", multiple, 1, 4096)
     if not prunable(model):
         raise ValueError(f"{type(model).__name__}: has no convolution to take channels from")
@@ -79,7 +81,8 @@ def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
         expected = small(images)
     trained = {name: p.requires_grad for name, p in small.named_parameters()}
     small.requires_grad_(True)  # the trace follows gradients
-    graph = _graph(small, images[:1])
+    with torch.enable_grad():
+        graph = torch_pruning.DependencyGraph().build_dependency(small, images[:1])
     feeds = {
         m: [n.module for n in graph.module2node[m].outputs] if m in graph.module2node else []
         for m in small.modules()
@@ -87,12 +90,13 @@ def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
     }
     norms = {m: [n for n in fed if isinstance(n, _NORMS)] for m, fed in feeds.items()}
     dead = {m: _dead(m, norms[m], len(feeds[m]) > len(norms[m])) for m in norms}
+    dead |= {m: _silent(m) for m in small.modules() if isinstance(m, _NORMS)}
     empty = {m: _empty(m) for m in norms}
     gone: dict[nn.Module, list[int]] = {m: [] for m in norms}
     # All before the first is cut, for a cut shifts the numbers of the channels after it.
     groups = list(_groups(graph))
     for group in groups:
-        rows = [r for r, tied in group.rows.items() if all(_is_dead(dead, *t) for t in tied)]
+        rows = [r for r, tied in group.rows.items() if all(bool(dead[m][i]) for m, i in tied)]
         # At least one has to stay.
         alive = len(group.rows) - len(rows)
         stay = min(len(group.rows), max(1, math.ceil(alive / multiple)) * multiple)
@@ -117,19 +121,21 @@ def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
             removed[key] = len(gone[m])
         if n := int(empty[m][stays].sum()):
             left[key] = n
-        _hold(held, names, m, norms[m], empty[m][stays], dead[m][stays])
+        if not isinstance(m, _ConvTransposeNd):  # no pattern removes its channels
+            held |= _held(names, m, norms[m], empty[m][stays], dead[m][stays])
     mask = Mask(held)
     mask.apply(small)
     with torch.no_grad():
-        _must_agree(small(images), expected)
+        found = small(images)
+    apart = TOLERANCE * max(1.0, float(expected.abs().max()))
+    if found.shape != expected.shape or not torch.allclose(
+        found, expected, rtol=0, atol=apart, equal_nan=True
+    ):
+        raise RuntimeError(
+            "the compact network does not compute what the model does: a channel that is zero "
+            "after its norm is not zero where it is used"
+        )
     return Compacted(small, removed, left, mask)
-
-
-def _graph(model: nn.Module, image: Tensor) -> Any:
-    import torch_pruning
-
-    with torch.enable_grad():
-        return torch_pruning.DependencyGraph().build_dependency(model, image)
 
 
 def _groups(graph: Any) -> Iterator[_Group]:
@@ -181,35 +187,19 @@ def _dead(conv: nn.Module, norms: list[nn.Module], feeds_more: bool) -> Tensor:
     return dead
 
 
-def _is_dead(dead: dict[nn.Module, Tensor], m: nn.Module, channel: int) -> bool:
-    return bool(dead[m][channel] if m in dead else _silent(m)[channel])
-
-
-def _hold(
-    held: dict[str, Tensor],
+def _held(
     names: dict[nn.Module, str],
     conv: nn.Module,
     norms: list[nn.Module],
     empty: Tensor,
     dead: Tensor,
-) -> None:
-    """Adds to `held` what must stay zero of a convolution (already cut) and the norms after it."""
-    if isinstance(conv, _ConvTransposeNd):  # no pattern removes its channels
-        return
+) -> dict[str, Tensor]:
+    """What must stay zero of a convolution, already cut, and of the norms after it."""
+    held = {}
     if empty.any():
         held[f"{names[conv]}.weight"] = patterns.expanded(~empty, conv.weight.shape).clone()
     if dead.any():
         owners = [(norm, part) for norm in norms for part in ("weight", "bias")]
         owners += [(conv, "bias")] if conv.bias is not None else []
-        held.update({f"{names[m]}.{part}": ~dead for m, part in owners})
-
-
-def _must_agree(found: Tensor, expected: Tensor) -> None:
-    scale = max(1.0, float(expected.abs().max()))
-    if found.shape != expected.shape or not torch.allclose(
-        found, expected, rtol=0, atol=TOLERANCE * scale, equal_nan=True
-    ):
-        raise RuntimeError(
-            "the compact network does not compute what the model does: a channel that is zero "
-            "after its norm is not zero where it is used"
-        )
+        held |= {f"{names[m]}.{part}": ~dead for m, part in owners}
+    return held

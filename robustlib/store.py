@@ -133,8 +133,9 @@ def put(
     contents[SUMS] = files.sums(contents)
     where = path(spec)
     with _writing():
-        where.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f"{specs.key(spec)}.staged-", dir=_unfinished()))
+        for folder in (where.parent, _unfinished()):
+            folder.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f"{where.name}.staged-", dir=_unfinished()))
         try:
             for name, data in contents.items():
                 with files.whole(staged / name) as file:
@@ -181,7 +182,11 @@ def lock(spec: Spec) -> Iterator[None]:
 
 def checkpoint(spec: Spec) -> Path:
     """Where the unfinished training of a spec is kept."""
-    return root() / "unfinished" / f"{specs.key(spec)}.pt"
+    return _unfinished() / f"{specs.key(spec)}.pt"
+
+
+def _unfinished() -> Path:
+    return root() / "unfinished"
 
 
 def write_checked(file: Path, data: bytes | memoryview) -> None:
@@ -207,11 +212,8 @@ def artifacts(cls: type) -> Iterator[Artifact]:
     measure. Raises Damaged."""
     folder = root() / specs.kind(cls)
     for where in sorted(folder.glob("[0-9a-f]*/[0-9a-f]*")):
-        try:
-            artifact = _load(where)
-        except Superseded:
-            continue
-        yield artifact
+        with suppress(Superseded):
+            yield _load(where)
 
 
 def frame(cls: type) -> pd.DataFrame:
@@ -224,9 +226,7 @@ def frame(cls: type) -> pd.DataFrame:
     import pandas as pd
 
     rows = [a.row for a in artifacts(cls)]
-    if not rows:
-        return pd.DataFrame(columns=[*specs.columns(cls()), "key", *versions()])
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else [*specs.columns(cls()), "key", *versions()])
 
 
 def versions() -> dict[str, str]:
@@ -279,14 +279,9 @@ def _load(where: Path) -> Artifact:
     return Artifact(spec, row, meta["extra"], where)
 
 
-def _unfinished() -> Path:
-    folder = root() / "unfinished"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def _delete(where: Path) -> None:
     # Renamed first, so that no reader meets a half-deleted artifact. A full disk allows it.
+    _unfinished().mkdir(parents=True, exist_ok=True)
     doomed = _unfinished() / f"{where.name}.doomed-{os.urandom(4).hex()}"
     os.rename(where, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -298,7 +293,7 @@ def _clear(own: str) -> None:
     now = time.time()
     # Where others' leftovers cannot be deleted, they are in nobody's way.
     with suppress(OSError):
-        for left in (root() / "unfinished").iterdir():
+        for left in _unfinished().iterdir():
             key = left.name.split(".")[0]
             with suppress(OSError):
                 if key != own and now - left.stat().st_mtime < ABANDONED_SECONDS:
@@ -322,7 +317,5 @@ def _writing() -> Iterator[None]:
 
 
 def _damaged(file: Path, reason: str) -> Damaged:
-    return Damaged(
-        f"{file} is damaged: {reason}. "
-        "To compute it again: run(spec, recompute=True), or delete its folder"
-    )
+    cure = "To compute it again: run(spec, recompute=True), or delete its folder"
+    return Damaged(f"{file} is damaged: {reason}. {cure}")
