@@ -41,7 +41,10 @@ def make(
         if spec.checkpoint or not store.has(spec):
             raise ValueError(f"{name}={specs.key(spec)}: not a stored network that was trained")
     for name, spec in networks.items():
-        entry = {"file": f"{name}.safetensors", "spec": specs.to_dict(spec, defaults=False)}
+        entry: dict[str, Any] = {
+            "file": f"{name}.safetensors",
+            "spec": specs.to_dict(spec, defaults=False),
+        }
         data = _halved(network(spec), {"name": name, "licence": licence})
         with files.whole(checkpoints.ZOO / entry["file"]) as file:
             file.write(data)
@@ -77,7 +80,8 @@ def _record(name: str, entry: dict[str, Any]) -> None:
 
 def stored(key: str) -> Pretrain:
     """The stored Pretrain whose key begins so."""
-    found = [a.spec for a in store.artifacts(Pretrain) if specs.key(a.spec).startswith(key)]
+    every = (a.spec for a in store.artifacts(Pretrain))
+    found = [s for s in every if isinstance(s, Pretrain) and specs.key(s).startswith(key)]
     if len(found) != 1:
         raise ValueError(f"{key}: {len(found)} stored networks have a key that begins so, not 1")
     return found[0]

@@ -147,11 +147,12 @@ def describe(model: nn.Module) -> dict[str, Any]:
     """
     shapes = {k: v.shape for k, v in model.state_dict().items()}
     arch, fitting = _fit("the module", shapes, 1)
+    conv1: Any = model.conv1
     return {
         "arch": arch,
         "n_classes": fitting.fc.out_features,
         "width": fitting.conv1.out_channels,
-        "stem_stride": model.conv1.stride[0],
+        "stem_stride": conv1.stride[0],
         "stem": _stem(shapes),
     }
 
@@ -211,7 +212,8 @@ def _download(url: str, digest: str, folder: Path) -> tuple[Path, str]:
     from huggingface_hub import HfApi, hf_hub_download
 
     if not digest:
-        digest = HfApi().get_paths_info(HUB, [file], revision=REVISION)[0].lfs.sha256
+        about: Any = HfApi().get_paths_info(HUB, [file], revision=REVISION)[0]
+        digest = about.lfs.sha256
     return Path(hf_hub_download(HUB, file, revision=REVISION, local_dir=folder)), digest
 
 
@@ -221,7 +223,7 @@ def _stem(shapes: Mapping[str, torch.Size]) -> str:
 
 
 def _fit(
-    where: Path | str, shapes: Mapping[str, torch.Size], stem_stride: int
+    where: Path | str, shapes: dict[str, torch.Size], stem_stride: int
 ) -> tuple[str, models.ResNet]:
     """The arch whose parameters have exactly these names and shapes, and an empty network of it.
     BatchNorm's counters may be left out, as they were before torch 0.4.1."""

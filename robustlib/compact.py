@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from robustlib.specs import integer
 from robustlib.tickets import Mask, patterns, prunable
 
-_NORMS = nn.modules.batchnorm._BatchNorm
 TOLERANCE = 1e-4
 """How far outputs may be apart, in units of the largest of them (or of 1, if that is more)."""
 
@@ -88,9 +88,11 @@ def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
         for m in small.modules()
         if isinstance(m, _ConvNd)
     }
-    norms = {m: [n for n in fed if isinstance(n, _NORMS)] for m, fed in feeds.items()}
-    dead = {m: _dead(m, norms[m], len(feeds[m]) > len(norms[m])) for m in norms}
-    dead |= {m: _silent(m) for m in small.modules() if isinstance(m, _NORMS)}
+    norms = {m: [n for n in fed if isinstance(n, _BatchNorm)] for m, fed in feeds.items()}
+    dead: dict[nn.Module, Tensor] = {
+        m: _dead(m, own, len(feeds[m]) > len(own)) for m, own in norms.items()
+    }
+    dead |= {m: _silent(m) for m in small.modules() if isinstance(m, _BatchNorm)}
     empty = {m: _empty(m) for m in norms}
     gone: dict[nn.Module, list[int]] = {m: [] for m in norms}
     # All before the first is cut, for a cut shifts the numbers of the channels after it.
@@ -151,7 +153,7 @@ def _groups(graph: Any) -> Iterator[_Group]:
                 cut = False
             if not graph.is_out_channel_pruning_fn(handler):
                 feeds = True
-            elif isinstance(m, nn.Conv2d | _NORMS):
+            elif isinstance(m, nn.Conv2d | _BatchNorm):
                 for channel, row in zip(item.idxs, item.root_idxs, strict=True):
                     rows[row].append((m, channel))
             elif isinstance(m, nn.Parameter) or any(True for _ in m.parameters()):
@@ -159,11 +161,11 @@ def _groups(graph: Any) -> Iterator[_Group]:
         yield _Group(root, rows if feeds and cut else {})
 
 
-def _depthwise(conv: nn.Conv2d) -> bool:
+def _depthwise(conv: _ConvNd) -> bool:
     return conv.groups == conv.in_channels == conv.out_channels
 
 
-def _empty(conv: nn.Module) -> Tensor:
+def _empty(conv: _ConvNd) -> Tensor:
     """Which output channels have no weight that is not zero: bool [O]."""
     zero = conv.weight.detach() == 0
     if isinstance(conv, _ConvTransposeNd):  # [I, O / groups, ...]
@@ -171,14 +173,14 @@ def _empty(conv: nn.Module) -> Tensor:
     return zero.flatten(1).all(1)
 
 
-def _silent(norm: nn.Module) -> Tensor:
+def _silent(norm: _BatchNorm) -> Tensor:
     """Which channels of a norm give zero whatever comes in: bool [C]."""
     if norm.weight is None:
         return torch.zeros(norm.num_features, dtype=torch.bool)
     return (norm.weight.detach() == 0) & (norm.bias.detach() == 0)
 
 
-def _dead(conv: nn.Module, norms: list[nn.Module], feeds_more: bool) -> Tensor:
+def _dead(conv: _ConvNd, norms: list[_BatchNorm], feeds_more: bool) -> Tensor:
     dead = _empty(conv)
     if conv.bias is not None and (feeds_more or not norms):
         dead = dead & (conv.bias.detach() == 0)
@@ -189,8 +191,8 @@ def _dead(conv: nn.Module, norms: list[nn.Module], feeds_more: bool) -> Tensor:
 
 def _held(
     names: dict[nn.Module, str],
-    conv: nn.Module,
-    norms: list[nn.Module],
+    conv: _ConvNd,
+    norms: list[_BatchNorm],
     empty: Tensor,
     dead: Tensor,
 ) -> dict[str, Tensor]:
@@ -199,7 +201,7 @@ def _held(
     if empty.any():
         held[f"{names[conv]}.weight"] = patterns.expanded(~empty, conv.weight.shape).clone()
     if dead.any():
-        owners = [(norm, part) for norm in norms for part in ("weight", "bias")]
-        owners += [(conv, "bias")] if conv.bias is not None else []
-        held |= {f"{names[m]}.{part}": ~dead for m, part in owners}
+        held |= {f"{names[n]}.{part}": ~dead for n in norms for part in ("weight", "bias")}
+        if conv.bias is not None:
+            held[f"{names[conv]}.bias"] = ~dead
     return held

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -83,7 +82,8 @@ def measure(
         raise ValueError(f"batch_sizes={shown(batch_sizes)}: must name at least one")
     found: list[_Form] = []
     times: list[dict[str, Any]] = []
-    with _folder(folder) as where:
+    with TemporaryDirectory(prefix="robustlib-") as unnamed:
+        where = Path(unnamed if folder is None else folder)
         for whole in dict.fromkeys(map(dense, wanted)):
             first = _forms(whole, None, where)
             found += first
@@ -181,15 +181,6 @@ def _is_dense(ticket: Ticket) -> bool:
     return plain and ticket.sparsity == 0
 
 
-@contextmanager
-def _folder(folder: str | Path | None) -> Iterator[Path]:
-    if folder is not None:
-        yield Path(folder)
-        return
-    with TemporaryDirectory(prefix="robustlib-") as made:
-        yield Path(made)
-
-
 def _forms(spec: Transfer, whole: _Form | None, where: Path) -> list[_Form]:
     """A network in fp32 and, if its shapes are not those of a network with zeros, in int8. `whole`
     is its dense network, None if it is one."""
@@ -217,7 +208,8 @@ def _forms(spec: Transfer, whole: _Form | None, where: Path) -> list[_Form]:
         return [_Form(spec, row, shapes, group, None)]
     file = export(model, where / f"{specs.key(spec)}.onnx", size)
     row_8, file_8 = _int8(spec, file)
-    row_8["bytes_ratio"] = row_8["bytes"] / (whole.file if whole else file).stat().st_size
+    dense_file = whole.file if whole and whole.file else file
+    row_8["bytes_ratio"] = row_8["bytes"] / dense_file.stat().st_size
     kept = {c: v for c, v in row.items() if not c.startswith("bytes")}
     return [
         _Form(spec, row, shapes, group, file),
@@ -228,9 +220,12 @@ def _forms(spec: Transfer, whole: _Form | None, where: Path) -> list[_Form]:
 def _int8(spec: Transfer, file: Path) -> tuple[dict[str, Any], Path]:
     """The int8 form of a network's file: its columns, accuracy on the task's test images, and where
     it is written."""
-    data = load(spec.task, size=spec.ticket.pretrain.size, n_train=spec.n_train, seed=spec.seed)
+    data: Any = load(
+        spec.task, size=spec.ticket.pretrain.size, n_train=spec.n_train, seed=spec.seed
+    )
     few = balanced(data.train.y.numpy(), min(CALIBRATION, len(data.train)), spec.seed)
-    made = quantise(file, take(data.train, few), file.with_suffix(".int8.onnx"))
+    images: Any = take(data.train, few)
+    made = quantise(file, images, file.with_suffix(".int8.onnx"))
     n = len(data.test)
     row = {
         "form": "int8",
@@ -281,10 +276,11 @@ def _masked(spec: Transfer) -> nn.Module:
 
 def _step(model: nn.Module, spec: Transfer, batch_size: int) -> Any:
     """A function that does one training step."""
+    head: Any = model.fc
     generator = torch.Generator().manual_seed(0)
     size = spec.ticket.pretrain.size
     images = torch.rand(batch_size, 3, size, size, generator=generator)
-    labels = torch.randint(0, model.fc.out_features, (batch_size,), generator=generator)
+    labels = torch.randint(0, head.out_features, (batch_size,), generator=generator)
     lies = devices.layout(model, torch.device("cpu"))
     model.cpu().to(memory_format=lies).train()
     # The rate costs no time, and at 0 the weights cannot run off to what does (nan, denormals).

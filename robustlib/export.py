@@ -56,7 +56,7 @@ def export(model: nn.Module, path: str | Path, size: int) -> Path:
     images = torch.rand(5, 3, size, size, generator=generator)
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, about its own parts
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             plain,
             (images[:2],),
             dynamo=True,
@@ -248,6 +248,9 @@ def _arrays(images: Split | FileSplit | Tensor, batch_size: int) -> Iterator[np.
             raise ValueError(f"images from {got}: must be in [0, 1]")
     if not len(images):
         raise ValueError("images: there are none")
-    parts = images.split(batch_size) if isinstance(images, Tensor) else None
-    for x in parts or (x for x, _ in batches.ordered(images, batch_size)):
+    if isinstance(images, Tensor):
+        parts: Any = images.split(batch_size)
+    else:
+        parts = (x for x, _ in batches.ordered(images, batch_size))
+    for x in parts:
         yield x.detach().cpu().float().contiguous().numpy()

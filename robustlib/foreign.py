@@ -129,7 +129,7 @@ class _Ignored:
 # arguments of the command. The real constructors are not safe on hostile input and the value is not
 # wanted, so classes that carry these names, which is what torch goes by, and do nothing take their
 # place.
-_IGNORED = [
+_IGNORED: list[Any] = [
     type(name, (_Ignored,), {"__module__": module})
     for module, name in (
         ("numpy", "dtype"),
@@ -168,8 +168,8 @@ def _unpickle(path: Path) -> Any:
         )
     # The rest of torch's message advises to read the file unsafely.
     why = message.split("WeightsUnpickler error:")[-1].strip().splitlines()[:1]
-    why = reason(ValueError(*why))
-    raise ValueError(f"{path}: truncated, or not a checkpoint of torch ({why})")
+    said = reason(ValueError(*why))
+    raise ValueError(f"{path}: truncated, or not a checkpoint of torch ({said})")
 
 
 def _unwrap(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
