@@ -85,14 +85,15 @@ def load(
     it takes the normaliser and checks the second copy of the weights. What is taken is exactly one
     network: two that differ, or anything beside it, are refused by name.
 
-    The arch is found from the shapes; mean and std come from the file, else they are ImageNet's (a
-    warning says so). The network is float32, to which float64 is rounded, and in eval mode, and
-    torch's generator is untouched unless a head is made: `n_classes` other than the file's puts a
-    fresh head on.
+    Arch and stem are found from the shapes; mean and std come from the file, else they are
+    ImageNet's (a warning says so). The network is float32, to which float64 is rounded and half
+    precision widened, and in eval mode. torch's generator is untouched unless a head is made:
+    `n_classes` other than the file's puts a fresh head on.
 
     `stem_stride` is that of a small-image ResNet, which shapes do not tell: None is what `save`
-    recorded, else 1. A name is downloaded once and kept as safetensors under
-    $ROBUSTLIB_DATA/checkpoints, else ~/.cache/robustlib/checkpoints.
+    recorded, else 1. A name of the zoo is a file of the package, whose checksum must be that of the
+    manifest; others are downloaded once and kept as safetensors under $ROBUSTLIB_DATA/checkpoints,
+    else ~/.cache/robustlib/checkpoints.
 
     Raises ValueError for an unknown name, a file that is damaged, that asks for code to be run, or
     that is not exactly one of `specs.ARCHS`; FileNotFoundError; ConnectionError when a name cannot
