@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from robustlib import training
 from robustlib.data import batches
 from robustlib.data.splits import seed_for
-from robustlib.metrics.sample import sample
-from robustlib.specs import integer, number
+from robustlib.metrics.sample import Row, Table, sample
+from robustlib.specs import Evaluation, number
 
 SIZES = 15
 BLOCK = 32
@@ -22,15 +22,22 @@ BLOCK = 32
 directions as images neither the extrapolation nor the resampling holds what it says."""
 
 
+def measure(
+    model: nn.Module, data: Any, spec: Evaluation, *, against: Any, **_: Any
+) -> tuple[Row, dict[str, Table]]:
+    """The suite: `domain_gap` from the source's test images to those of `spec.against`."""
+    return domain_gap(model, data.test, against, spec.limit, spec.seed), {}
+
+
 def domain_gap(
     model: nn.Module,
     source: Any,
     task: Any,
-    n: int = 1000,
+    n: int,
     seed: int = 0,
     draws: int = 200,
     level: float = 0.95,
-) -> dict[str, float | int]:
+) -> Row:
     """Frechet distance between source and task images in the features of one fixed network.
 
     The network (anything with `features`) must be the same for all tasks that are compared, and so
@@ -46,22 +53,15 @@ def domain_gap(
       small as its bias, low may be negative;
     - n, and block, the directions of a block.
 
-    Raises ValueError when a split has fewer than n images, n is below 8, draws below 2, level not
-    in [0.5, 1); NotFinite when a feature is not finite.
+    Raises NotFinite when a feature is not finite.
     """
-    integer("n", n, 8)
-    integer("draws", draws, 2)
-    number("level", level, 0.5, 1, open_high=True)
-    for name, split in (("source", source), ("task", task)):
-        if len(split) < n:
-            raise ValueError(f"n={n}: the {name} split has only {len(split)} images")
     sets = [turned(features(model, sample(split, n))) for split in (source, task)]
     block = max(1, min(BLOCK, n // 8, sets[0].shape[1]))
     found = blockwise(*sets, block)
     low, high = _interval(*sets, block, found, seed, draws, level)
-    row: dict[str, float | int] = {"frechet": found}
-    row["frechet_infinity"] = frechet_infinity(*sets, block, seed)
-    return row | {"low": low, "high": high, "n": n, "block": block}
+    infinity = frechet_infinity(*sets, block, seed)
+    row = {"frechet": found, "frechet_infinity": infinity, "low": low, "high": high}
+    return row | {"n": n, "block": block}
 
 
 def features(model: nn.Module, split: Any) -> Tensor:
@@ -101,9 +101,6 @@ def frechet(a: Tensor, b: Tensor) -> float:
     the FID of Heusel et al. (2017) where the features are those of Inception. The root is taken of
     A^(1/2) B A^(1/2), which is symmetric: with fewer images than features A B has no stable root.
     """
-    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-        raise ValueError(f"features of shapes {shapes}: must be [N, D] and [M, D], N and M above 1")
     a, b = a.double(), b.double()
     cov_a, cov_b = (x.T.cov().reshape(x.shape[1], x.shape[1]) for x in (a, b))
     values, vectors = torch.linalg.eigh(cov_a)

@@ -1,124 +1,18 @@
-"""Robust accuracy under attacks that are not ours, to hold our own PGD against."""
+"""Robust accuracy under an attack that is not ours, to hold our own PGD against."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustlib import training
-from robustlib.attacks import Threat, pgd
+from robustlib.attacks import Threat
 from robustlib.data import batches
-from robustlib.data.splits import seed_for
+from robustlib.metrics.adversarial import THEIR_NORMS
 from robustlib.metrics.sample import sample
-from robustlib.specs import ATTACKS, Attack, Norm, integer, one_of
-
-_NORMS = {"l2": "L2", "linf": "Linf"}
-
-
-def adversarial(
-    model: nn.Module,
-    split: Any,
-    norm: Norm,
-    eps: float,
-    suite: Attack = "standard",
-    seed: int = 0,
-    limit: int | None = None,
-    batch_size: int = 250,
-) -> dict[str, float | int]:
-    """Accuracy as it is, under our PGD-20, and under AutoAttack (Croce and Hein, 2020).
-
-    The attacks are pyautoattack's. `standard` is AutoAttack as published: APGD-CE, APGD-T on the 9
-    likeliest other classes, FAB-T and Square with 5,000 queries; 100 iterations each. `cheap`, for
-    small machines, is the part of it that decides most images: APGD-CE and APGD-T on the 3
-    likeliest other classes, 20 iterations each, no FAB and no Square; it is an upper bound of
-    `standard`. With K classes at most K - 1 are aimed at; with fewer than 4 the loss of APGD-T is
-    not defined, and it is left out.
-
-    The row: `n` images (those of `sample`), then {name}_correct and {name}_accuracy of clean, pgd
-    (20 steps, the worst iterate), apgd_ce, apgd_t, fab_t, square (each what that attack *and those
-    before it* leave, as AutoAttack runs them) and autoattack (what all leave). So
-    autoattack <= square <= ... <= apgd_ce <= clean. PGD stands apart and may be on either side.
-
-    eps is in pixel units of [0, 1] images. Raises ValueError for a norm, an eps, a suite or a limit
-    that is none.
-    """
-    threat = Threat(norm, eps, steps=20)
-    one_of("suite", suite, ATTACKS)
-    seed = integer("seed", seed, 0)
-    split = sample(split, limit)
-    right: dict[str, int] = {}
-    with torch.random.fork_rng(), training.inference(model) as where, _frozen(model):
-        attacks: dict[str, Any] = {}
-        for i, (x, y) in enumerate(batches.ordered(split, batch_size, device=where)):
-            x = x.contiguous()  # they flatten with view, which channels_last does not allow
-            out = model(x)
-            attacks = attacks or _attacks(model, threat, suite, seed, out.shape[1], where)
-            left = {"clean": out.argmax(1) == y}
-            torch.manual_seed(seed_for(seed, i))
-            left["pgd"] = left["clean"] & _right(model, pgd(model, x, y, threat, worst=True), y)
-            survives = left["clean"].clone()
-            for name, attack in attacks.items():
-                # Only what is left is attacked: the rest would be time spent on a settled question.
-                rows = survives.nonzero().flatten()
-                if len(rows):
-                    x_adv = attack.perturb(x[rows], y[rows])
-                    survives[rows] = _right(model, x_adv, y[rows])
-                left[name] = survives.clone()
-            left["autoattack"] = survives
-            for name, mask in left.items():
-                right[name] = right.get(name, 0) + int(mask.sum())
-    row: dict[str, float | int] = {"n": len(split)}
-    for name, count in right.items():
-        row |= {f"{name}_correct": count, f"{name}_accuracy": count / len(split)}
-    return row
-
-
-def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return model(x).argmax(1) == y
-
-
-def _attacks(
-    model: nn.Module, threat: Threat, suite: str, seed: int, n_classes: int, where: torch.device
-) -> dict[str, Any]:
-    """pyautoattack's attacks, by name and in the order in which AutoAttack runs them."""
-    from pyautoattack import AutoAttack
-    from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-
-    options = {"norm": _NORMS[threat.norm], "eps": threat.eps, "seed": seed, "device": where}
-    if suite == "standard":
-        full = AutoAttack(model, version="standard", **options)
-        full.fab.targeted = True
-        full.fab.n_target_classes = min(9, n_classes - 1)
-        parts = {"apgd_ce": full.apgd, "apgd_t": full.apgd_targeted}
-        parts |= {"fab_t": full.fab, "square": full.square}
-    else:
-        # Built with their iterations: the schedule of the step size follows from them.
-        parts = {
-            "apgd_ce": APGDAttack(model, n_iter=20, **options),
-            "apgd_t": APGDAttack_targeted(model, n_iter=20, n_target_classes=3, **options),
-        }
-    if n_classes < 4:
-        del parts["apgd_t"]
-    else:
-        parts["apgd_t"].n_target_classes = min(parts["apgd_t"].n_target_classes, n_classes - 1)
-    return parts
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Attacks need gradients of the images alone; FAB would leave others on the weights."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for p in trained:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in trained:
-            p.requires_grad_(True)
+from robustlib.specs import Norm, integer
 
 
 def apgd_accuracy(
@@ -136,16 +30,15 @@ def apgd_accuracy(
     start (Croce and Hein, 2020). Unlike our PGD it adapts its step size, and an image counts as
     lost as soon as one iterate is wrong. `training.robust_correct` is the same measure under ours.
     eps is in pixel units of [0, 1] images; `limit`: at most so many images, those of `sample`.
-
     Raises ValueError for a norm, an eps or a limit that is none.
     """
     from pyautoattack.autopgd_base import APGDAttack
 
     threat = Threat(norm, eps)
-    split = sample(split, limit)
+    split = sample(split, None if limit is None else integer("limit", limit, 1))
     right = 0
     with torch.random.fork_rng(), training.inference(model) as where:
-        attack = APGDAttack(model, norm=_NORMS[norm], eps=threat.eps, seed=seed, device=where)
+        attack = APGDAttack(model, norm=THEIR_NORMS[norm], eps=threat.eps, seed=seed, device=where)
         for x, y in batches.ordered(split, batch_size, device=where):
             x = x.contiguous()  # it flattens with view, which channels_last does not allow
             right += int((model(attack.perturb(x, y)).argmax(1) == y).sum())
