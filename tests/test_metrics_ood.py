@@ -10,6 +10,7 @@ from torch import nn
 from robustlib import models
 from robustlib.data import Split, load
 from robustlib.metrics.ood import ood, separation
+from robustlib.metrics.sample import sample
 
 
 @pytest.mark.parametrize("shift", [-1.0, 0.0, 0.5, 3.0])
@@ -34,13 +35,6 @@ def test_the_limits_and_a_case_by_hand():
     # 19 of 20 inside are at least 1, as are 2 of 4 outside; 1 beats none, of the others 19 beat 2.
     auroc, fpr95 = separation(low, np.array([-1.0, 0.5, 1.5, 50]))
     assert fpr95 == 0.5 and auroc == pytest.approx((20 + 19 + 18 + 0) / 80)
-
-
-@pytest.mark.parametrize("bad", [np.array([np.nan, 1]), np.array([np.inf]), np.array([])])
-def test_scores_that_are_none_are_refused(bad):
-    for pair in ((bad, np.ones(3)), (np.ones(3), bad)):
-        with pytest.raises(ValueError, match="scores"):
-            separation(*pair)
 
 
 def brightness(sign: float) -> nn.Module:
@@ -122,14 +116,7 @@ def test_the_same_images_on_both_sides_cannot_be_told_apart():
         torch.manual_seed(0)
         model = models.build("resnet10s", 10, 4)
     model.train()
-    found = ood(model, test, test, limit=100)
+    found = ood(model, *[sample(test, 100)] * 2)
     assert model.training and found["n_inside"] == found["n_outside"] == 100
     assert found["msp_auroc"] == found["energy_auroc"] == 0.5
     assert found["msp_fpr95"] >= 0.95
-
-
-def test_what_cannot_be_compared_is_refused():
-    with pytest.raises(ValueError, match="images of 4 and 5 px"):
-        ood(brightness(1), grey(range(9)), grey(range(9), 5))
-    with pytest.raises(ValueError, match="limit=0"):
-        ood(brightness(1), grey(range(9)), grey(range(9)), limit=0)

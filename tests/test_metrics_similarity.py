@@ -89,17 +89,17 @@ def test_unrelated_features_are_around_zero_once_debiased():
 
 
 def test_a_network_is_like_itself_and_less_like_another():
-    test = load("digits", size=16).test
+    test = sample(load("digits", size=16).test, 80)
     a, b = network(0), network(1)
     a.train()
-    row, table = cka(a, a, test, limit=80)
+    row, table = cka(a, a, test)
     assert a.training and [r["layer"] for r in table] == list(LAYERS) and row["n"] == 80
     assert all(r["cka"] == pytest.approx(1) for r in table)
     assert all(r["cka_debiased"] == pytest.approx(1) for r in table)
-    row, other = cka(a, b, test, limit=80)
+    row, other = cka(a, b, test)
     assert all(0 < r["cka"] < 0.999 for r in other)
     assert row["cka"] == pytest.approx(sum(r["cka"] for r in other) / 5)
-    _, wider = cka(a, network(2, width=8), test, limit=80)  # widths may differ
+    _, wider = cka(a, network(2, width=8), test)  # widths may differ
     assert all(0 < r["cka"] < 1 for r in wider)
 
 
@@ -117,7 +117,7 @@ def test_activations_are_those_of_the_layer_convolutions_included():
     bn = activations(model, test, "bn1")
     assert (bn < 0).any()
     assert not any(m._forward_hooks for m in model.modules())
-    _, table = cka(model, model, test, ["conv1", "layer1.0.conv1"], limit=20)
+    _, table = cka(model, model, sample(test, 20), ["conv1", "layer1.0.conv1"])
     assert [r["layer"] for r in table] == ["conv1", "layer1.0.conv1"]
 
 
@@ -144,17 +144,3 @@ def test_columns_are_multiplied_in_parts(monkeypatch):
     whole = linear_cka(x, y)
     monkeypatch.setattr(similarity, "COLUMNS", 7)
     assert linear_cka(x, y) == pytest.approx(whole, abs=1e-12)
-
-
-def test_bad_values_are_refused_by_name():
-    test, model = load("digits", size=16).test, network(0)
-    with pytest.raises(ValueError, match=r"layer='layer1.0.relu': is used 2 times"):
-        cka(model, model, test, ["layer1.0.relu"], limit=20)
-    with pytest.raises(ValueError, match="layers="):
-        cka(model, model, test, [])
-    with pytest.raises(ValueError, match="layer='layer5'.*mean 'layer"):
-        cka(model, model, test, ["layer5"])
-    with pytest.raises(ValueError, match="3 images: must be at least 4"):
-        cka(model, model, test, limit=3)
-    with pytest.raises(ValueError, match="shapes"):
-        linear_cka(torch.ones(5, 2), torch.ones(4, 2))

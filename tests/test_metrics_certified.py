@@ -10,12 +10,11 @@ from torch import nn
 
 from robustlib import training
 from robustlib.data import Split
-from robustlib.metrics.certify import (
+from robustlib.metrics.certified import (
     ABSTAIN,
     certified,
     certify,
     lower_bound,
-    predict,
     radius_of,
 )
 
@@ -70,8 +69,6 @@ def test_the_noise_leaves_the_range_of_images(level, plane):
     model, split, (true,) = linear_case([level], plane)
     ((found, radius),) = certified(model, split, SIGMA, 50, 1000)
     assert found == split.y[0] and 0 < radius < true < radius_of(1000, 1000, SIGMA, 0.001)
-    at_the_plane, split, _ = linear_case([level], level / 255)
-    assert predict(at_the_plane, split, SIGMA, 1000) == [ABSTAIN]
 
 
 def test_a_constant_predictor_is_certified_as_far_as_the_draws_allow():
@@ -82,7 +79,6 @@ def test_a_constant_predictor_is_certified_as_far_as_the_draws_allow():
     split = Split(split.x, torch.tensor([1, 0, 1, 0, 0, 0]))
     most = radius_of(30, 30, SIGMA, 0.001)
     assert certified(model, split, SIGMA, 20, 30) == [(1, most)] * 6
-    assert predict(model, split, SIGMA, 30) == [1] * 6
     row, table = certify(model, split, SIGMA, 20, 30)
     assert row["abstained"] == 0 and row["max_radius"] == most > 0
     assert row["smoothed_accuracy"] == 2 / 6 and row["mean_radius"] == pytest.approx(most * 2 / 6)
@@ -103,7 +99,6 @@ def test_a_network_that_answers_at_random_is_abstained_from():
     _, split, _ = linear_case(list(range(0, 250, 5)))
     found = [c for c, _ in certified(Coin(), split, SIGMA, 20, 100)]
     assert found.count(ABSTAIN) >= 49
-    assert predict(Coin(), split, SIGMA, 100).count(ABSTAIN) >= 49
 
 
 def test_a_wrong_guess_is_not_certified_but_abstained_from():
@@ -154,15 +149,6 @@ def test_the_bound_holds_as_often_as_it_says(p):
     assert binom.pmf(counts, n, p)[too_high].sum() > alpha / 5
 
 
-def test_predict_returns_the_likelier_class_or_abstains():
-    model, split, _ = linear_case([127, 128, 100, 116, 140, 255])
-    found = predict(model, split, SIGMA, 1000)
-    assert found[2:] == split.y.tolist()[2:] and found[:2] == [ABSTAIN] * 2
-    # With every draw agreeing, two-sided p is 2 / 2^n: ten draws are too few for 0.001.
-    assert predict(model, split, SIGMA, 10)[5] == ABSTAIN
-    assert predict(model, split, SIGMA, 11)[5] == 1
-
-
 def test_draws_follow_from_the_seed_and_not_from_other_images_or_the_caller():
     model, split, _ = linear_case([110, 120, 135, 150])
     state = torch.get_rng_state()
@@ -172,20 +158,6 @@ def test_draws_follow_from_the_seed_and_not_from_other_images_or_the_caller():
     assert certified(model, split, SIGMA, 30, 200, seed=1, batch_size=200) == first
     assert certified(model, Split(split.x[:2], split.y[:2]), SIGMA, 30, 200, seed=1) == first[:2]
     assert certified(model, split, SIGMA, 30, 200, seed=2) != first
-    assert certify(model, split, SIGMA, 30, 200, limit=3)[0]["n_images"] == 3
-
-
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [({"sigma": 0}, "sigma=0"), ({"sigma": -1}, "sigma=-1"), ({"alpha": 0}, "alpha=0")]
-    + [({"alpha": 1}, "alpha=1"), ({"n": 0}, "n=0"), ({"n0": 2.5}, "n0=2.5")]
-    + [({"n": 9}, "n=9: alpha=0.001 needs 10 draws"), ({"n": 4, "alpha": 0.05}, "needs 5 draws")]
-    + [({"limit": 0}, "limit=0"), ({"batch_size": 0}, "batch_size=0"), ({"seed": -1}, "seed=-1")],
-)
-def test_bad_values_are_refused_by_name(change, word):
-    model, split, _ = linear_case([100])
-    with pytest.raises(ValueError, match=word):
-        certify(**{"model": model, "split": split, "sigma": SIGMA} | change)
 
 
 def test_a_network_that_is_not_finite_is_no_sure_thing():
