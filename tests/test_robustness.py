@@ -13,8 +13,7 @@ from robustlib import models, objectives, training
 from robustlib.attacks import Threat, pgd
 from robustlib.data import Split, batches, load
 from robustlib.data.splits import seed_for
-from robustlib.metrics.adversarial import _attacks, adversarial
-from robustlib.metrics.robustness import apgd_accuracy
+from robustlib.metrics.adversarial import _attacks, adversarial, apgd_accuracy
 from robustlib.metrics.sample import sample
 
 EPS = {"l2": 0.5, "linf": 0.1}

@@ -7,13 +7,12 @@ are measured on the same images (`sample`). A model is left as it was, and so is
 generator. What needs a large library imports it when it is called.
 """
 
-from robustlib.metrics.adversarial import adversarial
+from robustlib.metrics.adversarial import adversarial, apgd_accuracy
 from robustlib.metrics.calibration import calibrated, calibration, temperature
 from robustlib.metrics.certified import certify
 from robustlib.metrics.corruption import corrupted, corruption
 from robustlib.metrics.domain_gap import domain_gap, rank_correlation
 from robustlib.metrics.ood import ood
-from robustlib.metrics.robustness import apgd_accuracy
 from robustlib.metrics.sample import sample
 from robustlib.metrics.similarity import cka, linear_cka
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib import training
-from robustlib.metrics.sample import Row, Table, sample
+from robustlib.metrics.sample import Measured, Row, Table, sample
 from robustlib.specs import Evaluation
 
 BINS = 15
@@ -20,9 +20,7 @@ TEMPERATURES = (0.05, 20.0)
 """Between which a temperature is sought: a network that is right on all of val has none."""
 
 
-def measure(
-    model: nn.Module, data: Any, spec: Evaluation, **_: Any
-) -> tuple[Row, dict[str, Table]]:
+def measure(model: nn.Module, data: Any, spec: Evaluation, **_: Any) -> Measured:
     """The suite: `calibration`, and its table of reliability."""
     row, table = calibration(model, data, spec.scaled, spec.limit)
     return row, {"reliability": table}

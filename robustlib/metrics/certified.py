@@ -11,16 +11,14 @@ from torch import Tensor, nn
 from robustlib import training
 from robustlib.data import batches
 from robustlib.data.splits import seed_for
-from robustlib.metrics.sample import Row, Table, sample
+from robustlib.metrics.sample import Measured, Row, Table, sample
 from robustlib.specs import Evaluation
 
 ABSTAIN = -1
 RADII = 25
 
 
-def measure(
-    model: nn.Module, data: Any, spec: Evaluation, **_: Any
-) -> tuple[Row, dict[str, Table]]:
+def measure(model: nn.Module, data: Any, spec: Evaluation, **_: Any) -> Measured:
     """The suite: `certify` on the test images, and its table of radii."""
     split = sample(data.test, spec.limit)
     row, table = certify(model, split, spec.sigma, n=spec.draws, seed=spec.seed)

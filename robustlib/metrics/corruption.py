@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustlib import store, training
 from robustlib.data.splits import Split, seed_for
 from robustlib.metrics.distortions import CORRUPTIONS, VERSION, as_bytes, floats
-from robustlib.metrics.sample import Row, Table, in_memory, sample
+from robustlib.metrics.sample import Measured, Row, Table, in_memory, sample
 from robustlib.specs import Evaluation
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -22,9 +22,7 @@ CHUNK_PIXELS = 500 * 32 * 32
 """How many are corrupted together; the random draws follow from it."""
 
 
-def measure(
-    model: nn.Module, data: Any, spec: Evaluation, **_: Any
-) -> tuple[Row, dict[str, Table]]:
+def measure(model: nn.Module, data: Any, spec: Evaluation, **_: Any) -> Measured:
     """The suite: `corruption` of the test images, and its table."""
     row, table = corruption(model, sample(data.test, spec.limit), spec.seed)
     return row, {"corruptions": table}
@@ -38,11 +36,10 @@ def corruption(model: nn.Module, split: Any, seed: int = 0) -> tuple[Row, Table]
     `severity`, `accuracy` and `correct` (a count). The corrupted sets are stored, so that every
     network is measured on the same ones.
     """
-    n, table = len(split), []
+    n, table, names = len(split), [], ("corruption", "severity", "accuracy", "correct")
     for name, severity, damaged in corrupted_sets(split, seed):
-        correct = training.correct(model, damaged)
-        line = {"corruption": name, "severity": severity, "accuracy": correct / n}
-        table.append(line | {"correct": correct})
+        right = training.correct(model, damaged)
+        table.append(dict(zip(names, (name, severity, right / n, right), strict=True)))
     mean = sum(line["accuracy"] for line in table) / len(table)
     clean = training.correct(model, split) / n
     return {"n": n, "clean_accuracy": clean, "corruption_accuracy": mean}, table
@@ -65,8 +62,7 @@ def corrupted(split: Any, name: str, severity: int, seed: int = 0) -> Split:
 
 
 def corrupted_sets(split: Any, seed: int = 0) -> Iterator[tuple[str, int, Split]]:
-    """(name, severity, corrupted split) for all 75, from the store, and made for it where they are
-    not in it.
+    """(name, severity, corrupted split) for all 75, from the store, and made for it where needed.
 
     A file holds the 5 severities of one corruption, under the checksum of the images, the seed and
     the version of the corruptions. One that is damaged is made again, with a warning.

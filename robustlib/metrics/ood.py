@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from robustlib import training
-from robustlib.metrics.sample import Row, Table, sample
+from robustlib.metrics.sample import Measured, Row, sample
 from robustlib.specs import Evaluation
 
 TPR = 0.95
 
 
-def measure(
-    model: nn.Module, data: Any, spec: Evaluation, *, against: Any, **_: Any
-) -> tuple[Row, dict[str, Table]]:
+def measure(model: nn.Module, data: Any, spec: Evaluation, *, against: Any, **_: Any) -> Measured:
     """The suite: `ood`, the test images against those of `spec.against`."""
     return ood(model, *(sample(s, spec.limit) for s in (data.test, against))), {}
 

@@ -10,6 +10,8 @@ from robustlib.data.splits import FileSplit, Split, seed_for, take
 
 Row = dict[str, float | int]
 Table = list[dict[str, float | int | str]]
+Measured = tuple[Row, dict[str, Table]]
+"""What a suite returns: its row, and its tables by name."""
 
 
 def sample(split: Split | FileSplit, limit: int | None = None) -> Split | FileSplit:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustlib import training
 from robustlib.data import batches
-from robustlib.metrics.sample import Row, Table, sample
+from robustlib.metrics.sample import Measured, Row, Table, sample
 from robustlib.specs import Evaluation
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4", "avgpool")
@@ -20,9 +20,7 @@ COLUMNS = 2**14
 """Of activations that are multiplied at a time."""
 
 
-def measure(
-    model: nn.Module, data: Any, spec: Evaluation, *, other: nn.Module, **_: Any
-) -> tuple[Row, dict[str, Table]]:
+def measure(model: nn.Module, data: Any, spec: Evaluation, *, other: Any, **_: Any) -> Measured:
     """The suite: `cka` with the network of `spec.other` on the test images, and its layers."""
     row, table = cka(model, other, sample(data.test, spec.limit))
     return row, {"layers": table}

@@ -15,12 +15,18 @@ _KINDS: dict[type, Any] = {Pretrain: pretrain, Ticket: ticket, Transfer: transfe
 
 
 def data(spec: Evaluation) -> tuple[Any, Any]:
-    """(the set that the network was made for, the images of `against` or None). Raises ValueError
-    for fewer images than the suite needs."""
-    name, own = _KINDS[type(spec.of)].tested(spec.of)
-    sets, against = {name: own.test}, None
-    if spec.against:
-        sets[f"against={spec.against!r}"] = against = _against(spec, own)
+    """The set that the network is measured on, and the images of `against`, which are none of its
+    test images, or None. Raises ValueError for fewer images than the suite needs."""
+    own, against = _KINDS[type(spec.of)].images(spec.of), None
+    row = specs.columns(spec.of)
+    name = "task" if "task" in row else "source"
+    sets = {f"{name}={row[name]!r}": own.test}
+    if spec.suite == "domain_gap" and spec.against == row["source"]:
+        against = own.train  # from the source to itself, by images of two splits
+    elif spec.against:
+        against = load(spec.against, size=row["size"]).test
+    if against is not None:
+        sets[f"against={spec.against!r}"] = against
     least = specs.LEAST_MEASURED.get(spec.suite, 1)
     for name, split in sets.items():
         if len(split) < least:
@@ -33,15 +39,8 @@ def data(spec: Evaluation) -> tuple[Any, Any]:
     return own, against
 
 
-def _against(spec: Evaluation, own: Any) -> Any:
-    """The images of `spec.against`, none of which are among the test images of the own set."""
-    if spec.suite == "domain_gap" and spec.against == spec.of.source:
-        return own.train  # from the source to itself, by images of two splits
-    return load(spec.against, size=specs.columns(spec.of)["size"]).test
-
-
 def compute(spec: Evaluation, inputs: Inputs) -> Result:
-    """What `measure` of the suite's module in `metrics` says: its row, and its tables as extra."""
+    """What the suite's module in `metrics` measures: its row, and its tables as extra."""
     own, against = data(spec)
     model, mask = _KINDS[type(spec.of)].network(spec.of, inputs)
     other = other_mask = None

@@ -15,42 +15,43 @@ from robustlib.data import batches, load
 from robustlib.data.splits import FileSplit, Split, take
 from robustlib.devices import device, devices
 from robustlib.specs import Pretrain
-from robustlib.stages.shared import Inputs, Result, check_train, check_val, costs, counted
+from robustlib.stages.shared import Inputs, Result, check_train, check_val, costs
 
 MONITORED = 256
 """Validation images that a multi-step attack is tried on after each epoch."""
 
 
-def source(spec: Pretrain) -> Any:
-    """The images that a network is pretrained on."""
+def images(spec: Pretrain) -> Any:
+    """The source."""
     return load(spec.source, size=spec.size, n_train=spec.n_train, seed=spec.seed)
-
-
-def tested(spec: Pretrain) -> tuple[str, Any]:
-    """(the field that names it, the source)."""
-    return f"source={spec.source!r}", source(spec)
 
 
 def data(spec: Pretrain) -> Any:
     """The source; None where a published network's is not here. Raises ValueError for too few
     images, for a batch that the processes cannot share, and for a checkpoint of another network."""
-    if spec.checkpoint:
-        _, _, found = _published(spec)
-    else:
-        found = source(spec)
+    name = f"source={spec.source!r}"
+    found = _published(spec)[2] if spec.checkpoint else images(spec)
     if found is not None:
-        check_val(found, f"source={spec.source!r}")
+        check_val(found, name)
     if not spec.checkpoint:
-        check_train(found, f"source={spec.source!r}", spec.n_train)
+        check_train(found, name, spec.n_train)
         parallel.check_shares(len(found.train), spec.batch_size, devices())
     return found
 
 
 def compute(spec: Pretrain, inputs: Inputs) -> Result:
-    """Trains the network, in as many processes as there are devices, or takes the published one."""
+    """Trains the network, in as many processes as there are devices, or takes the published one.
+
+    The accuracy of a published one is None where the source's images are not here: whoever
+    transfers from ImageNet weights need not have ImageNet.
+    """
     if spec.checkpoint:
-        return _pretrained(spec)
-    found = source(spec)
+        model, extra, found = _published(spec)
+        row: dict[str, Any] = {"accuracy": None, "n": 0, "val_accuracy": None}
+        if found is not None:
+            row = _accuracy(model, found)
+        return row | costs(model, spec.size), model.state_dict(), {"n_classes": extra["n_classes"]}
+    found = images(spec)
     # Here, once: files are decoded for it, and each process would do that anew.
     call = spec, store.checkpoint(spec), *statistics(found.train)
     model, curve = parallel.launch(_trained, call, devices(), device())
@@ -60,7 +61,7 @@ def compute(spec: Pretrain, inputs: Inputs) -> Result:
 
 
 def network(spec: Pretrain, inputs: Inputs) -> tuple[nn.Module, None]:
-    """(the source network, None: nothing is removed from it)."""
+    """The source network; None, for nothing is removed from it."""
     model = models.of(spec, inputs[spec].extra["n_classes"])
     model.load_state_dict(inputs[spec].tensors())
     return model.eval(), None
@@ -70,7 +71,7 @@ def _trained(
     spec: Pretrain, checkpoint: Path, mean: list[float], std: list[float]
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """The trained network and its curve; `parallel.launch` calls it in each process, by name."""
-    found = source(spec)
+    found = images(spec)
     objective = objectives.from_spec(spec)
     with torch.random.fork_rng():
         torch.manual_seed(batches.seed_for(spec.seed, "init"))
@@ -109,31 +110,21 @@ def _published(spec: Pretrain) -> tuple[nn.Module, dict[str, Any], Any]:
                 f"with {name}={found[name]!r}"
             )
     try:
-        images = source(spec)
+        own = images(spec)
     except FileNotFoundError:
         return model, found, None
-    if images.n_classes != found["n_classes"]:
+    if own.n_classes != found["n_classes"]:
         raise ValueError(
-            f"source={spec.source!r}: has {images.n_classes} classes, checkpoint "
+            f"source={spec.source!r}: has {own.n_classes} classes, checkpoint "
             f"{spec.checkpoint!r} {found['n_classes']}"
         )
-    return model, found, images
+    return model, found, own
 
 
-def _pretrained(spec: Pretrain) -> Result:
-    """A published network. Its accuracy is None where the source's images are not here: whoever
-    transfers from ImageNet weights need not have ImageNet."""
-    model, found, images = _published(spec)
-    row: dict[str, Any] = {"accuracy": None, "n": 0, "val_accuracy": None}
-    if images is not None:
-        row = _accuracy(model, images)
-    return row | costs(model, spec.size), model.state_dict(), {"n_classes": found["n_classes"]}
-
-
-def _accuracy(model: nn.Module, images: Any) -> dict[str, Any]:
-    val = training.correct(model, images.val) / len(images.val)
-    test = training.correct(model, images.test)
-    return counted(test, len(images.test)) | {"val_accuracy": val}
+def _accuracy(model: nn.Module, own: Any) -> dict[str, Any]:
+    val = training.correct(model, own.val) / len(own.val)
+    test = training.correct(model, own.test) / len(own.test)
+    return {"accuracy": test, "n": len(own.test), "val_accuracy": val}
 
 
 def statistics(split: Split | FileSplit) -> tuple[list[float], list[float]]:

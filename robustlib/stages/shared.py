@@ -1,4 +1,4 @@
-"""What the stages share: the least of images that each needs, and columns of their rows."""
+"""What the stages share: the images that training needs at least, and columns of rows."""
 
 from __future__ import annotations
 
@@ -53,14 +53,7 @@ def _check_labelled(data: Any, part: str, name: str) -> None:
         )
 
 
-def counted(correct: int, n: int) -> dict[str, float]:
-    """The columns of an accuracy."""
-    return {"accuracy": correct / n, "n": n}
-
-
 def costs(model: nn.Module, size: int | tuple[int, int]) -> dict[str, int]:
     """The columns of what a network costs on an image of `size` px."""
-    return {
-        "parameters": models.parameters(model),
-        "multiply_adds": models.multiply_adds(model, size),
-    }
+    adds = models.multiply_adds(model, size)
+    return {"parameters": models.parameters(model), "multiply_adds": adds}

@@ -20,9 +20,9 @@ EARLY = "early/"
 """What the names of weights begin with in the artifact of a ticket that imp rewinds to."""
 
 
-def tested(spec: Ticket) -> tuple[str, Any]:
-    """(the field that names it, the source): a ticket before any transfer is measured on that."""
-    return pretrain.tested(spec.pretrain)
+def images(spec: Ticket) -> Any:
+    """The source: on it a ticket is measured before any transfer."""
+    return pretrain.images(spec.pretrain)
 
 
 def data(spec: Ticket) -> Any:
@@ -31,7 +31,7 @@ def data(spec: Ticket) -> Any:
         return None
     own, n_train = spec.pretrain, spec.n_train
     if not spec.dataset and n_train is None:
-        found, n_train = pretrain.source(own), own.n_train
+        found, n_train = images(spec), own.n_train
     else:
         found = load(spec.dataset or own.source, size=own.size, n_train=n_train, seed=spec.seed)
     name = f"dataset={spec.dataset!r}" if spec.dataset else f"source={own.source!r}"
@@ -76,7 +76,7 @@ def mask_in(artifact: Artifact) -> tickets.Mask:
 
 
 def network(spec: Ticket, inputs: Inputs) -> tuple[nn.Module, tickets.Mask]:
-    """(the network whose weights the ticket takes, its mask applied; that mask)."""
+    """The network whose weights the ticket takes, its mask applied; and that mask."""
     kept = mask_in(inputs[spec])
     return tickets.masked(_start(spec, inputs), kept, spec.pattern), kept
 
@@ -100,34 +100,34 @@ def _start(spec: Ticket, inputs: Inputs) -> nn.Module:
     return model
 
 
-def _headed(spec: Ticket, model: nn.Module, images: Any) -> nn.Module:
+def _headed(spec: Ticket, model: nn.Module, task: Any) -> nn.Module:
     """A copy of the network to train, with the source's own head or for a task a fresh one."""
     model = copy.deepcopy(model)
     if not spec.dataset:
         return model
-    return models.swap_head(model, images.n_classes, batches.seed_for(spec.seed, "head"))
+    return models.swap_head(model, task.n_classes, batches.seed_for(spec.seed, "head"))
 
 
 def _trained(
     spec: Ticket, model: nn.Module, inputs: Inputs
 ) -> tuple[tickets.Mask, list[dict[str, float]]]:
-    images, checkpoint = data(spec), store.checkpoint(spec)
-    headed = _headed(spec, model, images)
+    own, checkpoint = data(spec), store.checkpoint(spec)
+    headed = _headed(spec, model, own)
     if spec.scheme == "lmp":
-        return tickets.lmp(headed, images.train, spec, checkpoint)
+        return tickets.lmp(headed, own.train, spec, checkpoint)
     before = specs.previous(spec)
     earlier = None if before is None else mask_in(inputs[before])
-    return tickets.imp_round(headed, images.train, spec, earlier, checkpoint)
+    return tickets.imp_round(headed, own.train, spec, earlier, checkpoint)
 
 
 def _early(spec: Ticket, model: nn.Module) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """The weights that imp rewinds to: those of a short training of the dense network, `rewind`
     epochs with a schedule of their own. The head stays that of the source."""
-    images = data(spec)
-    headed = _headed(spec, model, images)
+    own = data(spec)
+    headed = _headed(spec, model, own)
     curve = training.fit(
         headed,
-        images.train,
+        own.train,
         objectives.from_spec(spec),
         replace(training.Recipe.of(spec), epochs=spec.rewind),
         checkpoint=store.checkpoint(spec),
