@@ -19,14 +19,12 @@ if TYPE_CHECKING:
 PRETRAINING = ["objective", "norm", "eps", "sigma", "steps"]
 """The columns that name a way to pretrain."""
 
-RECIPE = (
-    PRETRAINING
-    + (
-        "step_size beta replays checkpoint schedule momentum decay_norms pretrain_epochs pretrain_lr "
-        "pretrain_batch_size pretrain_weight_decay pretrain_augment pretrain_precision mask_objective "
-        "mask_norm mask_eps mask_sigma mask_steps"
-    ).split()
+_OTHERS = (
+    "step_size beta replays checkpoint schedule momentum decay_norms pretrain_epochs pretrain_lr "
+    "pretrain_batch_size pretrain_weight_decay pretrain_augment pretrain_precision mask_objective "
+    "mask_norm mask_eps mask_sigma mask_steps"
 )
+RECIPE = [*PRETRAINING, *_OTHERS.split()]
 """All the columns in which a robust network may differ from its natural partner."""
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 from typing import Any
 
 import torch
@@ -14,26 +13,13 @@ from robustlib.attacks import Threat, pgd
 from robustlib.data import batches
 from robustlib.data.splits import seed_for
 from robustlib.metrics.sample import Measured, Row, sample
-from robustlib.specs import Attack, Evaluation, Norm, integer
+from robustlib.specs import Evaluation, Norm, integer
 
+BATCH = 250
 THEIR_NORMS = {"l2": "L2", "linf": "Linf"}
 
 
 def measure(model: nn.Module, data: Any, spec: Evaluation, **_: Any) -> Measured:
-    """The suite: `adversarial` on the test images."""
-    split = sample(data.test, spec.limit)
-    return adversarial(model, split, spec.norm, spec.eps, spec.attack, spec.seed), {}
-
-
-def adversarial(
-    model: nn.Module,
-    split: Any,
-    norm: Norm,
-    eps: float,
-    attack: Attack = "standard",
-    seed: int = 0,
-    batch_size: int = 250,
-) -> Row:
     """Accuracy as it is, under our PGD-20, and under AutoAttack, as pyautoattack has it.
 
     `standard` is AutoAttack as published: APGD-CE, APGD-T on the 9 likeliest other classes, FAB-T
@@ -47,16 +33,18 @@ def adversarial(
     AutoAttack runs them) and autoattack (what all leave). PGD stands apart, and may be below or
     above the others. eps is in pixel units of [0, 1] images.
     """
-    threat = Threat(norm, eps, steps=20)
+    split, threat = sample(data.test, spec.limit), Threat(spec.norm, spec.eps, steps=20)
     right: dict[str, int] = {}
-    with torch.random.fork_rng(), training.inference(model) as where, _frozen(model):
+    with torch.random.fork_rng(), training.inference(model) as where:
+        # Attacks need gradients of the images alone; FAB would leave others on the weights.
+        model = copy.deepcopy(model).requires_grad_(False)
         attacks: dict[str, Any] = {}
-        for i, (x, y) in enumerate(batches.ordered(split, batch_size, device=where)):
+        for i, (x, y) in enumerate(batches.ordered(split, BATCH, device=where)):
             x = x.contiguous()  # they flatten with view, which channels_last does not allow
             out = model(x)
-            attacks = attacks or _attacks(model, threat, attack, seed, out.shape[1], where)
+            attacks = attacks or _attacks(model, threat, spec, out.shape[1], where)
             survives = out.argmax(1) == y
-            torch.manual_seed(seed_for(seed, i))
+            torch.manual_seed(seed_for(spec.seed, i))
             strong = _right(model, pgd(model, x, y, threat, worst=True), y)
             left = {"clean": survives.clone(), "pgd": survives & strong}
             for name, part in attacks.items():
@@ -71,7 +59,7 @@ def adversarial(
     row: Row = {"n": len(split)}
     for name, count in right.items():
         row |= {f"{name}_correct": count, f"{name}_accuracy": count / len(split)}
-    return row
+    return row, {}
 
 
 def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -79,14 +67,15 @@ def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _attacks(
-    model: nn.Module, threat: Threat, attack: str, seed: int, n_classes: int, where: torch.device
+    model: nn.Module, threat: Threat, spec: Evaluation, n_classes: int, where: torch.device
 ) -> dict[str, Any]:
     """pyautoattack's attacks, by name and in the order in which AutoAttack runs them."""
     from pyautoattack import AutoAttack
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
-    options = {"norm": THEIR_NORMS[threat.norm], "eps": threat.eps, "seed": seed, "device": where}
-    if attack == "standard":
+    options = {"norm": THEIR_NORMS[threat.norm], "eps": threat.eps, "seed": spec.seed}
+    options["device"] = where
+    if spec.attack == "standard":
         full = AutoAttack(model, version="standard", **options)
         full.fab.targeted = True
         full.fab.n_target_classes = min(9, n_classes - 1)
@@ -103,26 +92,13 @@ def _attacks(
     return parts
 
 
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Attacks need gradients of the images alone; FAB would leave others on the weights."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for p in trained:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in trained:
-            p.requires_grad_(True)
-
-
 def apgd_accuracy(
     model: nn.Module,
     split: Any,
     norm: Norm,
     eps: float,
     seed: int = 0,
-    batch_size: int = 250,
+    batch_size: int = BATCH,
     limit: int | None = None,
 ) -> tuple[int, int]:
     """How many images of a split stay right under APGD-CE, and of how many.

@@ -21,21 +21,11 @@ TEMPERATURES = (0.05, 20.0)
 
 
 def measure(model: nn.Module, data: Any, spec: Evaluation, **_: Any) -> Measured:
-    """The suite: `calibration`, and its table of reliability."""
-    row, table = calibration(model, data, spec.scaled, spec.limit)
-    return row, {"reliability": table}
-
-
-def calibration(
-    model: nn.Module, data: Any, scaled: bool = False, limit: int | None = None
-) -> tuple[Row, Table]:
-    """Calibration on the test images of a Dataset: (row, reliability table), as `calibrated`.
-
-    `scaled`: after temperature scaling on all of its validation images; else the temperature is 1.
-    """
-    t = temperature(*training.logits(model, data.val)) if scaled else 1.0
-    row, table = calibrated(*training.logits(model, sample(data.test, limit)), t)
-    return row | {"temperature": t}, table
+    """Calibration on the test images, as `calibrated`; if `spec.scaled`, with the temperature that
+    fits all validation images, else with 1. The table: `reliability`."""
+    t = temperature(*training.logits(model, data.val)) if spec.scaled else 1.0
+    row, table = calibrated(*training.logits(model, sample(data.test, spec.limit)), t)
+    return row | {"temperature": t}, {"reliability": table}
 
 
 def calibrated(logits: Tensor, y: Tensor, temperature: float = 1.0) -> tuple[Row, Table]:

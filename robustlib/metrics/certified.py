@@ -15,36 +15,23 @@ from robustlib.metrics.sample import Measured, Row, Table, sample
 from robustlib.specs import Evaluation
 
 ABSTAIN = -1
-RADII = 25
+RADII, ALPHA = 25, 0.001
 
 
 def measure(model: nn.Module, data: Any, spec: Evaluation, **_: Any) -> Measured:
-    """The suite: `certify` on the test images, and its table of radii."""
-    split = sample(data.test, spec.limit)
-    row, table = certify(model, split, spec.sigma, n=spec.draws, seed=spec.seed)
-    return row, {"radii": table}
-
-
-def certify(
-    model: nn.Module,
-    split: Any,
-    sigma: float,
-    n0: int = 100,
-    n: int = 1000,
-    alpha: float = 0.001,
-    seed: int = 0,
-) -> tuple[Row, Table]:
-    """Certified accuracy of the smoothed network on a split: (row, table), of `certified`.
+    """Certified accuracy of the smoothed network on the test images, as of `certified`.
 
     The row: n_images, abstained (count), smoothed_accuracy (right and not abstained: certified at
     radius 0), mean_radius (of the right ones, 0 for the others: Zhai et al., 2020) and max_radius
-    (the largest that n draws can certify). The table: `certified_accuracy` and `count` of images
-    that are right with at least `radius`, for 25 radii from 0 to max_radius.
+    (the largest that the draws can certify). The table `radii`: `certified_accuracy` and `count` of
+    images that are right with at least `radius`, for 25 radii from 0 to max_radius.
     """
-    classes, radii = zip(*certified(model, split, sigma, n0, n, alpha, seed), strict=True)
+    split = sample(data.test, spec.limit)
+    found = certified(model, split, spec.sigma, n=spec.draws, seed=spec.seed)
+    classes, radii = zip(*found, strict=True)
     right = np.array(classes) == split.y.numpy()
     held = np.where(right, radii, -1.0)
-    largest = radius_of(n, n, sigma, alpha)
+    largest = radius_of(spec.draws, spec.draws, spec.sigma, ALPHA)
     row: Row = {
         "n_images": len(split),
         "abstained": classes.count(ABSTAIN),
@@ -57,7 +44,7 @@ def certify(
         # The last radius is met by images of which every draw agrees: rounding must not lose them.
         count = int((held >= radius * (1 - 1e-9)).sum())
         table.append({"radius": radius, "certified_accuracy": count / len(split), "count": count})
-    return row, table
+    return row, {"radii": table}
 
 
 def certified(
@@ -66,7 +53,7 @@ def certified(
     sigma: float,
     n0: int = 100,
     n: int = 1000,
-    alpha: float = 0.001,
+    alpha: float = ALPHA,
     seed: int = 0,
     batch_size: int = 500,
 ) -> list[tuple[int, float]]:

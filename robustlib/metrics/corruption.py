@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustlib import store, training
 from robustlib.data.splits import Split, seed_for
 from robustlib.metrics.distortions import CORRUPTIONS, VERSION, as_bytes, floats
-from robustlib.metrics.sample import Measured, Row, Table, in_memory, sample
+from robustlib.metrics.sample import Measured, in_memory, sample
 from robustlib.specs import Evaluation
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -23,26 +23,22 @@ CHUNK_PIXELS = 500 * 32 * 32
 
 
 def measure(model: nn.Module, data: Any, spec: Evaluation, **_: Any) -> Measured:
-    """The suite: `corruption` of the test images, and its table."""
-    row, table = corruption(model, sample(data.test, spec.limit), spec.seed)
-    return row, {"corruptions": table}
-
-
-def corruption(model: nn.Module, split: Any, seed: int = 0) -> tuple[Row, Table]:
-    """Accuracy on 15 corruptions at 5 severities: (row, table).
+    """Accuracy on 15 corruptions at 5 severities.
 
     What they are, and where they depart from CIFAR-10-C, says `distortions`. The row: n (images),
-    clean_accuracy, and corruption_accuracy, the mean over all 75. The table: `corruption`,
-    `severity`, `accuracy` and `correct` (a count). The corrupted sets are stored, so that every
-    network is measured on the same ones.
+    clean_accuracy, and corruption_accuracy, the mean over all 75. The table `corruptions`:
+    `corruption`, `severity`, `accuracy` and `correct` (a count). The corrupted sets are stored, so
+    that every network is measured on the same ones.
     """
+    split = sample(data.test, spec.limit)
     n, table, names = len(split), [], ("corruption", "severity", "accuracy", "correct")
-    for name, severity, damaged in corrupted_sets(split, seed):
+    for name, severity, damaged in corrupted_sets(split, spec.seed):
         right = training.correct(model, damaged)
         table.append(dict(zip(names, (name, severity, right / n, right), strict=True)))
     mean = sum(line["accuracy"] for line in table) / len(table)
     clean = training.correct(model, split) / n
-    return {"n": n, "clean_accuracy": clean, "corruption_accuracy": mean}, table
+    row = {"n": n, "clean_accuracy": clean, "corruption_accuracy": mean}
+    return row, {"corruptions": table}
 
 
 def corrupted(split: Any, name: str, severity: int, seed: int = 0) -> Split:

@@ -16,52 +16,40 @@ from robustlib.data.splits import seed_for
 from robustlib.metrics.sample import Measured, Row, sample
 from robustlib.specs import Evaluation, number
 
-SIZES = 15
+SIZES, DRAWS, LEVEL = 15, 200, 0.95
 BLOCK = 32
 """Directions taken together, at most; and at most one for every eight images. With as many
 directions as images neither the extrapolation nor the resampling holds what it says."""
 
 
 def measure(model: nn.Module, data: Any, spec: Evaluation, *, against: Any, **_: Any) -> Measured:
-    """The suite: `domain_gap` from the source's test images to those of `spec.against`."""
-    return domain_gap(model, data.test, against, spec.limit, spec.seed), {}
-
-
-def domain_gap(
-    model: nn.Module,
-    source: Any,
-    task: Any,
-    n: int,
-    seed: int = 0,
-    draws: int = 200,
-    level: float = 0.95,
-) -> Row:
     """Frechet distance between source and task images in the features of one fixed network.
 
-    The network (anything with `features`) must be the same for all tasks that are compared, and so
-    must n: both splits give exactly n images, those of `sample`. Few images do not hold the
-    covariance of many features: features are turned (`turned`), and the distance is the sum of
-    those in blocks of up to BLOCK directions (`blockwise`). The row:
+    The network must be the same for all tasks that are compared, and so must the limit: both sets
+    give exactly so many images, those of `sample`. Few images do not hold the covariance of many
+    features: features are turned (`turned`), and the distance is the sum of those in blocks of up
+    to BLOCK directions (`blockwise`). The row:
 
     - frechet: the distance, too large by about 1 / n, more so in large blocks;
     - frechet_infinity: what it would be for endless images;
-    - low, high: an interval of that, of reverse percentiles over `draws` resamples of both sets: a
+    - low, high: an interval of that, of reverse percentiles over DRAWS resamples of both sets: a
       resample is as much too far from its images as those are from the truth, so turning around
       frechet takes the bias away. Where the distance is as small as its bias, low may be negative;
     - n, and block, the directions of a block.
     """
-    sets = [turned(features(model, sample(split, n))) for split in (source, task)]
+    n = spec.limit
+    sets = [turned(features(model, sample(split, n))) for split in (data.test, against)]
     block = max(1, min(BLOCK, n // 8, sets[0].shape[1]))
     found = blockwise(*sets, block)
-    rng = np.random.default_rng(seed_for("bootstrap", seed))
+    rng = np.random.default_rng(seed_for("bootstrap", spec.seed))
     resampled = [
         blockwise(*(x[torch.from_numpy(rng.integers(0, n, n))] for x in sets), block)
-        for _ in range(draws)
+        for _ in range(DRAWS)
     ]
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    row: Row = {"frechet": found, "frechet_infinity": frechet_infinity(*sets, block, seed)}
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    row: Row = {"frechet": found, "frechet_infinity": frechet_infinity(*sets, block, spec.seed)}
     row |= {"low": float(2 * found - high), "high": float(2 * found - low)}
-    return row | {"n": n, "block": block}
+    return row | {"n": n, "block": block}, {}
 
 
 def features(model: nn.Module, split: Any) -> Tensor:

@@ -16,24 +16,20 @@ TPR = 0.95
 
 
 def measure(model: nn.Module, data: Any, spec: Evaluation, *, against: Any, **_: Any) -> Measured:
-    """The suite: `ood`, the test images against those of `spec.against`."""
-    return ood(model, *(sample(s, spec.limit) for s in (data.test, against))), {}
-
-
-def ood(model: nn.Module, task: Any, others: Any) -> Row:
-    """How well a network's own scores tell the images of its task from those of another set.
+    """How well a network's own scores tell the test images of its task from those of `against`.
 
     Two scores, higher for images of the task: the largest softmax probability (Hendrycks and
     Gimpel, 2017) and minus the energy, logsumexp of the logits (Liu et al., 2020). The row:
     msp_auroc, msp_fpr95, energy_auroc, energy_fpr95 (see `separation`; images of the task are the
     positives), n_inside (images of the task) and n_outside.
     """
-    out = [training.logits(model, s)[0].double() for s in (task, others)]
+    splits = [sample(s, spec.limit) for s in (data.test, against)]
+    out = [training.logits(model, s)[0].double() for s in splits]
     row: Row = {}
     for name, score in (("msp", _log_odds), ("energy", lambda z: z.logsumexp(1))):
         auroc, fpr95 = separation(*(score(z).numpy() for z in out))
         row |= {f"{name}_auroc": auroc, f"{name}_fpr95": fpr95}
-    return row | {"n_inside": len(task), "n_outside": len(others)}
+    return row | {"n_inside": len(splits[0]), "n_outside": len(splits[1])}, {}
 
 
 def _log_odds(z: Tensor) -> Tensor:

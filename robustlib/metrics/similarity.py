@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustlib import training
 from robustlib.data import batches
-from robustlib.metrics.sample import Measured, Row, Table, sample
+from robustlib.metrics.sample import Measured, sample
 from robustlib.specs import Evaluation
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4", "avgpool")
@@ -21,28 +21,19 @@ COLUMNS = 2**14
 
 
 def measure(model: nn.Module, data: Any, spec: Evaluation, *, other: Any, **_: Any) -> Measured:
-    """The suite: `cka` with the network of `spec.other` on the test images, and its layers."""
-    row, table = cka(model, other, sample(data.test, spec.limit))
-    return row, {"layers": table}
+    """Linear CKA of two networks' activations on the same test images, layer by layer.
 
-
-def cka(
-    model_a: nn.Module, model_b: nn.Module, split: Any, layers: Sequence[str] = LAYERS
-) -> tuple[Row, Table]:
-    """Linear CKA of two networks' activations on the same images, layer by layer: (row, table).
-
-    `layers`: names of modules that both have and use once, such as `layer2` or `layer1.0.conv1`. An
-    activation is the whole of a layer's output, channels and places. The table: `layer`, `cka` and
-    `cka_debiased` (see `linear_cka`); the row: n and the means of the two over the layers. One
-    layer is held at a time: its activations of all images, and an N x N matrix for each network
-    (with 2,000 images 32 MB each, with 10,000 800 MB).
+    An activation is the whole of a layer's output, channels and places. The table `layers`:
+    `layer`, `cka` and `cka_debiased` (see `linear_cka`); the row: n and the means of the two over
+    the layers. One layer is held at a time: its activations of all images, and an N x N matrix for
+    each network (with 2,000 images 32 MB each, with 10,000 800 MB).
     """
-    table = []
-    for layer in layers:
-        plain, debiased = _cka(*(_gram(activations(m, split, layer)) for m in (model_a, model_b)))
+    split, table = sample(data.test, spec.limit), []
+    for layer in LAYERS:
+        plain, debiased = _cka(*(_gram(activations(m, split, layer)) for m in (model, other)))
         table.append({"layer": layer, "cka": plain, "cka_debiased": debiased})
     means = {k: sum(r[k] for r in table) / len(table) for k in ("cka", "cka_debiased")}
-    return {"n": len(split)} | means, table
+    return {"n": len(split)} | means, {"layers": table}
 
 
 def activations(model: nn.Module, split: Any, layer: str) -> Tensor:
