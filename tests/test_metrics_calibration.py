@@ -10,7 +10,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from robustlib import training
 from robustlib.data import Dataset, Split
-from robustlib.metrics.calibration import TEMPERATURES, calibrated, calibration, temperature
+from robustlib.metrics.calibration import TEMPERATURES, calibrated, measure, temperature
+from robustlib.specs import Evaluation
 
 
 def noisy(n: int, scale: float, seed: int = 0, k: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,8 +64,8 @@ def test_the_true_probabilities_are_calibrated_and_sharper_ones_are_not():
     true, sharp, flat = (calibrated(*noisy(20_000, s))[0] for s in (1.0, 3.0, 0.3))
     # A bin of 20,000 / 15 images is off by some hundredths / sqrt(15) by chance.
     assert true["ece"] < 0.015 and min(sharp["ece"], flat["ece"]) > 0.1
-    for measure in ("nll", "brier"):
-        assert true[measure] < min(sharp[measure], flat[measure])
+    for name in ("nll", "brier"):
+        assert true[name] < min(sharp[name], flat[name])
     assert sharp["confidence"] > true["confidence"] > flat["confidence"]
 
 
@@ -101,13 +102,16 @@ def test_scaling_uses_val_and_reports_test_and_leaves_the_model_alone():
         splits.append(Split(x[:, None, None, :].expand(-1, 2, 2, -1), y))
     data = Dataset("made", *splits, ("r", "g", "b"), 8)
     model.train()
-    plain, _ = calibration(model, data)
-    scaled, table = calibration(model, data, scaled=True)
+    plain, _ = measure(model, data, Evaluation())
+    scaled, tables = measure(model, data, Evaluation(scaled=True))
     assert model.training and plain["temperature"] == 1 and plain["n"] == scaled["n"] == 3000
     found = {s: temperature(*training.logits(model, getattr(data, s))) for s in ("val", "test")}
     assert scaled["temperature"] == found["val"] != found["test"]
     # 25 / 255 a level and 40 levels a unit: the logits are 3.9 times too large.
     assert scaled["temperature"] == pytest.approx(25 * 40 / 255, rel=0.1)
     assert plain["ece"] > 0.1 > 0.03 > scaled["ece"] and scaled["nll"] < plain["nll"]
-    assert scaled["accuracy"] == plain["accuracy"] and sum(r["count"] for r in table) == 3000
-    assert calibration(model, data, limit=100)[0]["n"] == 100
+    assert (
+        scaled["accuracy"] == plain["accuracy"]
+        and sum(r["count"] for r in tables["reliability"]) == 3000
+    )
+    assert measure(model, data, Evaluation(limit=100))[0]["n"] == 100

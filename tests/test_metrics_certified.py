@@ -1,6 +1,7 @@
 """Randomized smoothing: on a linear network the certified radius is known in closed form."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +14,19 @@ from robustlib.data import Split
 from robustlib.metrics.certified import (
     ABSTAIN,
     certified,
-    certify,
     lower_bound,
+    measure,
     radius_of,
 )
+from robustlib.specs import Evaluation
 
 SIGMA = 0.25
+
+
+def certify(model: nn.Module, split: Split, draws: int) -> tuple[dict, list[dict]]:
+    spec = Evaluation(suite="certified", sigma=SIGMA, draws=draws)
+    row, tables = measure(model, SimpleNamespace(test=split), spec)
+    return row, tables["radii"]
 
 
 def linear_case(levels: list[float], plane: float = 0.5) -> tuple[nn.Module, Split, np.ndarray]:
@@ -54,7 +62,7 @@ def test_the_bound_is_below_the_true_radius_and_close_to_it():
 
 def test_at_the_plane_it_abstains_and_far_from_it_certifies_the_most_it_can():
     model, split, true = linear_case([127, 128, 0, 255])
-    row, table = certify(model, split, SIGMA, 20, 300)
+    row, table = certify(model, split, 300)
     assert true[2] > row["max_radius"] == radius_of(300, 300, SIGMA, 0.001)
     assert row["max_radius"] == pytest.approx(SIGMA * norm.ppf(0.001 ** (1 / 300)))
     assert row["abstained"] == 2 and row["smoothed_accuracy"] == 0.5
@@ -79,7 +87,7 @@ def test_a_constant_predictor_is_certified_as_far_as_the_draws_allow():
     split = Split(split.x, torch.tensor([1, 0, 1, 0, 0, 0]))
     most = radius_of(30, 30, SIGMA, 0.001)
     assert certified(model, split, SIGMA, 20, 30) == [(1, most)] * 6
-    row, table = certify(model, split, SIGMA, 20, 30)
+    row, table = certify(model, split, 30)
     assert row["abstained"] == 0 and row["max_radius"] == most > 0
     assert row["smoothed_accuracy"] == 2 / 6 and row["mean_radius"] == pytest.approx(most * 2 / 6)
     assert [r["count"] for r in table] == [2] * 25
@@ -112,8 +120,8 @@ def test_a_wrong_guess_is_not_certified_but_abstained_from():
 def test_the_table_counts_what_is_right_within_each_radius():
     model, split, _ = linear_case([100, 116, 122, 134, 140, 160])
     wrong = Split(split.x, torch.cat([1 - split.y[:1], split.y[1:]]))
-    found = certified(model, wrong, SIGMA, 50, 500)
-    row, table = certify(model, wrong, SIGMA, 50, 500)
+    found = certified(model, wrong, SIGMA, 100, 500)
+    row, table = certify(model, wrong, 500)
     radii = np.array([r if c == y else -1 for (c, r), y in zip(found, wrong.y, strict=True)])
     assert len(table) == 25 and table[0]["radius"] == 0 and row["n_images"] == 6
     for r in table:
@@ -166,6 +174,6 @@ def test_a_network_that_is_not_finite_is_no_sure_thing():
     with torch.no_grad():
         next(model.parameters()).fill_(torch.nan)
     with pytest.raises(training.NotFinite, match="not all are finite"):
-        certify(model, split, SIGMA, 20, 50)
+        certify(model, split, 50)
     with pytest.raises(training.NotFinite, match="1 of 1 images"):
         training.correct(model, split)

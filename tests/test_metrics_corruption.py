@@ -3,6 +3,7 @@
 import time
 from importlib import import_module
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 
 from robustlib import store
 from robustlib.data import Split, load
-from robustlib.metrics.corruption import corrupted, corrupted_sets, corruption
+from robustlib.metrics.corruption import corrupted, corrupted_sets, measure
 from robustlib.metrics.distortions import CORRUPTIONS, as_bytes, floats
-from robustlib.metrics.sample import sample
+from robustlib.specs import Evaluation
 
 STILL = ("defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg")
 """Those that draw nothing."""
@@ -346,6 +347,12 @@ def threshold() -> nn.Module:
     return model
 
 
+def corruption(model: nn.Module, split: Split, **fields) -> tuple[dict, list[dict]]:
+    data = SimpleNamespace(test=split)
+    row, tables = measure(model, data, Evaluation(suite="corruption", **fields))
+    return row, tables["corruptions"]
+
+
 def test_the_limits_what_no_corruption_hides_and_a_network_that_does_not_look():
     split = bright_or_dark()
     row, table = corruption(threshold(), split)
@@ -370,7 +377,7 @@ def test_the_accuracy_is_that_on_the_corrupted_images():
         right = int(((x > 127.5).long() == lighter.y).sum())
         assert abs(r["correct"] - right) <= 1 and r["accuracy"] == r["correct"] / 60
     assert row["corruption_accuracy"] == pytest.approx(np.mean([r["accuracy"] for r in table]))
-    assert corruption(threshold(), sample(lighter, 20))[0]["n"] == 20
+    assert corruption(threshold(), lighter, limit=20)[0]["n"] == 20
 
 
 def test_sets_are_made_once_and_told_apart_by_images_and_seed(monkeypatch):

@@ -1,6 +1,7 @@
 """The Frechet distance against scipy, torchmetrics and closed forms; rank correlation of few."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,20 +12,29 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from robustlib import models, training
 from robustlib.data import Split, load
+from robustlib.metrics import domain_gap as suite
 from robustlib.metrics.domain_gap import (
     blockwise,
-    domain_gap,
     features,
     frechet,
     frechet_infinity,
     rank_correlation,
     turned,
 )
+from robustlib.specs import Evaluation, Pretrain
 
 
 def drawn(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, d, generator=generator, dtype=torch.float64) * scale + shift
+
+
+def domain_gap(model, source, task, n: int, draws: int = 200, level: float = 0.95) -> dict:
+    spec = Evaluation(Pretrain(), "domain_gap", against="another", limit=n)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "DRAWS", draws)
+        patch.setattr(suite, "LEVEL", level)
+        return suite.measure(model, SimpleNamespace(test=source), spec, against=task)[0]
 
 
 def mixed(x: Tensor, seed: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Telling a task's images from others: against scikit-learn, and at the limits."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,8 @@ from torch import nn
 
 from robustlib import models
 from robustlib.data import Split, load
-from robustlib.metrics.ood import ood, separation
-from robustlib.metrics.sample import sample
+from robustlib.metrics.ood import measure, separation
+from robustlib.specs import Evaluation
 
 
 @pytest.mark.parametrize("shift", [-1.0, 0.0, 0.5, 3.0])
@@ -35,6 +37,11 @@ def test_the_limits_and_a_case_by_hand():
     # 19 of 20 inside are at least 1, as are 2 of 4 outside; 1 beats none, of the others 19 beat 2.
     auroc, fpr95 = separation(low, np.array([-1.0, 0.5, 1.5, 50]))
     assert fpr95 == 0.5 and auroc == pytest.approx((20 + 19 + 18 + 0) / 80)
+
+
+def ood(model: nn.Module, task: Split, against: Split, **fields) -> dict:
+    spec = Evaluation(suite="ood", against="another", **fields)
+    return measure(model, SimpleNamespace(test=task), spec, against=against)[0]
 
 
 def brightness(sign: float) -> nn.Module:
@@ -116,7 +123,7 @@ def test_the_same_images_on_both_sides_cannot_be_told_apart():
         torch.manual_seed(0)
         model = models.build("resnet10s", 10, 4)
     model.train()
-    found = ood(model, *[sample(test, 100)] * 2)
+    found = ood(model, test, test, limit=100)
     assert model.training and found["n_inside"] == found["n_outside"] == 100
     assert found["msp_auroc"] == found["energy_auroc"] == 0.5
     assert found["msp_fpr95"] >= 0.95

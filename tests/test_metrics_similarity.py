@@ -1,6 +1,7 @@
 """CKA: what it must not see, what it must, and HSIC written out."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from robustlib import models
 from robustlib.data import batches, load
 from robustlib.metrics import similarity
 from robustlib.metrics.sample import sample
-from robustlib.metrics.similarity import LAYERS, activations, cka, linear_cka
+from robustlib.metrics.similarity import LAYERS, activations, linear_cka, measure
+from robustlib.specs import Evaluation, Pretrain
 
 
 def drawn(n: int, p: int, seed: int) -> Tensor:
@@ -22,6 +24,12 @@ def network(seed: int, width: int = 4):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return models.build("resnet10s", 10, width)
+
+
+def cka(a, b, split, **fields) -> tuple[dict, list[dict]]:
+    spec = Evaluation(suite="similarity", other=Pretrain(), **fields)
+    row, tables = measure(a, SimpleNamespace(test=split), spec, other=b)
+    return row, tables["layers"]
 
 
 def by_hand(x: Tensor, y: Tensor) -> float:
@@ -89,21 +97,21 @@ def test_unrelated_features_are_around_zero_once_debiased():
 
 
 def test_a_network_is_like_itself_and_less_like_another():
-    test = sample(load("digits", size=16).test, 80)
+    test = load("digits", size=16).test
     a, b = network(0), network(1)
     a.train()
-    row, table = cka(a, a, test)
+    row, table = cka(a, a, test, limit=80)
     assert a.training and [r["layer"] for r in table] == list(LAYERS) and row["n"] == 80
     assert all(r["cka"] == pytest.approx(1) for r in table)
     assert all(r["cka_debiased"] == pytest.approx(1) for r in table)
-    row, other = cka(a, b, test)
+    row, other = cka(a, b, test, limit=80)
     assert all(0 < r["cka"] < 0.999 for r in other)
     assert row["cka"] == pytest.approx(sum(r["cka"] for r in other) / 5)
-    _, wider = cka(a, network(2, width=8), test)  # widths may differ
+    _, wider = cka(a, network(2, width=8), test, limit=80)  # widths may differ
     assert all(0 < r["cka"] < 1 for r in wider)
 
 
-def test_activations_are_those_of_the_layer_convolutions_included():
+def test_activations_are_those_of_the_layer_convolutions_included(monkeypatch):
     test, model = load("digits", size=16).test, network(0).eval()
     x = torch.cat([x for x, _ in batches.ordered(test)])
     with torch.no_grad():
@@ -117,7 +125,8 @@ def test_activations_are_those_of_the_layer_convolutions_included():
     bn = activations(model, test, "bn1")
     assert (bn < 0).any()
     assert not any(m._forward_hooks for m in model.modules())
-    _, table = cka(model, model, sample(test, 20), ["conv1", "layer1.0.conv1"])
+    monkeypatch.setattr(similarity, "LAYERS", ("conv1", "layer1.0.conv1"))
+    _, table = cka(model, model, test, limit=20)
     assert [r["layer"] for r in table] == ["conv1", "layer1.0.conv1"]
 
 

@@ -7,17 +7,14 @@ from typing import Any
 
 from robustlib import specs
 from robustlib.data import load
-from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer
-from robustlib.stages import pretrain, ticket, transfer
-from robustlib.stages.shared import Inputs, Result
-
-_KINDS: dict[type, Any] = {Pretrain: pretrain, Ticket: ticket, Transfer: transfer}
+from robustlib.specs import Evaluation
+from robustlib.stages.shared import Inputs, Result, stage
 
 
 def data(spec: Evaluation) -> tuple[Any, Any]:
     """The set that the network is measured on, and the images of `against`, which are none of its
     test images, or None. Raises ValueError for fewer images than the suite needs."""
-    own, against = _KINDS[type(spec.of)].images(spec.of), None
+    own, against = stage(spec.of).images(spec.of), None
     row = specs.columns(spec.of)
     name = "task" if "task" in row else "source"
     sets = {f"{name}={row[name]!r}": own.test}
@@ -42,10 +39,10 @@ def data(spec: Evaluation) -> tuple[Any, Any]:
 def compute(spec: Evaluation, inputs: Inputs) -> Result:
     """What the suite's module in `metrics` measures: its row, and its tables as extra."""
     own, against = data(spec)
-    model, mask = _KINDS[type(spec.of)].network(spec.of, inputs)
+    model, mask = stage(spec.of).network(spec.of, inputs)
     other = other_mask = None
     if spec.other is not None:
-        other, other_mask = _KINDS[type(spec.other)].network(spec.other, inputs)
+        other, other_mask = stage(spec.other).network(spec.other, inputs)
     suite = import_module(f"robustlib.metrics.{spec.suite}")
     row, tables = suite.measure(model, own, spec, other=other, against=against)
     if mask and other_mask and mask.sparsity > 0 and other_mask.sparsity > 0:

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
 from torch import nn
 
 from robustlib import models, specs, store, tickets
-from robustlib.specs import Evaluation, Pretrain, Spec, Ticket, Transfer
-from robustlib.stages import evaluation, pretrain, ticket, transfer
-from robustlib.stages.shared import Inputs
+from robustlib.specs import Pretrain, Spec, Ticket, Transfer
+from robustlib.stages.shared import Inputs, stage
+from robustlib.stages.ticket import mask_in
 from robustlib.store import Artifact
-
-STAGES: dict[type, Any] = {
-    Pretrain: pretrain,
-    Ticket: ticket,
-    Transfer: transfer,
-    Evaluation: evaluation,
-}
 
 
 def run(spec: Spec, recompute: bool = False) -> Artifact:
@@ -41,7 +33,7 @@ def run(spec: Spec, recompute: bool = False) -> Artifact:
         if recompute:
             store.checkpoint(spec).unlink(missing_ok=True)
         started = time.monotonic()
-        row, tensors, extra = STAGES[type(spec)].compute(spec, inputs)
+        row, tensors, extra = stage(spec).compute(spec, inputs)
         row["seconds"] = round(time.monotonic() - started, 3)
         # A recomputation that fails, or finds the disk full, loses nothing.
         artifact = store.put(spec, row, tensors, extra, replace=recompute)
@@ -52,7 +44,7 @@ def run(spec: Spec, recompute: bool = False) -> Artifact:
 def _check_data(spec: Spec) -> None:
     """Raises what the stages of a spec, and of all that must be computed for it, say of their
     data: before hours of pretraining, and before anything is written."""
-    STAGES[type(spec)].data(spec)
+    stage(spec).data(spec)
     for below in specs.parents(spec):
         if not store.has(below):
             _check_data(below)
@@ -81,7 +73,7 @@ def _made_of(spec: Spec) -> Inputs:
 
 def mask(spec: Ticket) -> tickets.Mask:
     """The mask of a ticket, drawn and stored if need be."""
-    return ticket.mask_in(run(spec))
+    return mask_in(run(spec))
 
 
 def layers(spec: Pretrain) -> list[str]:
@@ -96,4 +88,4 @@ def network(spec: Spec) -> nn.Module:
     Pretrain: the source network. Ticket: the network whose weights it takes, with the mask applied.
     Transfer: with the task's head, finetuned or with the logistic regression as its head.
     """
-    return STAGES[type(spec)].network(spec, _made_of(spec))[0]
+    return stage(spec).network(spec, _made_of(spec))[0]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
 
-from robustlib import models
+from robustlib import models, specs
 from robustlib.data.splits import LEAST_FOR_VAL, MaskSplit
 from robustlib.specs import Spec
 from robustlib.store import Artifact
@@ -16,6 +17,11 @@ Inputs = Mapping[Spec, Artifact]
 """What a stage is given: the artifacts of what its spec is built on, by spec."""
 Result = tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
 """What a stage returns: (row, tensors, extra), as `store.put` takes them."""
+
+
+def stage(spec: Spec) -> Any:
+    """The module that computes a kind of spec, which has its name."""
+    return import_module(f"robustlib.stages.{specs.kind(spec)}")
 
 
 def check_val(data: Any, name: str) -> None:
