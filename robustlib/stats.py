@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 PRETRAINING = ["objective", "norm", "eps", "sigma", "steps"]
 """The columns that name a way to pretrain."""
 
-RECIPE = [
-    *PRETRAINING,
-    *("step_size", "beta", "replays", "checkpoint", "schedule", "momentum"),
-    *("decay_norms", "pretrain_epochs", "pretrain_lr", "pretrain_batch_size"),
-    *("pretrain_weight_decay", "pretrain_augment", "pretrain_precision"),
-    *("mask_objective", "mask_norm", "mask_eps", "mask_sigma", "mask_steps"),
-]
+_OTHERS = (
+    "step_size beta replays checkpoint schedule momentum decay_norms pretrain_epochs pretrain_lr "
+    "pretrain_batch_size pretrain_weight_decay pretrain_augment pretrain_precision mask_objective "
+    "mask_norm mask_eps mask_sigma mask_steps"
+)
+RECIPE = [*PRETRAINING, *_OTHERS.split()]
 """All the columns in which a robust network may differ from its natural partner."""
 
 
@@ -35,10 +34,8 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     With one value the interval is unknown: low and high are nan. With none, all three are.
     """
     x = np.asarray(values, dtype=float)
-    if len(x) == 0:
-        return math.nan, math.nan, math.nan
-    mean = float(x.mean())
-    if len(x) == 1:
+    mean = float(x.mean()) if len(x) else math.nan
+    if len(x) < 2:
         return mean, math.nan, math.nan
     half = float(stats.t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
     return mean, mean - half, mean + half
@@ -134,17 +131,15 @@ def mask_overlap(first: Mask, second: Mask) -> pd.DataFrame:
     """
     import pandas as pd
 
+    from robustlib.tickets import Mask
+
     first.overlap(second)  # refuses masks that do not match
     rows = []
     for layer, a in first.items():
-        b = second[layer]
-        kept, of = (int(a.sum()), int(b.sum())), a.numel()
-        both = int((a & b).sum())
-        expected = kept[0] * kept[1] / of
-        some = sum(kept) > 0
-        overlap = both / (sum(kept) - both) if some else math.nan
-        chance = expected / (sum(kept) - expected) if some else math.nan
-        rows.append([layer, of, kept[0] / of, kept[1] / of, overlap, chance])
+        one, other = Mask({layer: a}), Mask({layer: second[layer]})
+        kept, of = (int(a.sum()), int(second[layer].sum())), a.numel()
+        alike = (one.overlap(other), one.chance(other)) if sum(kept) else (math.nan, math.nan)
+        rows.append([layer, of, kept[0] / of, kept[1] / of, *alike])
     names = ["layer", "weights", "density_first", "density_second", "overlap", "chance"]
     return pd.DataFrame(rows, columns=names)
 

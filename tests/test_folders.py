@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from robustlib import deployment, models, specs, stages, store
+from robustlib import deployment, models, specs, stages, store, training
 from robustlib.data import load
 from robustlib.data.splits import FileSplit
 from robustlib.metrics.sample import in_memory
 from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer
-from robustlib.stages import run
+from robustlib.stages import pretrain, run
 
 PER_CLASS = {"train": 10, "val": 4}
 PRETRAIN = Pretrain(source="imagenet", width=16, epochs=1, batch_size=8)
@@ -166,10 +166,10 @@ def test_its_ticket_is_deployed():
 
 
 def test_unfinished_training_goes_on_to_the_same_bits(monkeypatch):
-    spec, monitor = replace(PRETRAIN, epochs=2), stages._monitor
+    spec, monitor = replace(PRETRAIN, epochs=2), pretrain._monitor
     expected, epochs = run(spec).tensors(), []
     shutil.rmtree(store.path(spec))
-    monkeypatch.setattr(stages.training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
 
     def interrupting(*args):
         epochs.append(1)
@@ -177,7 +177,7 @@ def test_unfinished_training_goes_on_to_the_same_bits(monkeypatch):
             raise KeyboardInterrupt
         return monitor(*args)
 
-    monkeypatch.setattr(stages, "_monitor", interrupting)
+    monkeypatch.setattr(pretrain, "_monitor", interrupting)
     with pytest.raises(KeyboardInterrupt):
         run(spec)
     assert store.checkpoint(spec).exists()

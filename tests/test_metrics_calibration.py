@@ -10,7 +10,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from robustlib import training
 from robustlib.data import Dataset, Split
-from robustlib.metrics.calibration import TEMPERATURES, calibrated, calibration, temperature
+from robustlib.metrics.calibration import TEMPERATURES, calibrated, measure, temperature
+from robustlib.specs import Evaluation
 
 
 def noisy(n: int, scale: float, seed: int = 0, k: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,8 +64,8 @@ def test_the_true_probabilities_are_calibrated_and_sharper_ones_are_not():
     true, sharp, flat = (calibrated(*noisy(20_000, s))[0] for s in (1.0, 3.0, 0.3))
     # A bin of 20,000 / 15 images is off by some hundredths / sqrt(15) by chance.
     assert true["ece"] < 0.015 and min(sharp["ece"], flat["ece"]) > 0.1
-    for measure in ("nll", "brier"):
-        assert true[measure] < min(sharp[measure], flat[measure])
+    for name in ("nll", "brier"):
+        assert true[name] < min(sharp[name], flat[name])
     assert sharp["confidence"] > true["confidence"] > flat["confidence"]
 
 
@@ -88,19 +89,6 @@ def test_temperature_at_its_limits():
         assert temperature(10 * right, (y + 1) % 3) == pytest.approx(TEMPERATURES[1])
 
 
-@pytest.mark.parametrize("bad", [-1.0, 0.0, math.nan, math.inf])
-def test_a_temperature_that_is_none_is_refused(bad):
-    with pytest.raises(ValueError, match=f"temperature={bad}"):
-        calibrated(*noisy(20, 1.0), bad)
-
-
-def test_scaling_without_validation_images_is_refused():
-    some = Split(torch.zeros((4, 2, 2, 3), dtype=torch.uint8), torch.zeros(4).long())
-    data = Dataset("made", some, Split(some.x[:0], some.y[:0]), some, ("a", "b"), 8)
-    with pytest.raises(ValueError, match="scaled=True: there are no validation images"):
-        calibration(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), data, scaled=True)
-
-
 def test_scaling_uses_val_and_reports_test_and_leaves_the_model_alone():
     """A model that reads its logits off the image: red, green and blue, times 25."""
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3), nn.Dropout(0.5))
@@ -114,29 +102,16 @@ def test_scaling_uses_val_and_reports_test_and_leaves_the_model_alone():
         splits.append(Split(x[:, None, None, :].expand(-1, 2, 2, -1), y))
     data = Dataset("made", *splits, ("r", "g", "b"), 8)
     model.train()
-    plain, _ = calibration(model, data)
-    scaled, table = calibration(model, data, scaled=True)
+    plain, _ = measure(model, data, Evaluation())
+    scaled, tables = measure(model, data, Evaluation(scaled=True))
     assert model.training and plain["temperature"] == 1 and plain["n"] == scaled["n"] == 3000
     found = {s: temperature(*training.logits(model, getattr(data, s))) for s in ("val", "test")}
     assert scaled["temperature"] == found["val"] != found["test"]
     # 25 / 255 a level and 40 levels a unit: the logits are 3.9 times too large.
     assert scaled["temperature"] == pytest.approx(25 * 40 / 255, rel=0.1)
     assert plain["ece"] > 0.1 > 0.03 > scaled["ece"] and scaled["nll"] < plain["nll"]
-    assert scaled["accuracy"] == plain["accuracy"] and sum(r["count"] for r in table) == 3000
-    assert calibration(model, data, limit=100)[0]["n"] == 100
-
-
-@pytest.mark.parametrize(
-    ("logits", "y", "says"),
-    [
-        (torch.zeros(3), torch.zeros(3).long(), r"shapes \(3,\) and \(3,\)"),
-        (torch.zeros(3, 2), torch.zeros(2).long(), "must be .N, K. and .N."),
-        (torch.zeros(0, 2), torch.zeros(0).long(), "N > 0"),
-        (torch.full((3, 2), math.nan), torch.zeros(3).long(), "not all are finite"),
-        (torch.zeros(3, 2), torch.tensor([0, 1, 2]), "labels 0 to 2: must be 0 to 1"),
-    ],
-)
-def test_what_does_not_fit_is_refused(logits, y, says):
-    for measure in (calibrated, temperature):
-        with pytest.raises(ValueError, match=says):
-            measure(logits, y)
+    assert (
+        scaled["accuracy"] == plain["accuracy"]
+        and sum(r["count"] for r in tables["reliability"]) == 3000
+    )
+    assert measure(model, data, Evaluation(limit=100))[0]["n"] == 100

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,13 +19,13 @@ from robustlib import models, specs, stages, store, tickets, training
 from robustlib.data import load
 from robustlib.data.splits import FileSplit, Split
 from robustlib.specs import Pretrain, Ticket, Transfer
-from robustlib.stages import network, run
+from robustlib.stages import network, pretrain, run, ticket, transfer
 from robustlib.store import Damaged
 
 PRETRAIN = Pretrain(source="digits", width=4, stem_stride=1, size=8, epochs=2)
 TICKET = Ticket(PRETRAIN, sparsity=0.8)
 LINEAR = Transfer(TICKET, task="digits", mode="linear", n_train=60)
-STAGES = ("_pretrain", "_ticket", "_transfer")
+STAGES = {m.__name__.rpartition(".")[2]: m for m in (pretrain, ticket, transfer)}
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +49,15 @@ def counted(monkeypatch) -> dict[str, int]:
     """How often each stage was computed."""
     counts = dict.fromkeys(STAGES, 0)
 
-    def counting(name, stage):
-        def wrapper(spec):
+    def counting(name, compute):
+        def wrapper(spec, inputs):
             counts[name] += 1
-            return stage(spec)
+            return compute(spec, inputs)
 
         return wrapper
 
-    for name in STAGES:
-        monkeypatch.setattr(stages, name, counting(name, getattr(stages, name)))
+    for name, stage in STAGES.items():
+        monkeypatch.setattr(stage, "compute", counting(name, stage.compute))
     return counts
 
 
@@ -64,7 +65,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in one.items())
 
 
-def fake(spec: specs.Spec) -> tuple[dict, dict, dict]:
+def fake() -> tuple[dict, dict, dict]:
     return {"accuracy": 0.5}, {"w": torch.ones(3)}, {}
 
 
@@ -96,20 +97,21 @@ def test_the_row_has_the_columns_that_are_promised():
     assert {"robustlib_version", "torch_version", "scikit-learn_version"} <= set(row)
     frame = store.frame(Transfer)
     assert list(frame.columns) == list(row) and frame.iloc[0]["accuracy"] == row["accuracy"]
-    ticket, dense = run(TICKET).row, run(Ticket(PRETRAIN, "dense")).row
-    assert ticket["multiply_adds"] < 0.5 * dense["multiply_adds"]
-    assert dense["sparsity_measured"] == ticket["empty_layers"] == 0
+    sparse, dense = run(TICKET).row, run(Ticket(PRETRAIN, "dense")).row
+    assert sparse["multiply_adds"] < 0.5 * dense["multiply_adds"]
+    assert dense["sparsity_measured"] == sparse["empty_layers"] == 0
 
 
 def test_the_seconds_of_a_result_are_its_own(monkeypatch):
     clock = {"now": 0.0}
 
-    def slow(spec, stage=stages._pretrain):
+    def slow(spec, inputs, compute=pretrain.compute):
         clock["now"] += 1000
-        return stage(spec)
+        return compute(spec, inputs)
 
-    monkeypatch.setattr(stages, "_pretrain", slow)
-    monkeypatch.setattr(stages, "time", SimpleNamespace(monotonic=lambda: clock["now"]))
+    monkeypatch.setattr(pretrain, "compute", slow)
+    module = import_module("robustlib.stages.run")
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock["now"]))
     run(LINEAR)
     seconds = [run(s).row["seconds"] for s in (PRETRAIN, TICKET, LINEAR)]
     assert seconds == [1000, 0, 0]
@@ -148,47 +150,47 @@ def test_a_damaged_result_is_named_and_computed_again_only_if_asked(trained, cou
     for use in (lambda: run(PRETRAIN).tensors(), lambda: network(PRETRAIN), lambda: run(LINEAR)):
         with pytest.raises(Damaged, match=store.TENSORS):
             use()
-    assert counted["_pretrain"] == 0
+    assert counted["pretrain"] == 0
     assert same(run(PRETRAIN, recompute=True).tensors(), before)
-    assert counted["_pretrain"] == 1 and len(store.frame(Pretrain)) == 1
+    assert counted["pretrain"] == 1 and len(store.frame(Pretrain)) == 1
     run(LINEAR)
 
 
 def test_a_recomputation_that_fails_loses_nothing(trained, monkeypatch):
     before = run(PRETRAIN)
 
-    def failing(spec):
+    def failing(spec, inputs):
         raise training.NotFinite("the loss is nan")
 
-    monkeypatch.setattr(stages, "_pretrain", failing)
+    monkeypatch.setattr(pretrain, "compute", failing)
     with pytest.raises(training.NotFinite):
         run(PRETRAIN, recompute=True)
     assert run(PRETRAIN) == before and before.tensors()
 
 
 def test_a_failure_stores_nothing_and_the_next_try_is_free(trained, monkeypatch):
-    def failing(spec):
+    def failing(spec, inputs):
         raise training.NotFinite("the loss is nan")
 
-    ticket = stages._ticket
-    monkeypatch.setattr(stages, "_ticket", failing)
+    compute = ticket.compute
+    monkeypatch.setattr(ticket, "compute", failing)
     with pytest.raises(training.NotFinite):
         run(LINEAR)
     assert not store.has(TICKET) and not store.has(LINEAR)
-    monkeypatch.setattr(stages, "_ticket", ticket)
+    monkeypatch.setattr(ticket, "compute", compute)
     assert run(LINEAR).row["n"] == 359
 
 
 def test_two_processes_compute_one_result_once(tmp_path, monkeypatch):
     computed = tmp_path / "computed"
 
-    def slow(spec):
+    def slow(spec, inputs):
         with open(computed, "a") as f:
             f.write("x")
         time.sleep(0.5)
-        return fake(spec)
+        return fake()
 
-    monkeypatch.setattr(stages, "_pretrain", slow)
+    monkeypatch.setattr(pretrain, "compute", slow)
     children = []
     for _ in range(3):
         if not (pid := os.fork()):
@@ -224,7 +226,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(trained, tmp_path, mon
     expected = run(PRETRAIN)
     monkeypatch.setenv("ROBUSTLIB_STORE", str(tmp_path / "other"))
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    monitor, epochs = stages._monitor, []
+    monitor, epochs = pretrain._monitor, []
 
     def interrupting(*args):
         epochs.append(1)
@@ -232,7 +234,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(trained, tmp_path, mon
             raise KeyboardInterrupt
         return monitor(*args)
 
-    monkeypatch.setattr(stages, "_monitor", interrupting)
+    monkeypatch.setattr(pretrain, "_monitor", interrupting)
     with pytest.raises(KeyboardInterrupt):
         run(PRETRAIN)
     assert store.checkpoint(PRETRAIN).exists() and not store.has(PRETRAIN)
@@ -272,7 +274,7 @@ def test_the_statistics_of_a_source_are_those_of_all_its_pixels(n, kind, tmp_pat
             Image.fromarray(image).save(path)
         split = FileSplit(tuple(map(os.fspath, paths)), split.y, 8)
     pixels = np.broadcast_to(x / 255, (n, 8, 8, 3))
-    mean, std = stages._statistics(split)
+    mean, std = pretrain.statistics(split)
     np.testing.assert_allclose(mean, pixels.mean((0, 1, 2)), rtol=1e-6)
     # A single file is of one colour here, and nothing is divided by 0.
     np.testing.assert_allclose(std, pixels.std((0, 1, 2)).clip(1e-3), rtol=1e-6)
@@ -280,5 +282,5 @@ def test_the_statistics_of_a_source_are_those_of_all_its_pixels(n, kind, tmp_pat
 
 def test_a_source_of_one_colour_can_be_normalised():
     x = torch.full((501, 8, 8, 3), 77, dtype=torch.uint8)
-    mean, std = stages._statistics(Split(x, torch.zeros(501, dtype=torch.long)))
+    mean, std = pretrain.statistics(Split(x, torch.zeros(501, dtype=torch.long)))
     assert mean == pytest.approx([77 / 255] * 3, rel=1e-6) and std == pytest.approx([1e-3] * 3)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robustlib import stages, store
-from robustlib.data import packs
+from robustlib import store
+from robustlib.data import batches, packs
 from robustlib.data.packs import Pack
 from robustlib.data.segmentation import write
 from robustlib.data.splits import LEAST_FOR_VAL, holdout
 from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer
-from robustlib.stages import run
+from robustlib.stages import evaluation, pretrain, run, ticket, transfer
 
 LABELS = {
     "fine": ([0, 1] * 3, [0, 1] * 4),
@@ -55,7 +55,7 @@ def root(tmp_path_factory) -> Path:
     nothing = np.full_like(two[0], 255)
     one_of_many = np.stack([two[0], *[nothing] * 60])
     # Without a val of its own: the one image of four that is cut for it has no label.
-    cut = np.random.default_rng(stages.batches.seed_for("holdout")).permutation(4)[0]
+    cut = np.random.default_rng(batches.seed_for("holdout")).permutation(4)[0]
     masks = {
         "alone_seg": (two[:1], None),
         "two_seg": (two, None),
@@ -138,8 +138,8 @@ def refused() -> dict[str, tuple]:
 
 @pytest.mark.parametrize(("spec", "said"), [pytest.param(*c, id=n) for n, c in refused().items()])
 def test_what_is_too_small_is_refused_before_anything_is_computed(spec, said, monkeypatch):
-    for name in ("_pretrain", "_ticket", "_transfer", "_evaluation"):
-        monkeypatch.setattr(stages, name, lambda spec: pytest.fail("computed"))
+    for stage in (evaluation, pretrain, ticket, transfer):
+        monkeypatch.setattr(stage, "compute", lambda spec, inputs: pytest.fail("computed"))
     with pytest.raises(ValueError, match=said) as caught:
         run(spec)
     assert "\n" not in str(caught.value) and not store.root().exists()

@@ -1,34 +1,8 @@
-"""Measures of a network on data, beyond accuracy on clean images.
+"""Measures of a network on data, beyond accuracy on clean images: one module a suite of Evaluation.
 
-A measure takes a model, then what it is measured on, and returns a row: a flat dict of numbers.
-`calibration`, `certify`, `cka` and `corruption` return (row, table), the table a list of
-dicts. With a `limit` all networks are measured on the same images (`sample`). A model is
-left as it was, and so is the caller's random generator. What needs a large library imports it when
-it is called.
+Each has `measure(model, data, spec, *, other, against)`: of the network of `spec.of`, on the set
+that it was made for, with the network of `spec.other` and the images of `spec.against`. It returns
+a row, a flat dict of numbers, and tables by name, each a list of dicts. With a `limit` all networks
+are measured on the same images (`sample`). A model is left as it was, and so is the caller's random
+generator. What needs a large library imports it when it is called.
 """
-
-from robustlib.metrics.calibration import calibrated, calibration, temperature
-from robustlib.metrics.certify import certify
-from robustlib.metrics.corruption import corrupted, corruption
-from robustlib.metrics.domain_gap import domain_gap, rank_correlation
-from robustlib.metrics.ood import ood
-from robustlib.metrics.robustness import adversarial, apgd_accuracy
-from robustlib.metrics.sample import sample
-from robustlib.metrics.similarity import cka, linear_cka
-
-__all__ = [
-    "adversarial",
-    "apgd_accuracy",
-    "calibrated",
-    "calibration",
-    "certify",
-    "cka",
-    "corrupted",
-    "corruption",
-    "domain_gap",
-    "linear_cka",
-    "ood",
-    "rank_correlation",
-    "sample",
-    "temperature",
-]

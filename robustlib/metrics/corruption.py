@@ -14,61 +14,55 @@ from torch import Tensor, nn
 from robustlib import store, training
 from robustlib.data.splits import Split, seed_for
 from robustlib.metrics.distortions import CORRUPTIONS, VERSION, as_bytes, floats
-from robustlib.metrics.sample import in_memory, sample
-from robustlib.specs import integer, one_of
+from robustlib.metrics.sample import Measured, in_memory, sample
+from robustlib.specs import Evaluation
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CHUNK_PIXELS = 500 * 32 * 32
 """How many are corrupted together; the random draws follow from it."""
 
 
-def corruption(
-    model: nn.Module, split: Any, seed: int = 0, limit: int | None = None
-) -> tuple[dict[str, float | int], list[dict[str, Any]]]:
-    """Accuracy on 15 corruptions at 5 severities: (row, table).
+def measure(model: nn.Module, data: Any, spec: Evaluation, **_: Any) -> Measured:
+    """Accuracy on 15 corruptions at 5 severities.
 
-    What they are, and where they depart from CIFAR-10-C, says `distortions`. The row: n (images,
-    those of `sample`), clean_accuracy, and corruption_accuracy, the mean over all 75. The table:
+    What they are, and where they depart from CIFAR-10-C, says `distortions`. The row: n (images),
+    clean_accuracy, and corruption_accuracy, the mean over all 75. The table `corruptions`:
     `corruption`, `severity`, `accuracy` and `correct` (a count). The corrupted sets are stored, so
-    that every network is measured on the same ones. Raises ValueError for a bad seed or limit.
+    that every network is measured on the same ones.
     """
-    split = sample(split, limit)
-    table = []
-    for name, severity, damaged in corrupted_sets(split, seed):
-        correct = training.correct(model, damaged)
-        line = {"corruption": name, "severity": severity, "accuracy": correct / len(split)}
-        table.append(line | {"correct": correct})
+    split = sample(data.test, spec.limit)
+    n, table, names = len(split), [], ("corruption", "severity", "accuracy", "correct")
+    for name, severity, damaged in corrupted_sets(split, spec.seed):
+        right = training.correct(model, damaged)
+        table.append(dict(zip(names, (name, severity, right / n, right), strict=True)))
     mean = sum(line["accuracy"] for line in table) / len(table)
-    clean = training.correct(model, split) / len(split)
-    return {"n": len(split), "clean_accuracy": clean, "corruption_accuracy": mean}, table
+    clean = training.correct(model, split) / n
+    row = {"n": n, "clean_accuracy": clean, "corruption_accuracy": mean}
+    return row, {"corruptions": table}
 
 
 def corrupted(split: Any, name: str, severity: int, seed: int = 0) -> Split:
     """The split with every image corrupted: uint8 in the shape it has, in the same order.
 
     `name` is one of `distortions.CORRUPTIONS`, severity 1 to 5. All severities of a name and seed
-    have the same random draws. Raises ValueError for another name, severity or seed.
+    have the same random draws.
     """
-    distort = CORRUPTIONS[one_of("name", name, CORRUPTIONS)]
-    severity, seed = integer("severity", severity, 1, 5), integer("seed", seed, 0)
     split = in_memory(split)
     out = torch.empty(split.x.shape, dtype=torch.uint8)
     step = max(1, CHUNK_PIXELS // (split.x.shape[1] * split.x.shape[2]))
     for start in range(0, len(split), step):
         draws = torch.Generator().manual_seed(seed_for("corruption", name, seed, start))
         x = floats(split.x[start : start + step])
-        out[start : start + step] = as_bytes(distort(x, severity, draws))
+        out[start : start + step] = as_bytes(CORRUPTIONS[name](x, severity, draws))
     return Split(out, split.y)
 
 
 def corrupted_sets(split: Any, seed: int = 0) -> Iterator[tuple[str, int, Split]]:
-    """(name, severity, corrupted split) for all 75, from the store, and made for it where they are
-    not in it.
+    """(name, severity, corrupted split) for all 75, from the store, and made for it where needed.
 
     A file holds the 5 severities of one corruption, under the checksum of the images, the seed and
     the version of the corruptions. One that is damaged is made again, with a warning.
     """
-    integer("seed", seed, 0)
     split = in_memory(split)
     images = hashlib.sha256(repr(tuple(split.x.shape)).encode())
     images.update(split.x.contiguous().numpy())

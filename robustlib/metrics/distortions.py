@@ -1,18 +1,17 @@
 """The 15 corruptions of Hendrycks and Dietterich (2019), at 5 severities, for small images.
 
 Written anew from the published parameters of CIFAR-10-C (make_cifar_c.py). Lengths are those for
-32 px; in larger images they grow with the side. All severities of a corruption are made from the
-same draws, and differ in strength alone. Each damages more than the one before it (mean absolute
-difference of pixels; tried on natural images of 24 to 64 px. Which pixels pixelate merges depends
-on the side, so where all images have one layout its first two severities may change places, as on
-digits of 24 px). Where the published parameters do not, or need what is not at hand, this
-departs from them, so that numbers are not those of CIFAR-10-C:
+32 px; in larger images they grow with the side. All severities of a corruption have the same draws,
+and each damages more than the one before it (mean absolute difference of pixels, natural images of
+24 to 64 px; on images of one layout, such as digits of 24 px, the first two of pixelate may change
+places). Where the published parameters do not do so, or need what is not at hand, this departs from
+them, so that numbers are not those of CIFAR-10-C:
 
 - frost blends in generated ice, of the mean colour, contrast and grain of the photographs that the
   original takes, and the image fades less under it, else severities 4 and 5 change less than 3;
 - elastic: the published displacement shrinks as the warp grows; here both grow;
-- glass: a growing share of the pixels takes the colour of a random neighbour, under one blur; the
-  original swaps neighbours everywhere, and its growing blur takes some of that away again;
+- glass: a growing share of the pixels takes the colour of a random neighbour, under one blur, where
+  the original swaps neighbours everywhere;
 - motion: from severity 3 to 4 the original reaches further without weight; here sigma grows too;
 - fog is a sum of octaves of noise in place of the diamond-square algorithm.
 """
@@ -23,6 +22,7 @@ import math
 from collections.abc import Callable
 from functools import cache
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +35,9 @@ VERSION = 2
 
 
 def gaussian_noise(x: Tensor, severity: int, draws: Draws) -> Tensor:
-    return x + _level(severity, 0.04, 0.06, 0.08, 0.09, 0.10) * _normal(x.shape, draws)
+    return x + _level(severity, 0.04, 0.06, 0.08, 0.09, 0.10) * torch.randn(
+        x.shape, generator=draws
+    )
 
 
 def shot_noise(x: Tensor, severity: int, draws: Draws) -> Tensor:
@@ -90,7 +92,7 @@ def snow(x: Tensor, severity: int, draws: Draws) -> Tensor:
         (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
         (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
     )
-    flakes = mean + deviation * _normal((len(x), 1, *x.shape[2:]), draws)
+    flakes = mean + deviation * torch.randn((len(x), 1, *x.shape[2:]), generator=draws)
     angles = -(0.25 + 0.5 * torch.rand(len(x), generator=draws)) * math.pi
     matrix = _zoom(x.shape[-1], zoom)
     flakes = matrix @ flakes @ matrix.T
@@ -171,16 +173,14 @@ def jpeg(x: Tensor, severity: int, draws: Draws) -> Tensor:
     return floats(torch.from_numpy(out))
 
 
-CORRUPTIONS: dict[str, Callable[[Tensor, int, Draws], Tensor]] = {
-    f.__name__: f
-    for f in (
-        *(gaussian_noise, shot_noise, impulse_noise, defocus_blur, glass_blur, motion_blur),
-        *(zoom_blur, snow, frost, fog, brightness, contrast, elastic, pixelate, jpeg),
-    )
-}
+NAMES = (
+    "gaussian_noise shot_noise impulse_noise defocus_blur glass_blur motion_blur zoom_blur snow "
+    "frost fog brightness contrast elastic pixelate jpeg"
+).split()
+CORRUPTIONS: dict[str, Callable[[Tensor, int, Draws], Tensor]] = {n: globals()[n] for n in NAMES}
 
 
-def _level(severity: int, *values):
+def _level(severity: int, *values: Any) -> Any:
     return values[severity - 1]
 
 
@@ -199,13 +199,8 @@ def as_bytes(x: Tensor) -> Tensor:
 
 
 def _grey(x: Tensor) -> Tensor:
-    if x.shape[1] == 1:
-        return x
-    return (x * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, True)
-
-
-def _normal(shape: tuple[int, ...], draws: Draws) -> Tensor:
-    return torch.randn(shape, generator=draws)
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    return x if x.shape[1] == 1 else (x * weights).sum(1, True)
 
 
 def _filtered(x: Tensor, kernel: Tensor) -> Tensor:
@@ -238,8 +233,7 @@ def _moved(x: Tensor, radius: float, sigma: float, angles: Tensor) -> Tensor:
     """x smeared along a line from each pixel, by a half of a Gaussian, at an angle for each."""
     steps = torch.arange(2 * round(radius) + 1, dtype=torch.float32)
     weights = torch.exp(-(steps**2) / (2 * sigma**2))
-    steps = steps[weights > 1e-4]
-    weights = weights[weights > 1e-4]
+    steps, weights = steps[weights > 1e-4], weights[weights > 1e-4]
     places = torch.arange(-len(steps), len(steps) + 1)
     # Each step of the line is shared among the pixels around it.
     down, right = (

@@ -13,55 +13,43 @@ from torch import Tensor, nn
 from robustlib import training
 from robustlib.data import batches
 from robustlib.data.splits import seed_for
-from robustlib.metrics.sample import sample
-from robustlib.specs import integer, number
+from robustlib.metrics.sample import Measured, Row, sample
+from robustlib.specs import Evaluation, number
 
-SIZES = 15
+SIZES, DRAWS, LEVEL = 15, 200, 0.95
 BLOCK = 32
 """Directions taken together, at most; and at most one for every eight images. With as many
 directions as images neither the extrapolation nor the resampling holds what it says."""
 
 
-def domain_gap(
-    model: nn.Module,
-    source: Any,
-    task: Any,
-    n: int = 1000,
-    seed: int = 0,
-    draws: int = 200,
-    level: float = 0.95,
-) -> dict[str, float | int]:
+def measure(model: nn.Module, data: Any, spec: Evaluation, *, against: Any, **_: Any) -> Measured:
     """Frechet distance between source and task images in the features of one fixed network.
 
-    The network (anything with `features`) must be the same for all tasks that are compared, and so
-    must n: both splits give exactly n images, those of `sample`. Few images do not hold the
-    covariance of many features: features are turned (`turned`), and the distance is the sum of
-    those in blocks of up to BLOCK directions (`blockwise`). The row:
+    The network must be the same for all tasks that are compared, and so must the limit: both sets
+    give exactly so many images, those of `sample`. Few images do not hold the covariance of many
+    features: features are turned (`turned`), and the distance is the sum of those in blocks of up
+    to BLOCK directions (`blockwise`). The row:
 
     - frechet: the distance, too large by about 1 / n, more so in large blocks;
     - frechet_infinity: what it would be for endless images;
-    - low, high: an interval of that, by resampling both sets of images `draws` times. A resample is
-      as much too far from its images as those are from the truth, so that the interval is turned
-      around frechet (reverse percentiles) and takes its bias away. Where the distance is about as
-      small as its bias, low may be negative;
+    - low, high: an interval of that, of reverse percentiles over DRAWS resamples of both sets: a
+      resample is as much too far from its images as those are from the truth, so turning around
+      frechet takes the bias away. Where the distance is as small as its bias, low may be negative;
     - n, and block, the directions of a block.
-
-    Raises ValueError when a split has fewer than n images, n is below 8, draws below 2, level not
-    in [0.5, 1); NotFinite when a feature is not finite.
     """
-    integer("n", n, 8)
-    integer("draws", draws, 2)
-    number("level", level, 0.5, 1, open_high=True)
-    for name, split in (("source", source), ("task", task)):
-        if len(split) < n:
-            raise ValueError(f"n={n}: the {name} split has only {len(split)} images")
-    sets = [turned(features(model, sample(split, n))) for split in (source, task)]
+    n = spec.limit
+    sets = [turned(features(model, sample(split, n))) for split in (data.test, against)]
     block = max(1, min(BLOCK, n // 8, sets[0].shape[1]))
     found = blockwise(*sets, block)
-    low, high = _interval(*sets, block, found, seed, draws, level)
-    row: dict[str, float | int] = {"frechet": found}
-    row["frechet_infinity"] = frechet_infinity(*sets, block, seed)
-    return row | {"low": low, "high": high, "n": n, "block": block}
+    rng = np.random.default_rng(seed_for("bootstrap", spec.seed))
+    resampled = [
+        blockwise(*(x[torch.from_numpy(rng.integers(0, n, n))] for x in sets), block)
+        for _ in range(DRAWS)
+    ]
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    row: Row = {"frechet": found, "frechet_infinity": frechet_infinity(*sets, block, spec.seed)}
+    row |= {"low": float(2 * found - high), "high": float(2 * found - low)}
+    return row | {"n": n, "block": block}, {}
 
 
 def features(model: nn.Module, split: Any) -> Tensor:
@@ -75,22 +63,16 @@ def features(model: nn.Module, split: Any) -> Tensor:
 
 
 def turned(x: Tensor) -> Tensor:
-    """Features [N, D] in D random orthogonal directions, the same ones for all features of D.
-
-    Neighbouring channels go together in networks; turned, every block of directions has its share
-    of all of them, and which directions they are hardly matters to `blockwise`.
-    """
+    """Features [N, D] in D random orthogonal directions, the same ones for all features of D: every
+    block of them has its share of channels that go together, so which they are hardly matters."""
     d = x.shape[1]
     directions = np.random.default_rng(seed_for("directions")).standard_normal((d, d))
     return x @ torch.linalg.qr(torch.from_numpy(directions))[0].to(x)
 
 
 def blockwise(a: Tensor, b: Tensor, block: int) -> float:
-    """The sum of `frechet` over blocks of so many columns of features [N, D] and [M, D].
-
-    The distance that there would be if the blocks did not covary: the means' part of it is that of
-    all columns, the covariances' part, and so the sum, at most that.
-    """
+    """The sum of `frechet` over blocks of so many columns of features [N, D] and [M, D]: the
+    distance if the blocks did not covary, and at most that of all columns."""
     return sum(frechet(*pair) for pair in zip(a.split(block, 1), b.split(block, 1), strict=True))
 
 
@@ -101,9 +83,6 @@ def frechet(a: Tensor, b: Tensor) -> float:
     the FID of Heusel et al. (2017) where the features are those of Inception. The root is taken of
     A^(1/2) B A^(1/2), which is symmetric: with fewer images than features A B has no stable root.
     """
-    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-        raise ValueError(f"features of shapes {shapes}: must be [N, D] and [M, D], N and M above 1")
     a, b = a.double(), b.double()
     cov_a, cov_b = (x.T.cov().reshape(x.shape[1], x.shape[1]) for x in (a, b))
     values, vectors = torch.linalg.eigh(cov_a)
@@ -115,10 +94,8 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 def frechet_infinity(a: Tensor, b: Tensor, block: int = BLOCK, seed: int = 0) -> float:
     """The distance (`blockwise`) for endless images: the intercept of a line through distances of
-    parts of the features against 1 / size (Chong and Forsyth, 2020).
-
-    15 sizes from a half of the images to all of them, each part drawn anew without replacement.
-    """
+    parts, drawn anew without replacement in 15 sizes from a half of the images to all, against
+    1 / size (Chong and Forsyth, 2020)."""
     n = min(len(a), len(b))
     sizes = np.unique(np.linspace(n / 2, n, SIZES).round().astype(int))
     rng = np.random.default_rng(seed_for("parts", seed))
@@ -129,31 +106,17 @@ def frechet_infinity(a: Tensor, b: Tensor, block: int = BLOCK, seed: int = 0) ->
     return float(np.polyfit(1 / sizes, found, 1)[1])
 
 
-def _interval(
-    a: Tensor, b: Tensor, block: int, found: float, seed: int, draws: int, level: float
-) -> tuple[float, float]:
-    rng = np.random.default_rng(seed_for("bootstrap", seed))
-    drawn = [
-        blockwise(*(x[torch.from_numpy(rng.integers(0, len(x), len(x)))] for x in (a, b)), block)
-        for _ in range(draws)
-    ]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return float(2 * found - high), float(2 * found - low)
-
-
 def rank_correlation(
     gap: Sequence[float], advantage: Sequence[float], seed: int = 0, level: float = 0.95
 ) -> tuple[float, float, float, float]:
     """Spearman correlation of gap and advantage over tasks: (rho, low, high, p).
 
-    p is of a permutation test, two-sided, exact up to 8 tasks: with 4 tasks it cannot be below
-    2/24, however well they line up. The interval is made for few tasks, where resampling them fails
-    (a resample of 4 in line is in line): it holds the rank correlations of normally distributed
-    pairs of which samples of this size are not more extreme, on either side, with a probability
-    below (1 - level) / 2. With 4 tasks in line it reaches far, as it must.
-
-    nan for all with fewer than 3 tasks, or when one side is constant. Raises ValueError for two
-    lengths, a value that is not finite, or a level not in [0.5, 1).
+    p is of a permutation test, two-sided, exact up to 8 tasks: with 4 it cannot be below 2/24. The
+    interval is made for few tasks, where resampling fails (a resample of 4 in line is in line): it
+    holds the rank correlations of normal pairs of which samples of this size are not more extreme,
+    on either side, with a probability below (1 - level) / 2. nan for all with fewer than 3 tasks,
+    or when one side is constant. Raises ValueError for two lengths, a value that is not finite, or
+    a level not in [0.5, 1).
     """
     from scipy import stats
 
@@ -164,12 +127,11 @@ def rank_correlation(
     n = len(x)
     if n < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return (math.nan,) * 4
-    ranks = stats.rankdata(y)
-    rho = float(np.corrcoef(stats.rankdata(x), ranks)[0, 1])
-    centred = stats.rankdata(x) - (n + 1) / 2
+    first, ranks = stats.rankdata(x), stats.rankdata(y)
+    rho = float(np.corrcoef(first, ranks)[0, 1])
     test = stats.permutation_test(
         (ranks,),
-        lambda r, axis=-1: (centred * r).sum(axis),
+        lambda r, axis=-1: ((first - (n + 1) / 2) * r).sum(axis),
         permutation_type="pairings",
         vectorized=True,
         n_resamples=9_999 if n > 8 else math.inf,

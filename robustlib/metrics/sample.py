@@ -7,23 +7,23 @@ import torch
 
 from robustlib.data import files
 from robustlib.data.splits import FileSplit, Split, seed_for, take
-from robustlib.specs import integer
+
+Row = dict[str, float | int]
+Table = list[dict[str, float | int | str]]
+Measured = tuple[Row, dict[str, Table]]
+"""What a suite returns: its row, and its tables by name."""
 
 
 def sample(split: Split | FileSplit, limit: int | None = None) -> Split | FileSplit:
     """At most `limit` images of a split, in the order they have in it; all of them for None.
 
     Drawn at random, since splits may be sorted by class, by a seed that is fixed, so that networks
-    are compared on the same images; a smaller draw is part of every larger one. ValueError for a
-    limit that is none, or an empty split.
+    are compared on the same images; a smaller draw is part of every larger one.
     """
-    n = len(split) if limit is None else min(integer("limit", limit, 1), len(split))
-    if not len(split):
-        raise ValueError("the split is empty: there is nothing to measure")
-    if n == len(split):
+    if limit is None or limit >= len(split):
         return split
     order = np.random.default_rng(seed_for("measured")).permutation(len(split))
-    return take(split, np.sort(order[:n]))
+    return take(split, np.sort(order[:limit]))
 
 
 def in_memory(split: Split | FileSplit) -> Split:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from robustlib import training
 from robustlib.data import batches
-from robustlib.metrics.sample import sample
-from robustlib.specs import one_of
+from robustlib.metrics.sample import Measured, sample
+from robustlib.specs import Evaluation
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4", "avgpool")
 """The four stages of our ResNets (`pyramid`) and their pooled features."""
@@ -20,45 +20,24 @@ COLUMNS = 2**14
 """Of activations that are multiplied at a time."""
 
 
-def cka(
-    model_a: nn.Module,
-    model_b: nn.Module,
-    split: Any,
-    layers: Sequence[str] | None = None,
-    limit: int | None = None,
-) -> tuple[dict[str, float | int], list[dict[str, Any]]]:
-    """Linear CKA of two networks' activations on the same images, layer by layer: (row, table).
+def measure(model: nn.Module, data: Any, spec: Evaluation, *, other: Any, **_: Any) -> Measured:
+    """Linear CKA of two networks' activations on the same test images, layer by layer.
 
-    `layers`: names of modules that both have, such as `layer2` or `layer1.0.conv1`; None: LAYERS.
-    An activation is the whole of a layer's output, channels and places. The table: `layer`, `cka`
-    and `cka_debiased` (see `linear_cka`); the row: n and the means of the two over the layers. One
-    layer is held at a time: its activations of all images, and an N x N matrix for each network
-    (with 2,000 images 32 MB each, with 10,000 800 MB).
-
-    Raises ValueError for a layer that a network lacks or uses more than once, no layer at all, or
-    fewer than 4 images.
+    An activation is the whole of a layer's output, channels and places. The table `layers`:
+    `layer`, `cka` and `cka_debiased` (see `linear_cka`); the row: n and the means of the two over
+    the layers. One layer is held at a time: its activations of all images, and an N x N matrix for
+    each network (with 2,000 images 32 MB each, with 10,000 800 MB).
     """
-    layers = LAYERS if layers is None else tuple(layers)
-    if not layers:
-        raise ValueError("layers=(): must be names of modules")
-    for model in (model_a, model_b):
-        for layer in layers:
-            one_of("layer", layer, (n for n, _ in model.named_modules() if n))
-    split = sample(split, limit)
-    _enough(len(split))
-    table = []
-    for layer in layers:
-        plain, debiased = _cka(*(_gram(activations(m, split, layer)) for m in (model_a, model_b)))
+    split, table = sample(data.test, spec.limit), []
+    for layer in LAYERS:
+        plain, debiased = _cka(*(_gram(activations(m, split, layer)) for m in (model, other)))
         table.append({"layer": layer, "cka": plain, "cka_debiased": debiased})
     means = {k: sum(r[k] for r in table) / len(table) for k in ("cka", "cka_debiased")}
-    return {"n": len(split)} | means, table
+    return {"n": len(split)} | means, {"layers": table}
 
 
 def activations(model: nn.Module, split: Any, layer: str) -> Tensor:
-    """What a layer, named as in `named_modules`, puts out for each image: [N, P] on the CPU.
-
-    Raises ValueError for a layer that the network uses twice, as our blocks do their ReLU.
-    """
+    """What a layer, named as in `named_modules`, puts out for each image: [N, P] on the CPU."""
     out: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: tuple, value: Tensor) -> None:
@@ -72,23 +51,17 @@ def activations(model: nn.Module, split: Any, layer: str) -> Tensor:
                 model(x)
         finally:
             handle.remove()
-    found = torch.cat(out)
-    if len(found) != len(split):
-        raise ValueError(f"layer={layer!r}: is used {len(found) / len(split):g} times for an image")
-    return found
+    return torch.cat(out)
 
 
 def linear_cka(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """Linear CKA of features [N, P] and [N, Q] of the same N images, and its debiased estimate.
+    """Linear CKA of features [N, P] and [N, Q] of the same N > 3 images, and its debiased estimate.
 
     0 for unrelated features, 1 for features that differ by a rotation, a scale and a shift. With P
     near or above N the first is high for any two sets of features; the second uses the unbiased
     estimator of HSIC (Song et al., 2012), and is around 0 for unrelated ones, a little below it
-    included. nan where all features are the same. Raises ValueError for fewer than 4 images or for
-    two numbers of them.
+    included. nan where all features are the same.
     """
-    if a.dim() != 2 or b.dim() != 2 or len(a) != len(b):
-        raise ValueError(f"shapes {tuple(a.shape)} and {tuple(b.shape)}: must be [N, P] and [N, Q]")
     return _cka(_gram(a), _gram(b))
 
 
@@ -104,16 +77,10 @@ def _gram(x: Tensor) -> Tensor:
 
 
 def _cka(k: Tensor, m: Tensor) -> tuple[float, float]:
-    _enough(len(k))
     return _normalised(_hsic, k, m), _normalised(_hsic_unbiased, k, m)
 
 
-def _enough(n: int) -> None:
-    if n < 4:
-        raise ValueError(f"{n} images: must be at least 4")
-
-
-def _normalised(hsic: Any, k: Tensor, m: Tensor) -> float:
+def _normalised(hsic: Callable[[Tensor, Tensor], float], k: Tensor, m: Tensor) -> float:
     both = hsic(k, k) * hsic(m, m)
     return hsic(k, m) / math.sqrt(both) if both > 0 else math.nan
 

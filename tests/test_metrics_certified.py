@@ -1,6 +1,7 @@
 """Randomized smoothing: on a linear network the certified radius is known in closed form."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,16 +11,22 @@ from torch import nn
 
 from robustlib import training
 from robustlib.data import Split
-from robustlib.metrics.certify import (
+from robustlib.metrics.certified import (
     ABSTAIN,
     certified,
-    certify,
     lower_bound,
-    predict,
+    measure,
     radius_of,
 )
+from robustlib.specs import Evaluation
 
 SIGMA = 0.25
+
+
+def certify(model: nn.Module, split: Split, draws: int) -> tuple[dict, list[dict]]:
+    spec = Evaluation(suite="certified", sigma=SIGMA, draws=draws)
+    row, tables = measure(model, SimpleNamespace(test=split), spec)
+    return row, tables["radii"]
 
 
 def linear_case(levels: list[float], plane: float = 0.5) -> tuple[nn.Module, Split, np.ndarray]:
@@ -55,7 +62,7 @@ def test_the_bound_is_below_the_true_radius_and_close_to_it():
 
 def test_at_the_plane_it_abstains_and_far_from_it_certifies_the_most_it_can():
     model, split, true = linear_case([127, 128, 0, 255])
-    row, table = certify(model, split, SIGMA, 20, 300)
+    row, table = certify(model, split, 300)
     assert true[2] > row["max_radius"] == radius_of(300, 300, SIGMA, 0.001)
     assert row["max_radius"] == pytest.approx(SIGMA * norm.ppf(0.001 ** (1 / 300)))
     assert row["abstained"] == 2 and row["smoothed_accuracy"] == 0.5
@@ -70,8 +77,6 @@ def test_the_noise_leaves_the_range_of_images(level, plane):
     model, split, (true,) = linear_case([level], plane)
     ((found, radius),) = certified(model, split, SIGMA, 50, 1000)
     assert found == split.y[0] and 0 < radius < true < radius_of(1000, 1000, SIGMA, 0.001)
-    at_the_plane, split, _ = linear_case([level], level / 255)
-    assert predict(at_the_plane, split, SIGMA, 1000) == [ABSTAIN]
 
 
 def test_a_constant_predictor_is_certified_as_far_as_the_draws_allow():
@@ -82,8 +87,7 @@ def test_a_constant_predictor_is_certified_as_far_as_the_draws_allow():
     split = Split(split.x, torch.tensor([1, 0, 1, 0, 0, 0]))
     most = radius_of(30, 30, SIGMA, 0.001)
     assert certified(model, split, SIGMA, 20, 30) == [(1, most)] * 6
-    assert predict(model, split, SIGMA, 30) == [1] * 6
-    row, table = certify(model, split, SIGMA, 20, 30)
+    row, table = certify(model, split, 30)
     assert row["abstained"] == 0 and row["max_radius"] == most > 0
     assert row["smoothed_accuracy"] == 2 / 6 and row["mean_radius"] == pytest.approx(most * 2 / 6)
     assert [r["count"] for r in table] == [2] * 25
@@ -103,7 +107,6 @@ def test_a_network_that_answers_at_random_is_abstained_from():
     _, split, _ = linear_case(list(range(0, 250, 5)))
     found = [c for c, _ in certified(Coin(), split, SIGMA, 20, 100)]
     assert found.count(ABSTAIN) >= 49
-    assert predict(Coin(), split, SIGMA, 100).count(ABSTAIN) >= 49
 
 
 def test_a_wrong_guess_is_not_certified_but_abstained_from():
@@ -117,8 +120,8 @@ def test_a_wrong_guess_is_not_certified_but_abstained_from():
 def test_the_table_counts_what_is_right_within_each_radius():
     model, split, _ = linear_case([100, 116, 122, 134, 140, 160])
     wrong = Split(split.x, torch.cat([1 - split.y[:1], split.y[1:]]))
-    found = certified(model, wrong, SIGMA, 50, 500)
-    row, table = certify(model, wrong, SIGMA, 50, 500)
+    found = certified(model, wrong, SIGMA, 100, 500)
+    row, table = certify(model, wrong, 500)
     radii = np.array([r if c == y else -1 for (c, r), y in zip(found, wrong.y, strict=True)])
     assert len(table) == 25 and table[0]["radius"] == 0 and row["n_images"] == 6
     for r in table:
@@ -154,15 +157,6 @@ def test_the_bound_holds_as_often_as_it_says(p):
     assert binom.pmf(counts, n, p)[too_high].sum() > alpha / 5
 
 
-def test_predict_returns_the_likelier_class_or_abstains():
-    model, split, _ = linear_case([127, 128, 100, 116, 140, 255])
-    found = predict(model, split, SIGMA, 1000)
-    assert found[2:] == split.y.tolist()[2:] and found[:2] == [ABSTAIN] * 2
-    # With every draw agreeing, two-sided p is 2 / 2^n: ten draws are too few for 0.001.
-    assert predict(model, split, SIGMA, 10)[5] == ABSTAIN
-    assert predict(model, split, SIGMA, 11)[5] == 1
-
-
 def test_draws_follow_from_the_seed_and_not_from_other_images_or_the_caller():
     model, split, _ = linear_case([110, 120, 135, 150])
     state = torch.get_rng_state()
@@ -172,20 +166,6 @@ def test_draws_follow_from_the_seed_and_not_from_other_images_or_the_caller():
     assert certified(model, split, SIGMA, 30, 200, seed=1, batch_size=200) == first
     assert certified(model, Split(split.x[:2], split.y[:2]), SIGMA, 30, 200, seed=1) == first[:2]
     assert certified(model, split, SIGMA, 30, 200, seed=2) != first
-    assert certify(model, split, SIGMA, 30, 200, limit=3)[0]["n_images"] == 3
-
-
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [({"sigma": 0}, "sigma=0"), ({"sigma": -1}, "sigma=-1"), ({"alpha": 0}, "alpha=0")]
-    + [({"alpha": 1}, "alpha=1"), ({"n": 0}, "n=0"), ({"n0": 2.5}, "n0=2.5")]
-    + [({"n": 9}, "n=9: alpha=0.001 needs 10 draws"), ({"n": 4, "alpha": 0.05}, "needs 5 draws")]
-    + [({"limit": 0}, "limit=0"), ({"batch_size": 0}, "batch_size=0"), ({"seed": -1}, "seed=-1")],
-)
-def test_bad_values_are_refused_by_name(change, word):
-    model, split, _ = linear_case([100])
-    with pytest.raises(ValueError, match=word):
-        certify(**{"model": model, "split": split, "sigma": SIGMA} | change)
 
 
 def test_a_network_that_is_not_finite_is_no_sure_thing():
@@ -194,6 +174,6 @@ def test_a_network_that_is_not_finite_is_no_sure_thing():
     with torch.no_grad():
         next(model.parameters()).fill_(torch.nan)
     with pytest.raises(training.NotFinite, match="not all are finite"):
-        certify(model, split, SIGMA, 20, 50)
+        certify(model, split, 50)
     with pytest.raises(training.NotFinite, match="1 of 1 images"):
         training.correct(model, split)

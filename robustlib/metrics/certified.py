@@ -1,0 +1,107 @@
+"""Randomized smoothing (Cohen et al., 2019): a radius within which no attack changes the answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustlib import training
+from robustlib.data import batches
+from robustlib.data.splits import seed_for
+from robustlib.metrics.sample import Measured, Row, Table, sample
+from robustlib.specs import Evaluation
+
+ABSTAIN = -1
+RADII, ALPHA = 25, 0.001
+
+
+def measure(model: nn.Module, data: Any, spec: Evaluation, **_: Any) -> Measured:
+    """Certified accuracy of the smoothed network on the test images, as of `certified`.
+
+    The row: n_images, abstained (count), smoothed_accuracy (right and not abstained: certified at
+    radius 0), mean_radius (of the right ones, 0 for the others: Zhai et al., 2020) and max_radius
+    (the largest that the draws can certify). The table `radii`: `certified_accuracy` and `count` of
+    images that are right with at least `radius`, for 25 radii from 0 to max_radius.
+    """
+    split = sample(data.test, spec.limit)
+    found = certified(model, split, spec.sigma, n=spec.draws, seed=spec.seed)
+    classes, radii = zip(*found, strict=True)
+    right = np.array(classes) == split.y.numpy()
+    held = np.where(right, radii, -1.0)
+    largest = radius_of(spec.draws, spec.draws, spec.sigma, ALPHA)
+    row: Row = {
+        "n_images": len(split),
+        "abstained": classes.count(ABSTAIN),
+        "smoothed_accuracy": float(right.mean()),
+        "mean_radius": float(held.clip(min=0).mean()),
+        "max_radius": largest,
+    }
+    table: Table = []
+    for radius in np.linspace(0, largest, RADII).tolist():
+        # The last radius is met by images of which every draw agrees: rounding must not lose them.
+        count = int((held >= radius * (1 - 1e-9)).sum())
+        table.append({"radius": radius, "certified_accuracy": count / len(split), "count": count})
+    return row, {"radii": table}
+
+
+def certified(
+    model: nn.Module,
+    split: Any,
+    sigma: float,
+    n0: int = 100,
+    n: int = 1000,
+    alpha: float = ALPHA,
+    seed: int = 0,
+    batch_size: int = 500,
+) -> list[tuple[int, float]]:
+    """(class, radius) of each image of a split; (ABSTAIN, 0.0) where none can be certified.
+
+    CERTIFY of Cohen et al. (2019): the class is guessed from n0 draws of Gaussian noise of standard
+    deviation sigma (pixel units of [0, 1] images; images are not clipped), its probability bounded
+    from below with n fresh ones. Each image's radius holds with probability 1 - alpha, in L2 and
+    pixel units. The noise of an image follows from the seed, its place in the split and batch_size.
+    Raises NotFinite for outputs that are not finite.
+    """
+    found = []
+    with torch.random.fork_rng(), training.inference(model) as where:
+        images = (image for x, _ in batches.ordered(split, device=where) for image in x)
+        for i, image in enumerate(images):
+            draws = torch.Generator(where).manual_seed(seed_for("smoothing", seed, i))
+            guess = int(_met(model, image, sigma, n0, batch_size, draws).argmax())
+            met = _met(model, image, sigma, n, batch_size, draws)
+            radius = radius_of(int(met[guess]), n, sigma, alpha)
+            found.append((guess, radius) if radius > 0 else (ABSTAIN, 0.0))
+    return found
+
+
+def lower_bound(k: int, n: int, alpha: float) -> float:
+    """Exact one-sided Clopper-Pearson lower bound, at level 1 - alpha, of a probability that gave k
+    of n."""
+    from scipy.stats import beta
+
+    return float(beta.ppf(alpha, k, n - k + 1)) if k else 0.0
+
+
+def radius_of(k: int, n: int, sigma: float, alpha: float) -> float:
+    """sigma * Phi^-1(lower bound): the radius of a class met k of n times; 0 if none is certain."""
+    from scipy.stats import norm
+
+    bound = lower_bound(k, n, alpha)
+    return sigma * float(norm.ppf(bound)) if bound > 0.5 else 0.0
+
+
+def _met(
+    model: nn.Module, image: Tensor, sigma: float, n: int, batch_size: int, draws: torch.Generator
+) -> Tensor:
+    """How often each class [K] is met in n draws of noise on one image [C, H, W]."""
+    total = torch.zeros(())
+    for start in range(0, n, batch_size):
+        shape = (min(batch_size, n - start), *image.shape)
+        out = model(image + sigma * torch.randn(shape, generator=draws, device=image.device))
+        if not out.isfinite().all():
+            raise training.NotFinite("logits under noise: not all are finite")
+        total = total + torch.bincount(out.argmax(1), minlength=out.shape[1]).cpu()
+    return total
