@@ -18,7 +18,7 @@ from robustlib.data.images import (
     needed,
     read_image,
     split_folders,
-    tell_skipped,
+    warn_skipped,
 )
 from robustlib.data.sources import build_once
 from robustlib.data.splits import Dataset, FileSplit, holdout, seed_for, take
@@ -47,7 +47,7 @@ def imagenet(folder: Path, size: int) -> Dataset:
     if names != test_names:
         odd = sorted(set(names) ^ set(test_names))
         raise ValueError(f"{folder}: {', '.join(odd[:5])}: a class of only one of train and val")
-    tell_skipped(folder, skipped, [found["train"], found["val"]])
+    warn_skipped(folder, skipped, [found["train"], found["val"]])
     _check_once(folder, [*train.paths, *test.paths])
     rows, val = holdout(train.y.numpy())
     return Dataset(folder.name, take(train, rows), take(train, val), test, names, size)

@@ -106,28 +106,35 @@ def _opaque(image: Image, raw: Any) -> Image:
 
 
 def stack(
-    images: Iterable[tuple[Any, int]], n: int, size: int, name: str, border: int = 0
+    images: Iterable[tuple[Image, Any]],
+    n: int,
+    size: int,
+    name: str,
+    border: int = 0,
+    masks: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`n` (PIL image, label) pairs as x uint8 [n, size, size, C] and y int64 [n], rows shuffled.
 
     The shorter side is scaled to `size` and the middle cut out, after `border` black px were added
-    on every side. C is 1 if all images are grey. Shows a progress bar.
+    on every side. C is 1 if all images are grey. Shows a progress bar. masks: labels are PIL
+    images, cut likewise, by the nearest pixel: y uint8 [n, size, size]; C is 3, rows as they come.
     """
     from PIL import Image, ImageOps
     from tqdm.auto import tqdm
 
-    if n * size * size * 3 > MAX_BYTES:
+    if n * size * size * (4 if masks else 3) > MAX_BYTES:
         raise ValueError(f"{name}: {n} images of {size} px are over 16 GiB; choose a smaller size")
     x = np.empty((n, size, size, 3), dtype=np.uint8)
-    y = np.empty(n, dtype=np.int64)
-    grey = True
+    y = np.empty((n, size, size), dtype=np.uint8) if masks else np.empty(n, dtype=np.int64)
+    grey = not masks
     pairs = tqdm(images, total=n, desc=name, unit="image", mininterval=0.5)
     for i, (image, label) in enumerate(pairs):
         grey = grey and image.mode in ("1", "L")
         image = ImageOps.expand(image, border) if border else image
-        image = image.convert("RGB")
-        x[i] = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
-        y[i] = label
+        x[i] = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+        y[i] = ImageOps.fit(label, (size, size), Image.Resampling.NEAREST) if masks else label
+    if masks:
+        return x, y
     # Rows of a pack are shuffled: its first N images are a fair draw.
     order = np.random.default_rng(seed_for("shuffle")).permutation(n)
     return np.ascontiguousarray(x[order, ..., :1] if grey else x[order]), y[order]
@@ -206,7 +213,7 @@ def class_folders(folder: Path, skipped: Counter[str] | None = None) -> dict[str
     return dict(sorted(found.items()))
 
 
-def tell_skipped(folder: Path, skipped: Counter[str], splits: Iterable[Path]) -> None:
+def warn_skipped(folder: Path, skipped: Counter[str], splits: Iterable[Path]) -> None:
     """Warns, on one line, of what was found in a folder and is not read: what was counted, and the
     folders beside those of its splits, if it has any."""
     splits = list(splits)
@@ -239,20 +246,3 @@ def _class_name(folder: Path) -> str:
     if any("\ud800" <= c <= "\udfff" for c in name):
         raise ValueError(f"{printable(str(folder))}: the name is no Unicode (UTF-8); rename it")
     return name
-
-
-def divide(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows for (train, test): `fraction` of every class is test, at least one image of each.
-
-    ValueError if a class has a single image.
-    """
-    rng = np.random.default_rng(seed_for("divide", seed))
-    test: list[int] = []
-    for label in np.unique(y):
-        rows = rng.permutation(np.flatnonzero(y == label))
-        if len(rows) < 2:
-            raise ValueError(
-                f"class {label} has 1 image, 2 are needed: one each for train and test"
-            )
-        test.extend(rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)])
-    return np.setdiff1d(np.arange(len(y)), test), np.array(sorted(test))

@@ -12,23 +12,21 @@ from pathlib import Path
 import numpy as np
 
 from robustlib.data import packs, torchsets
-from robustlib.data.embedded import EMBEDDED, GLYPHS, N_DIGITS, N_GLYPHS
+from robustlib.data.embedded import EMBEDDED, EMBEDDED_MASKS
 from robustlib.data.images import (
     class_folders,
-    divide,
     needed,
     opened,
     split_folders,
     stack,
-    tell_skipped,
+    warn_skipped,
 )
-from robustlib.data.packs import Pack, _arrays
-from robustlib.data.scenes import LETTERS, N_CANVAS, N_VOC, SCENES, VOC_CLASSES, VOC_FOLDER
-from robustlib.data.torchsets import PUBLISHED, TINY
+from robustlib.data.packs import Pack
+from robustlib.data.splits import divide
+from robustlib.data.torchsets import KNOWN, PUBLISHED, Known
 from robustlib.specs import integer, number, one_of, shown
 
 IMAGENET = "imagenet"
-BUILT_IN = (*EMBEDDED, *PUBLISHED, IMAGENET)
 
 
 @dataclass(frozen=True)
@@ -71,13 +69,11 @@ def find(name: str, size: int, root: str | Path | None = None) -> Path | None:
     `size` (no larger than its images are). ValueError for an unknown name, FileNotFoundError if a
     set cannot be fetched; both say what to do.
     """
-    if not isinstance(name, str):
-        raise ValueError(f"dataset={shown(name)}: must be text")
-    folder = data_root(root)
+    folder = _folder_for(name, root)
     path = _pack_here(folder, name, size)
     if path or name in EMBEDDED:
         return path
-    one_of("dataset", name, sorted({*BUILT_IN, *_pack_names(folder)}))
+    one_of("dataset", name, sorted({*_names(masks=False), *_pack_names(folder)}))
     if name == IMAGENET:
         path = folder / IMAGENET
         if not path.is_dir():
@@ -86,8 +82,29 @@ def find(name: str, size: int, root: str | Path | None = None) -> Path | None:
                 "images are handed out by https://image-net.org after its terms were accepted"
             )
         return path
-    size = min(size, PUBLISHED[name].native)
-    path = folder / _file(name, size)
+    return _built(name, folder, _file(name, min(size, PUBLISHED[name].native)), size)
+
+
+def find_masks(name: str, size: int, root: str | Path | None = None) -> Path | None:
+    """The pack to read `name`, a set with masks, from; None if it is embedded. As `find`, but packs
+    are of one size: only a published set is built for `size`."""
+    folder = _folder_for(name, root)
+    here = {p.stem for p in folder.glob("*.npz") if p.name[0] != "."}
+    if name in here:
+        return folder / f"{name}.npz"
+    one_of("dataset", name, sorted({*_names(masks=True), *(n for n in here if n[-4:] == "_seg")}))
+    return None if name in EMBEDDED_MASKS else _built(name, folder, f"{name}@{size}.npz", size)
+
+
+def _folder_for(name: str, root: str | Path | None) -> Path:
+    if not isinstance(name, str):
+        raise ValueError(f"dataset={shown(name)}: must be text")
+    return data_root(root)
+
+
+def _built(name: str, folder: Path, file: str, size: int) -> Path:
+    """The pack of a published set, built unless it is there."""
+    size, path = min(size, PUBLISHED[name].native), folder / file
     build_once(path, lambda: packs.write(path, torchsets.build(name, size, folder)))
     return path
 
@@ -110,7 +127,7 @@ def build_folder(
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise ValueError(f"name={shown(name)}: use letters, digits, _ and -, 64 at most")
-    if name in (*BUILT_IN, *SCENES):
+    if name in KNOWN:
         raise ValueError(f"name={name!r}: is a set of robustlib's own; choose another name")
     size = integer("size", size, 8, 4096)
     fraction = number("test_fraction", test_fraction, 0.01, 0.99)
@@ -124,7 +141,7 @@ def build_folder(
         splits = {s: class_folders(found[s], skipped) for s in packs.SPLITS if s in found}
     else:
         splits = {"all": class_folders(folder, skipped)}
-    tell_skipped(folder, skipped, found.values())
+    warn_skipped(folder, skipped, found.values())
     pack = _from_folders(name, splits, size, fraction, seed)
     packs.validate(pack, path)  # before the data root is made: a refusal leaves nothing there
     build_once(path, lambda: packs.write(path, pack))
@@ -134,36 +151,19 @@ def build_folder(
 def available(root: str | Path | None = None) -> list[Row]:
     """All sets, by name: packs in the data root (a bad one says why), embedded, published."""
     folder = data_root(root)
-    found = {name: _pack_row(folder, name) for name in _pack_names(folder)}
-    own = [
-        Row("digits", "embedded", True, *N_DIGITS, 10, "CC BY 4.0", "handwritten, 8 x 8 scans"),
-        Row(
-            *("glyphs", "embedded", True, *N_GLYPHS, len(GLYPHS), "free fonts"),
-            "rendered from matplotlib's fonts; test faces are not in train",
-        ),
-        Row(
-            *("glyphs_seg", "embedded", True, *N_CANVAS.values(), 1 + len(LETTERS), "free fonts"),
-            *("letters on texture, test faces are not in train", True),
-        ),
-        Row(
-            *("voc2012_seg", "download", (folder / VOC_FOLDER).is_dir(), *N_VOC.values()),
-            *(VOC_CLASSES, "Flickr terms, research only", "test is the published val", True),
-        ),
-        *(
-            Row(
-                *(n, "download", n == "tiny_imagenet" and (folder / TINY).exists()),
-                *(p.n_train, p.n_test, p.classes, p.licence, p.note),
-            )
-            for n, p in PUBLISHED.items()
-        ),
-        Row(
-            *(IMAGENET, "folder", (folder / IMAGENET).is_dir()),
-            *(1_281_167, 50_000, 1_000, "ImageNet terms, research only"),
-            "read file by file; test is the published val",
-        ),
-    ]
-    found = {**{row.name: row for row in own}, **found}
-    return [found[name] for name in sorted(found)]
+    rows = {name: _known_row(folder, name, known) for name, known in KNOWN.items()}
+    rows |= {name: _pack_row(folder, name) for name in _pack_names(folder)}
+    return [rows[name] for name in sorted(rows)]
+
+
+def _known_row(folder: Path, name: str, known: Known) -> Row:
+    here = known.origin == "embedded" or bool(known.unpacked) and (folder / known.unpacked).exists()
+    note = known.note
+    return Row(name, known.origin, here, *known.counts, known.licence, note, masks=known.masks)
+
+
+def _names(masks: bool) -> list[str]:
+    return [name for name, known in KNOWN.items() if known.masks == masks]
 
 
 def _file(name: str, size: int) -> str:
@@ -179,7 +179,7 @@ def _pack_here(folder: Path, name: str, size: int) -> Path | None:
     """The best pack in the folder for `size`, or None if a published set should be built for it."""
     if name not in _pack_names(folder):
         return None
-    published = PUBLISHED.get(name)
+    published = PUBLISHED.get(name) if name in _names(masks=False) else None
     exact = folder / _file(name, min(size, published.native) if published else size)
     plain = folder / f"{name}.npz"
     if exact.exists():
@@ -252,14 +252,14 @@ def _from_folders(
 
 def _pack_row(folder: Path, name: str) -> Row:
     path = _pack_here(folder, name, 32) or _largest(folder, name)
-    licence = PUBLISHED[name].licence if name in PUBLISHED else "that of its source"
+    licence = KNOWN[name].licence if name in PUBLISHED else "that of its source"
     try:
         heads = packs.headers(path)
         n = {s: heads[f"x_{s}"][0][0] for s in packs.SPLITS if f"x_{s}" in heads}
         classes = heads["class_names"][0][0]
         masks = "m_train" in heads
         if masks:  # the last name may be of the pixels that have no class
-            classes -= "(ignore=" in str(_arrays(path, ["class_names"])["class_names"][-1])
+            classes -= "(ignore=" in packs.class_names(path, heads)[-1]
         return Row(name, "pack", True, n["train"], n["test"], classes, licence, masks=masks)
     except (ValueError, KeyError, IndexError, OSError) as e:
         return Row(name, "pack", False, 0, 0, 0, licence, f"bad pack: {e}")
