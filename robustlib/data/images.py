@@ -6,7 +6,8 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -38,33 +39,28 @@ def read_image(file: str | Path | BinaryIO, name: str = "", quick: bool = False)
     the first is read. Colour profiles are not applied. quick: JPEGs may come at an eighth of their
     size, but are read to the end. ValueError names the file, or `name` if it has none.
     """
-
-    def opaque(image: Image) -> Image:
+    with _open(file, name) as image:
         raw = image.tile[0][3] if image.format == "PNG" and image.tile else ""
         if quick:
             image.draft(None, (1, 1))
         return _opaque(_upright(image), raw)
 
-    return _read(file, name, opaque)
-
 
 def read_labels(file: str | Path) -> Image:
     """A mask, upright: "P" or "L", a pixel's label its index. ValueError names the file."""
-
-    def labels(image: Image) -> Image:
+    with _open(file) as image:
         if image.mode not in ("P", "L"):
             raise OSError(f"{image.mode} pixels; a mask has a palette, or is grey")
         return _upright(image)
 
-    return _read(file, "", labels)
 
-
-def _read(file: str | Path | BinaryIO, name: str, prepared: Callable[[Image], Image]) -> Image:
+@contextmanager
+def _open(file: str | Path | BinaryIO, name: str = "") -> Iterator[Image]:
     from PIL import Image
 
     try:
         with Image.open(file) as image:
-            return prepared(image)
+            yield image
     except Exception as e:  # bytes from outside can raise anything
         what = printable(name or str(file))
         raise ValueError(f"{what}: not a readable image ({reason(e)})") from e
@@ -200,8 +196,8 @@ def class_folders(folder: Path, skipped: Counter[str] | None = None) -> dict[str
             raise ValueError(f"{folder}: class {name!r} {why}")
         folders, files = _listing(child)
         found[name] = [p for p in files if p.suffix.lower() in SUFFIXES]
-        others = Counter(p.suffix.lower() or "without suffix" for p in files)
-        others = Counter({kind: n for kind, n in others.items() if kind not in SUFFIXES})
+        kinds = [p.suffix.lower() or "without suffix" for p in files]
+        others = Counter(kind for kind in kinds if kind not in SUFFIXES)
         if folders:
             others["folders in class folders"] += len(folders)
         if not found[name]:

@@ -73,7 +73,8 @@ def find(name: str, size: int, root: str | Path | None = None) -> Path | None:
     path = _pack_here(folder, name, size)
     if path or name in EMBEDDED:
         return path
-    one_of("dataset", name, sorted({*_names(masks=False), *_pack_names(folder)}))
+    known = [n for n, k in KNOWN.items() if not k.masks]
+    one_of("dataset", name, sorted({*known, *_packs(folder)}))
     if name == IMAGENET:
         path = folder / IMAGENET
         if not path.is_dir():
@@ -82,7 +83,8 @@ def find(name: str, size: int, root: str | Path | None = None) -> Path | None:
                 "images are handed out by https://image-net.org after its terms were accepted"
             )
         return path
-    return _built(name, folder, _file(name, min(size, PUBLISHED[name].native)), size)
+    size = min(size, PUBLISHED[name].native)
+    return _published(name, size, folder / _file(name, size))
 
 
 def find_masks(name: str, size: int, root: str | Path | None = None) -> Path | None:
@@ -92,8 +94,11 @@ def find_masks(name: str, size: int, root: str | Path | None = None) -> Path | N
     here = {p.stem for p in folder.glob("*.npz") if p.name[0] != "."}
     if name in here:
         return folder / f"{name}.npz"
-    one_of("dataset", name, sorted({*_names(masks=True), *(n for n in here if n[-4:] == "_seg")}))
-    return None if name in EMBEDDED_MASKS else _built(name, folder, f"{name}@{size}.npz", size)
+    known = {n for n, k in KNOWN.items() if k.masks}
+    one_of("dataset", name, sorted(known | {n for n in here if n.endswith("_seg")}))
+    if name in EMBEDDED_MASKS:
+        return None
+    return _published(name, size, folder / f"{name}@{size}.npz")
 
 
 def _folder_for(name: str, root: str | Path | None) -> Path:
@@ -102,10 +107,8 @@ def _folder_for(name: str, root: str | Path | None) -> Path:
     return data_root(root)
 
 
-def _built(name: str, folder: Path, file: str, size: int) -> Path:
-    """The pack of a published set, built unless it is there."""
-    size, path = min(size, PUBLISHED[name].native), folder / file
-    build_once(path, lambda: packs.write(path, torchsets.build(name, size, folder)))
+def _published(name: str, size: int, path: Path) -> Path:
+    build_once(path, lambda: packs.write(path, torchsets.build(name, size, path.parent)))
     return path
 
 
@@ -152,18 +155,28 @@ def available(root: str | Path | None = None) -> list[Row]:
     """All sets, by name: packs in the data root (a bad one says why), embedded, published."""
     folder = data_root(root)
     rows = {name: _known_row(folder, name, known) for name, known in KNOWN.items()}
-    rows |= {name: _pack_row(folder, name) for name in _pack_names(folder)}
+    rows |= {name: _pack_row(name, sides) for name, sides in _packs(folder).items()}
     return [rows[name] for name in sorted(rows)]
 
 
 def _known_row(folder: Path, name: str, known: Known) -> Row:
     here = known.origin == "embedded" or bool(known.unpacked) and (folder / known.unpacked).exists()
-    note = known.note
-    return Row(name, known.origin, here, *known.counts, known.licence, note, masks=known.masks)
+    terms = known.licence, known.note, known.masks
+    return Row(name, known.origin, here, *known.counts, *terms)
 
 
-def _names(masks: bool) -> list[str]:
-    return [name for name, known in KNOWN.items() if known.masks == masks]
+def _pack_row(name: str, sides: dict[int, Path]) -> Row:
+    licence = KNOWN[name].licence if name in PUBLISHED else "that of its source"
+    try:
+        path = sides.get(32) or sides[max(sides)]
+        heads = packs.headers(path)
+        n_train, n_test = (heads[f"x_{split}"][0][0] for split in ("train", "test"))
+        classes, masks = heads["class_names"][0][0], "m_train" in heads
+        if masks:  # the last name may be of the pixels that have no class
+            classes -= "(ignore=" in packs.class_names(path, heads)[-1]
+        return Row(name, "pack", True, n_train, n_test, classes, licence, masks=masks)
+    except (ValueError, KeyError, IndexError, OSError) as e:
+        return Row(name, "pack", False, 0, 0, 0, licence, f"bad pack: {e}")
 
 
 def _file(name: str, size: int) -> str:
@@ -171,34 +184,26 @@ def _file(name: str, size: int) -> str:
     return f"{name}.npz" if size == 32 else f"{name}@{size}.npz"
 
 
-def _pack_names(folder: Path) -> set[str]:
-    return {p.stem.split("@")[0] for p in folder.glob("*.npz") if p.name[0] != "."}
+def _packs(folder: Path) -> dict[str, dict[int, Path]]:
+    """The packs in a folder by the names of their sets and the sizes of their images, as their
+    file's names say; 0 if that is no number."""
+    found: dict[str, dict[int, Path]] = {}
+    for path in sorted(folder.glob("*.npz"), key=lambda p: "@" not in p.stem):
+        name, _, size = path.stem.partition("@")
+        if path.name[0] != ".":
+            size = int(size) if size.isdecimal() else 0 if "@" in path.stem else 32
+            found.setdefault(name, {})[size] = path
+    return found
 
 
 def _pack_here(folder: Path, name: str, size: int) -> Path | None:
     """The best pack in the folder for `size`, or None if a published set should be built for it."""
-    if name not in _pack_names(folder):
-        return None
-    published = PUBLISHED.get(name) if name in _names(masks=False) else None
-    exact = folder / _file(name, min(size, published.native) if published else size)
-    plain = folder / f"{name}.npz"
-    if exact.exists():
-        return exact
-    if published:
-        # One that was built here for another size is no reason to scale: the originals are better.
-        return plain if plain.exists() and not packs.origin(plain) else None
-    return plain if plain.exists() else _largest(folder, name)
-
-
-def _largest(folder: Path, name: str) -> Path:
-    # By comparison: a name found in the folder may hold what glob takes for a pattern.
-    sized = [p for p in folder.glob("*@*.npz") if p.stem.split("@")[0] == name]
-    return max(sized, key=_size_of)
-
-
-def _size_of(path: Path) -> int:
-    digits = path.stem.partition("@")[2]
-    return int(digits) if digits.isdecimal() else 0
+    sides, known = _packs(folder).get(name, {}), KNOWN.get(name)
+    if known is None or known.masks or known.origin != "download":
+        return sides.get(size) or sides.get(32) or (sides[max(sides)] if sides else None)
+    exact, plain = sides.get(min(size, known.native)), sides.get(32)
+    # One that was built here for another size is no reason to scale: the originals are better.
+    return exact or (plain if plain and not packs.origin(plain) else None)
 
 
 def build_once(path: Path, write: Callable[[], None]) -> None:
@@ -230,36 +235,20 @@ def _from_folders(
     name: str, splits: dict[str, dict[str, list[Path]]], size: int, fraction: float, seed: int
 ) -> Pack:
     classes = sorted({c for split in splits.values() for c in split})
+    made = {}
     for split, found in splits.items():
         if missing := set(classes) - set(found):
             raise ValueError(f"{name}: {split} has no folder {', '.join(sorted(missing)[:5])}")
-    for label, label_files in splits.get("all", {}).items():
-        if len(label_files) < 2:
-            raise ValueError(f"{name}: class {label!r} has 1 image; 2 are needed, 1 for test")
-    made = {}
+        if lone := [c for c, files in found.items() if split == "all" and len(files) < 2]:
+            raise ValueError(f"{name}: class {lone[0]!r} has 1 image; 2 are needed, 1 for test")
     for split, found in splits.items():
         files = [(p, k) for k, c in enumerate(classes) for p in found[c]]
         made[split] = stack(opened(files), len(files), size, f"{name} {split}")
     if "all" in made:
         x, y = made.pop("all")
-        rows = dict(zip(("train", "test"), divide(y, fraction, seed), strict=True))
-        made = {split: (x[r], y[r]) for split, r in rows.items()}
+        train, test = divide(y, fraction, seed)
+        made = {"train": (x[train], y[train]), "test": (x[test], y[test])}
     elif len({x.shape[3] for x, _ in made.values()}) > 1:  # one split is grey throughout
         made = {split: (np.broadcast_to(x, (*x.shape[:3], 3)), y) for split, (x, y) in made.items()}
     arrays = {f"{k}_{s}": a for s, pair in made.items() for k, a in zip("xy", pair, strict=True)}
     return Pack(arrays, tuple(classes), "folder")
-
-
-def _pack_row(folder: Path, name: str) -> Row:
-    path = _pack_here(folder, name, 32) or _largest(folder, name)
-    licence = KNOWN[name].licence if name in PUBLISHED else "that of its source"
-    try:
-        heads = packs.headers(path)
-        n = {s: heads[f"x_{s}"][0][0] for s in packs.SPLITS if f"x_{s}" in heads}
-        classes = heads["class_names"][0][0]
-        masks = "m_train" in heads
-        if masks:  # the last name may be of the pixels that have no class
-            classes -= "(ignore=" in packs.class_names(path, heads)[-1]
-        return Row(name, "pack", True, n["train"], n["test"], classes, licence, masks=masks)
-    except (ValueError, KeyError, IndexError, OSError) as e:
-        return Row(name, "pack", False, 0, 0, 0, licence, f"bad pack: {e}")
