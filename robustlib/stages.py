@@ -26,7 +26,7 @@ from robustlib import (
 from robustlib.attacks import Threat
 from robustlib.compact import compact
 from robustlib.data import batches, load, load_segmentation
-from robustlib.data.splits import LEAST_FOR_VAL, FileSplit, Split, take
+from robustlib.data.splits import LEAST_FOR_VAL, FileSplit, MaskSplit, Split, take
 from robustlib.devices import device, devices
 from robustlib.metrics.evaluate import evaluate
 from robustlib.specs import Evaluation, Pretrain, Spec, Ticket, Transfer
@@ -127,7 +127,7 @@ def _check_train(data: Any, name: str, n_train: int | None, mode: str = "") -> N
 def _check_labelled(data: Any, part: str, name: str) -> None:
     """Raises ValueError where no pixel of a set for segmentation has a class."""
     split = getattr(data, part)
-    if bool((split.y == data.ignore).all()):
+    if isinstance(split, MaskSplit) and bool((split.y == data.ignore).all()):
         raise ValueError(
             f"{name}: no pixel of its {len(split)} {part} images has a class; 1 at least must"
         )
