@@ -27,7 +27,8 @@ def imagenet(folder: Path, size: int) -> Dataset:
     Every image is opened once before the set is used. ValueError: as `split_folders`, `needed` and
     `class_folders` say, classes of one split only, or an image that cannot be read.
     """
-    found, skipped = split_folders(folder), Counter()
+    skipped: Counter[str] = Counter()
+    found = split_folders(folder)
     needed(folder, found, "train", "val")
     classes = {split: class_folders(found[split], skipped) for split in ("train", "val")}
     if odd := sorted(set(classes["train"]) ^ set(classes["val"])):
@@ -78,7 +79,7 @@ def _check_images(folder: Path, paths: Sequence[str]) -> None:
 
 def stream(
     split: FileSplit,
-    batches: Sequence[Sequence[int]],
+    batches: Sequence[list[int]],
     augment: str | None,
     seed: int,
     epoch: int,

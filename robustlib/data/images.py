@@ -19,13 +19,14 @@ from robustlib.specs import printable, reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 BACKGROUND = "white"
 """What shows through transparent pixels: the paper that most cut-outs and drawings are made for."""
 # What systems leave in folders, beside all that is hidden; in lower case.
-FOREIGN = ("__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
-FOREIGN += ("$recycle.bin", "system volume information", "lost+found")
+FOREIGN = {"__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+FOREIGN |= {"$recycle.bin", "system volume information", "lost+found"}
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val")
 _RAW_BITS = {"L;2": 2, "L;4": 4}
@@ -55,7 +56,7 @@ def read_labels(file: str | Path) -> Image:
 
 
 @contextmanager
-def _open(file: str | Path | BinaryIO, name: str = "") -> Iterator[Image]:
+def _open(file: str | Path | BinaryIO, name: str = "") -> Iterator[ImageFile]:
     from PIL import Image
 
     try:
@@ -127,8 +128,11 @@ def stack(
     for i, (image, label) in enumerate(pairs):
         grey = grey and image.mode in ("1", "L")
         image = ImageOps.expand(image, border) if border else image
-        x[i] = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-        y[i] = ImageOps.fit(label, (size, size), Image.Resampling.NEAREST) if masks else label
+        image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+        x[i] = np.asarray(image)
+        if masks:
+            label = np.asarray(ImageOps.fit(label, (size, size), Image.Resampling.NEAREST))
+        y[i] = label
     if masks:
         return x, y
     # Rows of a pack are shuffled: its first N images are a fair draw.

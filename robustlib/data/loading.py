@@ -77,11 +77,14 @@ def load_segmentation(
     seed = integer("seed", seed, 0, 2**63 - 1)
     path = sources.find_masks(name, size or VOC_SIZE, root)
     data = _few(_stored(name, path, 0, masks=True), n_train, seed)
-    shape = data.test.x.shape[1:3]
-    if size is None or size == min(shape):
-        return data
+    return data if size is None else _each(data, lambda split: _scaled(split, size))
+
+
+def _scaled(split: Split, size: int) -> Split:
+    """The split with a shorter side of `size` px."""
+    shape = split.x.shape[1:3]
     height, width = (round(side * size / min(shape)) for side in shape)
-    return _each(data, lambda split: resized(split, height, width))
+    return resized(split, height, width)
 
 
 def _few(data: Dataset, n_train: int | None, seed: int) -> Dataset:
@@ -99,7 +102,8 @@ def _few(data: Dataset, n_train: int | None, seed: int) -> Dataset:
 
 
 def _each(data: Dataset, change: Callable[[Any], Split | FileSplit]) -> Dataset:
-    return replace(data, **{s: change(getattr(data, s)) for s in SPLITS})
+    train, val, test = (change(split) for split in (data.train, data.val, data.test))
+    return replace(data, train=train, val=val, test=test)
 
 
 def _stored(name: str, path: Path | None, size: int, masks: bool = False) -> Dataset:

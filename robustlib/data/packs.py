@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -141,15 +141,12 @@ def write(path: Path, pack: Pack) -> None:
     """Write the pack, validated, in one piece: a reader sees the whole file or none."""
     validate(pack, path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    text = {"class_names": pack.class_names, "origin": pack.origin}
+    arrays: dict[str, Any] = pack.arrays | {k: np.array(v, dtype=np.str_) for k, v in text.items()}
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
-            np.savez_compressed(
-                file,
-                **pack.arrays,
-                class_names=np.array(pack.class_names, dtype=np.str_),
-                origin=np.array(pack.origin, dtype=np.str_),
-            )
+            np.savez_compressed(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -244,7 +241,7 @@ def _text(path: Path, key: str) -> Any:
     return array.tolist()
 
 
-def _array_header(path: Path, key: str, member: zipfile.ZipExtFile) -> Header:
+def _array_header(path: Path, key: str, member: IO[bytes]) -> Header:
     try:
         version = np.lib.format.read_magic(member)
         if version == (1, 0):

@@ -138,7 +138,8 @@ def build_folder(
     folder, path = home(folder), data_root(root) / _file(name, size)
     if path.exists():
         raise ValueError(f"{path}: is there already; delete it to build it anew")
-    found, skipped = split_folders(folder), Counter()
+    skipped: Counter[str] = Counter()
+    found = split_folders(folder)
     if found:
         needed(folder, found, "train", "test")
         splits = {s: class_folders(found[s], skipped) for s in packs.SPLITS if s in found}
@@ -161,8 +162,9 @@ def available(root: str | Path | None = None) -> list[Row]:
 
 def _known_row(folder: Path, name: str, known: Known) -> Row:
     here = known.origin == "embedded" or bool(known.unpacked) and (folder / known.unpacked).exists()
-    terms = known.licence, known.note, known.masks
-    return Row(name, known.origin, here, *known.counts, *terms)
+    return Row(
+        name, known.origin, here, *known.counts, known.licence, known.note, masks=known.masks
+    )
 
 
 def _pack_row(name: str, sides: dict[int, Path]) -> Row:
@@ -189,10 +191,10 @@ def _packs(folder: Path) -> dict[str, dict[int, Path]]:
     file's names say; 0 if that is no number."""
     found: dict[str, dict[int, Path]] = {}
     for path in sorted(folder.glob("*.npz"), key=lambda p: "@" not in p.stem):
-        name, _, size = path.stem.partition("@")
+        name, at, size = path.stem.partition("@")
         if path.name[0] != ".":
-            size = int(size) if size.isdecimal() else 0 if "@" in path.stem else 32
-            found.setdefault(name, {})[size] = path
+            side = int(size) if size.isdecimal() else 0
+            found.setdefault(name, {})[side if at else 32] = path
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,8 +76,8 @@ class Dataset:
         return len(self.class_names)
 
 
-def take(split: Split | FileSplit, rows: np.ndarray) -> Split | FileSplit:
-    """The split's images at `rows` (integers), in that order."""
+def take(split: Any, rows: np.ndarray) -> Any:
+    """The images of a `Split` or `FileSplit` at `rows` (integers), in that order: one likewise."""
     index = torch.from_numpy(np.asarray(rows, dtype=np.int64))
     if isinstance(split, FileSplit):
         return replace(split, paths=tuple(split.paths[i] for i in rows), y=split.y[index])

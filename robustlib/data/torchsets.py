@@ -102,16 +102,17 @@ def _complete(name: str, split: str, found: int, n: int, root: Path) -> None:
 def _torchvision(name: str, size: int, root: Path) -> tuple[Splits, tuple[str, ...]]:
     from torchvision import datasets
 
-    entry, splits, names = PUBLISHED[name], {}, ()
+    entry = PUBLISHED[name]
+    splits: Splits = {}
     for split, arguments in entry.splits.items():
         data = getattr(datasets, entry.cls)(root / "downloads", download=True, **arguments)
-        pairs = (data[i] for i in range(len(data)))
+        pairs: Iterable[tuple[Any, Any]] = (data[i] for i in range(len(data)))
         if entry.files:
             lists = [getattr(data, attribute) for attribute in entry.files]
             pairs = opened(zip(*lists, strict=True) if len(lists) > 1 else lists[0])
         splits[split] = stack(pairs, len(data), size, f"{name} {split}", entry.border)
-        names = tuple(map(str, getattr(data, "classes", None) or range(entry.counts[2])))
-    return splits, names
+    names = getattr(data, "classes", None) or range(entry.counts[2])
+    return splits, tuple(map(str, names))
 
 
 def _eurosat(name: str, size: int, root: Path) -> tuple[Splits, tuple[str, ...]]:
