@@ -253,7 +253,7 @@ def test_two_that_want_one_pack_build_it_once(tmp_path: Path) -> None:
         packs.write(path, small_pack())
 
     path = tmp_path / "p.npz"
-    threads = [threading.Thread(target=sources.build_once, args=(path, build)) for _ in range(3)]
+    threads = [threading.Thread(target=sources.ensure, args=(path, build)) for _ in range(3)]
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert len(builds) == 1 and len(packs.read(path).arrays["y_test"]) == 14

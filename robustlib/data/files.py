@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robustlib.data.images import class_folders, needed, read_image, split_folders, warn_skipped
-from robustlib.data.sources import build_once
+from robustlib.data.sources import ensure
 from robustlib.data.splits import Dataset, FileSplit, holdout, seed_for, take
 
 CROP_FRACTION = 0.875  # of the shorter side that an evaluation crop sees: 224 of 256 px
@@ -72,7 +72,7 @@ def _check_images(folder: Path, paths: Sequence[str]) -> None:
         checked.touch()
 
     try:
-        build_once(checked, write)
+        ensure(checked, write)
     except PermissionError:  # a data root for reading only: each process has to look
         check_all()
 

@@ -108,7 +108,7 @@ def _folder_for(name: str, root: str | Path | None) -> Path:
 
 
 def _published(name: str, size: int, path: Path) -> Path:
-    build_once(path, lambda: packs.write(path, torchsets.build(name, size, path.parent)))
+    ensure(path, lambda: packs.write(path, torchsets.build(name, size, path.parent)))
     return path
 
 
@@ -148,7 +148,7 @@ def build_folder(
     warn_skipped(folder, skipped, found.values())
     pack = _from_folders(name, splits, size, fraction, seed)
     packs.validate(pack, path)  # before the data root is made: a refusal leaves nothing there
-    build_once(path, lambda: packs.write(path, pack))
+    ensure(path, lambda: packs.write(path, pack))
     return path
 
 
@@ -208,7 +208,7 @@ def _pack_here(folder: Path, name: str, size: int) -> Path | None:
     return exact or (plain if plain and not packs.origin(plain) else None)
 
 
-def build_once(path: Path, write: Callable[[], None]) -> None:
+def ensure(path: Path, write: Callable[[], None]) -> None:
     """Calls what writes the pack `path`, unless it is there, or another process does so meanwhile.
 
     Raises PermissionError where the data root cannot be written.
