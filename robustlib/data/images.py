@@ -123,16 +123,13 @@ def stack(
         raise ValueError(f"{name}: {n} images of {size} px are over 16 GiB; choose a smaller size")
     x = np.empty((n, size, size, 3), dtype=np.uint8)
     y = np.empty((n, size, size), dtype=np.uint8) if masks else np.empty(n, dtype=np.int64)
-    grey = not masks
+    grey, side = not masks, (size, size)
     pairs = tqdm(images, total=n, desc=name, unit="image", mininterval=0.5)
     for i, (image, label) in enumerate(pairs):
         grey = grey and image.mode in ("1", "L")
-        image = ImageOps.expand(image, border) if border else image
-        image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-        x[i] = np.asarray(image)
-        if masks:
-            label = np.asarray(ImageOps.fit(label, (size, size), Image.Resampling.NEAREST))
-        y[i] = label
+        framed = ImageOps.expand(image, border) if border else image
+        x[i] = np.asarray(ImageOps.fit(framed.convert("RGB"), side, Image.Resampling.BILINEAR))
+        y[i] = np.asarray(ImageOps.fit(label, side, Image.Resampling.NEAREST)) if masks else label
     if masks:
         return x, y
     # Rows of a pack are shuffled: its first N images are a fair draw.

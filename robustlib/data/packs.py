@@ -60,7 +60,7 @@ def headers(path: Path) -> dict[str, Header]:
     found: dict[str, Header] = {}
     total = 0
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             # zipfile finds an archive behind anything, numpy then reads that which is before it.
             if file.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
                 raise ValueError("it does not begin as a zip file does")

@@ -161,7 +161,9 @@ def available(root: str | Path | None = None) -> list[Row]:
 
 
 def _known_row(folder: Path, name: str, known: Known) -> Row:
-    here = known.origin == "embedded" or bool(known.unpacked) and (folder / known.unpacked).exists()
+    here = known.origin == "embedded" or (
+        bool(known.unpacked) and (folder / known.unpacked).exists()
+    )
     return Row(
         name, known.origin, here, *known.counts, known.licence, known.note, masks=known.masks
     )

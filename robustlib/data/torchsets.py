@@ -194,7 +194,7 @@ def _archive(name: str, root: Path, md5: str) -> Path:
     path = folder / url.rpartition("/")[2]
     if not path.exists():
         download_url(url, str(folder), path.name, md5)
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != md5:
         raise ValueError(f"{path}: md5 {found}, published is {md5}: delete it and download it anew")
