@@ -346,7 +346,7 @@ def test_another_size_is_what_pillow_makes_of_it(tmp_path: Path, size: int, chan
 def test_a_pack_is_read_once_but_again_when_it_has_changed(tmp_path: Path, monkeypatch) -> None:
     reads = []
     read = packs.read
-    monkeypatch.setattr(packs, "read", lambda path: reads.append(path) or read(path))
+    monkeypatch.setattr(packs, "read", lambda *path: reads.append(path) or read(*path))
     packs.write(tmp_path / "p.npz", a_pack())
     first = load("p", 8, root=tmp_path)
     assert load("p", 8, n_train=20, seed=3, root=tmp_path).n_classes == 4 and len(reads) == 1

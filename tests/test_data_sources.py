@@ -24,14 +24,13 @@ from robustlib.data import (
     load_segmentation,
     loading,
     packs,
-    scenes,
-    segmentation,
     sources,
     torchsets,
 )
 from robustlib.data.sources import available, build_folder
 
 RNG = np.random.default_rng(0)
+TINY = "tiny-imagenet-200.zip"
 
 
 @pytest.fixture(autouse=True)
@@ -74,9 +73,7 @@ def save(path: Path, image: Image.Image | None = None) -> Path:
 
 def counts(monkeypatch, name: str, n_train: int, n_test: int, classes: int) -> None:
     """The published set's counts as those of the small copy that a test has made."""
-    entry = dataclasses.replace(
-        torchsets.PUBLISHED[name], n_train=n_train, n_test=n_test, classes=classes
-    )
+    entry = dataclasses.replace(torchsets.PUBLISHED[name], counts=(n_train, n_test, classes))
     monkeypatch.setitem(torchsets.PUBLISHED, name, entry)
 
 
@@ -234,7 +231,7 @@ def test_a_half_extracted_download_is_noticed(tmp_path: Path, fake_cifar, monkey
 def test_without_network_the_error_says_what_to_put_where(tmp_path: Path) -> None:
     for name, entry in torchsets.PUBLISHED.items():
         with pytest.raises(FileNotFoundError) as error:
-            load(name, root=tmp_path)
+            (load_segmentation if entry.masks else load)(name, root=tmp_path)
         assert all(url in str(error.value) for url in entry.urls)
         assert str(tmp_path / entry.place) in str(error.value)
     with pytest.raises(FileNotFoundError, match="imagenet/train"):
@@ -256,7 +253,7 @@ def test_two_that_want_one_pack_build_it_once(tmp_path: Path) -> None:
         packs.write(path, small_pack())
 
     path = tmp_path / "p.npz"
-    threads = [threading.Thread(target=sources.build_once, args=(path, build)) for _ in range(3)]
+    threads = [threading.Thread(target=sources.ensure, args=(path, build)) for _ in range(3)]
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert len(builds) == 1 and len(packs.read(path).arrays["y_test"]) == 14
@@ -277,14 +274,14 @@ def test_the_list_counts_sets_with_masks_as_they_load(tmp_path: Path) -> None:
     row, data = rows["glyphs_seg"], load_segmentation("glyphs_seg", root=tmp_path)
     held = len(data.train) + len(data.val), len(data.test), data.n_classes
     assert (row.n_train, row.n_test, row.classes) == held and row.here
-    assert not rows["voc2012_seg"].here and {r.name for r in rows.values() if r.masks} == set(
-        scenes.SCENES
-    )
-    (tmp_path / scenes.VOC_FOLDER).mkdir(parents=True)
+    masked = {r.name for r in rows.values() if r.masks}
+    assert not rows["voc2012_seg"].here and masked == {"glyphs_seg", "voc2012_seg"}
+    (tmp_path / "downloads/VOCdevkit/VOC2012").mkdir(parents=True)
     x = RNG.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     mask = RNG.integers(0, 2, (6, 8, 8), dtype=np.uint8)
     arrays = {"x_train": x[:4], "m_train": mask[:4], "x_test": x[4:], "m_test": mask[4:]}
-    segmentation.write(tmp_path / "own_seg.npz", arrays, ("road", "sky", "void (ignore=2)"))
+    names = np.array(["road", "sky", "void (ignore=2)"])
+    np.savez(tmp_path / "own_seg.npz", **arrays, class_names=names)
     rows = {r.name: r for r in available(tmp_path)}
     assert rows["voc2012_seg"].here and rows["own_seg"].masks
     assert rows["own_seg"].classes == load_segmentation("own_seg", root=tmp_path).n_classes == 2
@@ -452,7 +449,7 @@ def tiny(path: Path, monkeypatch, hostile: bool = False) -> dict[str, bytes]:
 def test_tiny_imagenet_is_read_from_its_archive(tmp_path: Path, monkeypatch, hostile) -> None:
     root = tmp_path / "a" / "root"
     root.mkdir(parents=True)
-    tiny(root / torchsets.TINY, monkeypatch, hostile)
+    tiny(root / TINY, monkeypatch, hostile)
     assert {r.name: r.here for r in available(root)}["tiny_imagenet"]
     data = load("tiny_imagenet", size=64, root=root)
     assert data.class_names == ("goldfish (n01)", "crane (n02)")
@@ -460,11 +457,11 @@ def test_tiny_imagenet_is_read_from_its_archive(tmp_path: Path, monkeypatch, hos
         assert split.x.shape[1:] == (64, 64, 3)  # one grey image makes no grey set
         assert torch.equal((split.x.amax((1, 2, 3)) > 60).long(), split.y)
     seen = {p.name for p in tmp_path.rglob("*") if p.is_file()}
-    assert seen - {".tiny_imagenet@64.npz.lock"} == {torchsets.TINY, "tiny_imagenet@64.npz"}
+    assert seen - {".tiny_imagenet@64.npz.lock"} == {TINY, "tiny_imagenet@64.npz"}
 
 
 def test_another_archive_of_that_name_is_refused(tmp_path: Path, monkeypatch) -> None:
-    tiny(tmp_path / torchsets.TINY, monkeypatch)
+    tiny(tmp_path / TINY, monkeypatch)
     monkeypatch.setattr(torchsets, "TINY_MD5", "90528d7ca1a48142e341f4ef8d21d0de")
     with pytest.raises(ValueError, match="tiny-imagenet-200.zip: md5 .*90528d7c"):
         load("tiny_imagenet", root=tmp_path)

@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from robustlib import heads, models, stages, tickets, training
 from robustlib.compact import compact
-from robustlib.data import MaskSplit, Segmentation, batches, segmentation
+from robustlib.data import Dataset, Split, batches, packs
 from robustlib.objectives import pixelwise
 from robustlib.specs import ARCHS, Pretrain, Ticket, Transfer
 from robustlib.tickets import Mask, omp
@@ -36,19 +36,20 @@ def _on_the_cpu(monkeypatch):
     monkeypatch.setenv("ROBUSTLIB_DEVICE", "cpu")
 
 
-def scene(n: int, seed: int, height: int = 16, width: int = 24) -> MaskSplit:
+def scene(n: int, seed: int, height: int = 16, width: int = 24) -> Split:
     """Noisy blocks whose class is their colour, their upper left pixels without a label."""
     g = torch.Generator().manual_seed(seed)
     blocks = torch.randint(0, 3, (n, height // 8, width // 8), generator=g)
     y = blocks.repeat_interleave(8, 1).repeat_interleave(8, 2)
     x = COLOURS[y] + 20 * torch.randn((n, height, width, 3), generator=g)
     y[:, :4, :4] = 255
-    return MaskSplit(x.clamp(0, 255).to(torch.uint8), y.to(torch.uint8))
+    return Split(x.clamp(0, 255).to(torch.uint8), y.to(torch.uint8))
 
 
 @pytest.fixture(scope="module")
-def data() -> Segmentation:
-    return Segmentation("blocks", scene(32, 0), scene(8, 1), scene(12, 2), ("a", "b", "c"))
+def data() -> Dataset:
+    splits = scene(32, 0), scene(8, 1), scene(12, 2)
+    return Dataset("blocks", *splits, ("a", "b", "c"), native=24, ignore=255)
 
 
 def network(seed: int = 0, arch: str = "resnet10s", **fields) -> models.ResNet:
@@ -73,7 +74,7 @@ class Told(nn.Module):
 
 
 def counted(answers: Tensor, truth: Tensor, k: int) -> Tensor:
-    split = MaskSplit(torch.zeros(*truth.shape, 3, dtype=torch.uint8), truth.to(torch.uint8))
+    split = Split(torch.zeros(*truth.shape, 3, dtype=torch.uint8), truth.to(torch.uint8))
     return confusions(Told(answers, k), split, k, 255)
 
 
@@ -427,7 +428,7 @@ def test_the_interval_of_a_difference_worked_by_hand():
 # Training
 
 
-def segmented(data: Segmentation, net: nn.Module, **fields) -> tuple[nn.Module, Mask, dict]:
+def segmented(data: Dataset, net: nn.Module, **fields) -> tuple[nn.Module, Mask, dict]:
     mask = omp(net, 0.7)
     net, found = segment(mask.apply(net), data, transfer(**fields))
     return net, mask, found
@@ -499,12 +500,12 @@ def test_training_sees_only_its_own_images_and_then_val_and_test_once(data):
 def test_unlabelled_pixels_and_images_do_not_enter_training(data):
     y = data.train.y.clone()
     y[::2] = 255
-    half = replace(data, train=MaskSplit(data.train.x, y))
+    half = replace(data, train=Split(data.train.x, y))
     other = data.train.y.flip(0).clone()
     other[::2] = 255
     one, two = (segment(network(), half, transfer(epochs=1))[0].state_dict() for _ in range(2))
     assert all(torch.equal(t, two[n]) for n, t in one.items())
-    none = replace(data, train=MaskSplit(data.train.x, torch.full_like(y, 255)))
+    none = replace(data, train=Split(data.train.x, torch.full_like(y, 255)))
     net, found = segment(network(), none, transfer(epochs=1, weight_decay=0))
     assert found["curve"][0]["loss"] == 0
     assert torch.equal(net.backbone.conv1.weight, network().conv1.weight)
@@ -574,7 +575,7 @@ def test_the_spec_says_whether_statistics_are_reestimated_before_segmenting(
         for s, split in splits.items()
         for a, b in ("xx", "my")
     }
-    segmentation.write(tmp_path / "blocks.npz", arrays, data.class_names)
+    packs.write(tmp_path / "blocks.npz", packs.Pack(arrays, data.class_names))
     pretrain = Pretrain(source="digits", width=4, stem_stride=1, size=8, epochs=1)
     ticket = Ticket(pretrain, sparsity=0.5)
     # Without a step of training the statistics stay those that the transfer began with.

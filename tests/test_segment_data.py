@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -11,8 +12,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import voc
 
-from robustlib.data import MaskSplit, batches, load, load_segmentation, scenes, segmentation
-from robustlib.data.splits import Split
+from robustlib.data import Split, batches, embedded, load, load_segmentation, torchsets
 from robustlib.specs import AUGMENTS
 
 NAMES = np.array(["sky", "road", "car", "void(ignore=3)"])
@@ -209,8 +209,9 @@ def test_scaled_images_and_masks_are_those_of_pillow(tmp_path, size):
 
 def test_rendered_letters_are_the_same_on_every_call_and_lie_under_their_masks():
     data = load_segmentation("glyphs_seg")
-    arrays, names = scenes.glyphs_seg()
-    assert names == data.class_names == ("background", *"AESX")
+    made = embedded.glyphs_seg(48)
+    arrays = made.arrays
+    assert made.class_names == data.class_names == ("background", *"AESX")
     assert np.array_equal(arrays["x_test"], data.test.x) and data.test.x.shape[1:] == (48, 64, 3)
     assert np.array_equal(arrays["m_test"], data.test.y)
     assert (len(data.train), len(data.val), len(data.test)) == (540, 60, 200)
@@ -231,12 +232,13 @@ def test_rendered_letters_are_the_same_on_every_call_and_lie_under_their_masks()
 @pytest.fixture
 def devkit(tmp_path, monkeypatch) -> Path:
     """12 training and 5 validation images of 40 x 32 or 32 x 40 px, coloured by their mask."""
-    monkeypatch.setattr(scenes, "N_VOC", {"train": 12, "val": 5})
+    voc_set = dataclasses.replace(torchsets.PUBLISHED["voc2012_seg"], counts=(12, 5, 21))
+    monkeypatch.setitem(torchsets.PUBLISHED, "voc2012_seg", voc_set)
     base = tmp_path / "downloads/VOCdevkit/VOC2012"
     for folder in ("ImageSets/Segmentation", "JPEGImages", "SegmentationClass"):
         (base / folder).mkdir(parents=True)
     number = 0
-    for split, n in scenes.N_VOC.items():
+    for split, n in (("train", 12), ("val", 5)):
         names = [f"2007_{number + i:06}" for i in range(n)]
         for name in names:
             number += 1
@@ -262,7 +264,7 @@ def test_voc_is_read_from_torchvisions_folder_once_and_cut_with_its_masks(devkit
         expected = torch.where(part.y == data.ignore, 5, part.y)
         assert (decoded == expected).float().mean() > 0.99
         assert set(np.unique(part.y)) <= {*range(5), 255}
-    monkeypatch.setattr(segmentation, "voc2012", None)  # from now on its pack is read
+    monkeypatch.setattr(torchsets, "build", None)  # from now on its pack is read
     assert (devkit / "voc2012_seg@32.npz").exists()
     again = load_segmentation("voc2012_seg", size=32, root=devkit)
     assert torch.equal(again.test.y, data.test.y)
@@ -316,19 +318,21 @@ def test_voc_is_downloaded_with_torchvisions_checksum(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="VOCtrainval_11-May-2012.tar\nand unpack"):
         load_segmentation("voc2012_seg", size=32, root=tmp_path / "empty")
     # torchvision verifies its own checksum.
-    assert asked == [(scenes.VOC_URL, voc.DATASET_YEAR_DICT["2012"]["md5"])]
+    assert asked == [
+        (torchsets.PUBLISHED["voc2012_seg"].urls[0], voc.DATASET_YEAR_DICT["2012"]["md5"])
+    ]
 
 
 # Augmentation
 
 
-def encoded(n: int, height: int, width: int, channels: int = 3) -> MaskSplit:
+def encoded(n: int, height: int, width: int, channels: int = 3) -> Split:
     """Images in which every pixel says its label, and its row and column."""
     m = torch.from_numpy(masks(n, height, width))
     rows = torch.arange(height)[:, None].expand(n, height, width)
     columns = torch.arange(width).expand(n, height, width)
     x = torch.stack([50 * m, rows, columns], 3).to(torch.uint8)
-    return MaskSplit(x[..., :channels].contiguous(), m)
+    return Split(x[..., :channels].contiguous(), m)
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)
@@ -360,7 +364,7 @@ def test_what_a_shift_uncovers_is_reflected_in_image_and_mask():
     height, width, pad = 16, 24, 2
     split = encoded(1, height, width)
     rows = torch.zeros(200, dtype=torch.long)
-    x, y = batches.gather_masked(split, rows, "crop", torch.Generator().manual_seed(0))
+    x, y = batches.gather(split, rows, "crop", torch.Generator().manual_seed(0))
     m = np.pad(split.y[0].numpy(), pad, mode="reflect")
     image = np.pad(split.x[0].numpy(), [(pad, pad), (pad, pad), (0, 0)], mode="reflect")
     crops = {}

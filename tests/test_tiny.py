@@ -13,7 +13,6 @@ from PIL import Image
 from robustlib import store
 from robustlib.data import batches, packs
 from robustlib.data.packs import Pack
-from robustlib.data.segmentation import write
 from robustlib.data.splits import LEAST_FOR_VAL, holdout
 from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer
 from robustlib.stages import evaluation, pretrain, run, ticket, transfer
@@ -67,7 +66,7 @@ def root(tmp_path_factory) -> Path:
     for name, (train, val) in masks.items():
         arrays = {"m_train": train, "m_test": two} | ({} if val is None else {"m_val": val})
         arrays |= {k.replace("m_", "x_"): images(len(m), 16) for k, m in arrays.items()}
-        write(root / f"{name}.npz", arrays, ("a", "b"))
+        packs.write(root / f"{name}.npz", Pack(arrays, ("a", "b")))
     for split in ("train", "val"):
         for k in range(8):
             folder = root / "imagenet" / split / f"n{k}"

@@ -1,7 +1,6 @@
 """Data sets as in-memory uint8 tensors, by name, and the batches made from them."""
 
-from robustlib.data.loading import load
-from robustlib.data.segmentation import Segmentation, load_segmentation
-from robustlib.data.splits import Dataset, MaskSplit, Split
+from robustlib.data.loading import load, load_segmentation
+from robustlib.data.splits import Dataset, Split
 
-__all__ = ["Dataset", "MaskSplit", "Segmentation", "Split", "load", "load_segmentation"]
+__all__ = ["Dataset", "Split", "load", "load_segmentation"]

@@ -6,14 +6,13 @@ step with the batches of the uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from robustlib.data import files
-from robustlib.data.splits import FileSplit, MaskSplit, Split, seed_for
-from robustlib.specs import AUGMENTS, integer, one_of
+from robustlib.data.splits import FileSplit, Split, seed_for
 
 
 def to_float(x_u8: Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -27,13 +26,13 @@ def to_float(x_u8: Tensor, device: torch.device | str = "cpu") -> Tensor:
     return x.to(torch.float32).div_(255).permute(0, 3, 1, 2)
 
 
-def steps(split: Split | FileSplit | MaskSplit, batch_size: int) -> int:
+def steps(split: Split | FileSplit, batch_size: int) -> int:
     """Steps per epoch: full batches only, but one short batch where there is no full one."""
-    return max(1, len(split) // integer("batch_size", batch_size, 1))
+    return max(1, len(split) // batch_size)
 
 
 def epoch(
-    split: Split | FileSplit | MaskSplit,
+    split: Split | FileSplit,
     batch_size: int,
     *,
     augment: str,
@@ -49,69 +48,57 @@ def epoch(
     The remainder of the last batch is dropped; the next epoch shuffles it back in. Images from
     files are augmented by (seed, epoch, row), and a crop is a RandomResizedCrop.
     """
-    one_of("augment", augment, AUGMENTS)
-    n_steps = steps(split, batch_size)
-    integer("start", start, 0, n_steps)
     if not len(split):
         raise ValueError("the split is empty: there is nothing to train on")
-    return _epoch(split, batch_size, n_steps, augment, seed, epoch, start, device)
-
-
-def _epoch(split, batch_size, n_steps, augment, seed, epoch, start, device):
     order = torch.randperm(len(split), generator=_generator(seed, epoch))
+    steps_left = range(start, steps(split, batch_size))
+    batches = [order[step * batch_size : (step + 1) * batch_size] for step in steps_left]
     if isinstance(split, FileSplit):
-        rows = order[start * batch_size : n_steps * batch_size].split(batch_size)
-        yield from _files(split, [r.tolist() for r in rows], augment, seed, epoch, device)
+        yield from _from_files(split, batches, device, augment, seed, epoch)
         return
-    for step in range(start, n_steps):
-        rows = order[step * batch_size : (step + 1) * batch_size]
-        generator = _generator(seed, epoch, step)
-        if isinstance(split, MaskSplit):
-            x, y = gather_masked(split, rows, augment, generator)
-        else:
-            x, y = gather(split.x, rows, augment, generator), split.y[rows]
+    for step, rows in zip(steps_left, batches, strict=True):
+        x, y = gather(split, rows, augment, _generator(seed, epoch, step))
         yield to_float(x, device), y.to(device, non_blocking=True)
 
 
 def ordered(
-    split: Split | FileSplit | MaskSplit, batch_size: int = 500, device: torch.device | str = "cpu"
+    split: Split | FileSplit, batch_size: int = 500, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All of the split in its own order, nothing dropped or augmented, for evaluation."""
-    integer("batch_size", batch_size, 1)
     if isinstance(split, FileSplit):
-        rows = torch.arange(len(split)).split(batch_size)
-        yield from _files(split, [r.tolist() for r in rows], None, 0, 0, device)
+        yield from _from_files(split, torch.arange(len(split)).split(batch_size), device)
         return
     for i in range(0, len(split), batch_size):
         x, y = split.x[i : i + batch_size], split.y[i : i + batch_size]
         yield to_float(x, device), y.to(device, non_blocking=True)
 
 
-def _files(split, rows, augment, seed, epoch, device):
+def _from_files(
+    split: FileSplit,
+    rows: Iterable[Tensor],
+    device: torch.device | str,
+    augment: str | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
     pin = torch.device(device).type == "cuda"
-    for x, y in files.stream(split, rows, augment, seed, epoch, pin):
+    for x, y in files.stream(split, [r.tolist() for r in rows], augment, seed, epoch, pin):
         yield to_float(x, device), y.to(device, non_blocking=True)
 
 
-def gather(x: Tensor, rows: Tensor, augment: str, generator: torch.Generator) -> Tensor:
-    """The images `rows` of x [N, H, W, C] uint8, each cropped and flipped at random: [B, H, W, C].
+def gather(
+    split: Split, rows: Tensor, augment: str, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The images `rows`, each cropped and flipped at random: uint8 [B, H, W, C], and their labels
+    [B], or their masks [B, H, W], moved as they are.
 
     A crop shifts by up to S // 8 px each way, S the shorter side (4 at 32 px, as is usual). What a
     shift uncovers is reflected, not black: a black bar is an edge that no test image has.
     """
     if augment == "none":
-        return x[rows]
-    return _pick(x, _pixels(x, rows, augment, generator))
-
-
-def gather_masked(
-    split: MaskSplit, rows: Tensor, augment: str, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """The images `rows` as `gather` draws them, and their masks [B, H, W] moved as they are."""
-    if augment == "none":
         return split.x[rows], split.y[rows]
     pixels = _pixels(split.x, rows, augment, generator)
-    return _pick(split.x, pixels), _pick(split.y, pixels)
+    return _pick(split.x, pixels), split.y[rows] if split.y.ndim == 1 else _pick(split.y, pixels)
 
 
 def _pixels(x: Tensor, rows: Tensor, augment: str, generator: torch.Generator) -> Tensor:

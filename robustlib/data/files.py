@@ -13,14 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustlib.data.images import (
-    class_folders,
-    needed,
-    read_image,
-    split_folders,
-    tell_skipped,
-)
-from robustlib.data.sources import build_once
+from robustlib.data.images import class_folders, needed, read_image, split_folders, warn_skipped
+from robustlib.data.sources import ensure
 from robustlib.data.splits import Dataset, FileSplit, holdout, seed_for, take
 
 CROP_FRACTION = 0.875  # of the shorter side that an evaluation crop sees: 224 of 256 px
@@ -33,27 +27,25 @@ def imagenet(folder: Path, size: int) -> Dataset:
     Every image is opened once before the set is used. ValueError: as `split_folders`, `needed` and
     `class_folders` say, classes of one split only, or an image that cannot be read.
     """
+    skipped: Counter[str] = Counter()
     found = split_folders(folder)
     needed(folder, found, "train", "val")
-    parts, skipped = {}, Counter()
-    for split in ("train", "val"):
-        classes = class_folders(found[split], skipped)
-        paths = [str(p) for files in classes.values() for p in files]
-        y = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
-        order = np.random.default_rng(seed_for("shuffle", split)).permutation(len(y))
-        shuffled = tuple(paths[i] for i in order)
-        parts[split] = FileSplit(shuffled, torch.from_numpy(y[order]), size), tuple(classes)
-    (train, names), (test, test_names) = parts["train"], parts["val"]
-    if names != test_names:
-        odd = sorted(set(names) ^ set(test_names))
+    classes = {split: class_folders(found[split], skipped) for split in ("train", "val")}
+    if odd := sorted(set(classes["train"]) ^ set(classes["val"])):
         raise ValueError(f"{folder}: {', '.join(odd[:5])}: a class of only one of train and val")
-    tell_skipped(folder, skipped, [found["train"], found["val"]])
-    _check_once(folder, [*train.paths, *test.paths])
-    rows, val = holdout(train.y.numpy())
-    return Dataset(folder.name, take(train, rows), take(train, val), test, names, size)
+    warn_skipped(folder, skipped, [found["train"], found["val"]])
+    parts = {}
+    for split, files in classes.items():
+        labelled = [(str(path), k) for k, paths in enumerate(files.values()) for path in paths]
+        order = np.random.default_rng(seed_for("shuffle", split)).permutation(len(labelled))
+        paths, y = zip(*(labelled[i] for i in order), strict=True)
+        parts[split] = FileSplit(paths, torch.tensor(y), size)
+    _check_images(folder, [*parts["train"].paths, *parts["val"].paths])
+    train, val = (take(parts["train"], rows) for rows in holdout(parts["train"].y.numpy()))
+    return Dataset(folder.name, train, val, parts["val"], tuple(classes["train"]), size)
 
 
-def _check_once(folder: Path, paths: Sequence[str]) -> None:
+def _check_images(folder: Path, paths: Sequence[str]) -> None:
     """Opens all images, unless this was done: an empty file beside the folder then says so.
 
     It is named after the files and when their folders were last changed: to ask a million files
@@ -68,8 +60,7 @@ def _check_once(folder: Path, paths: Sequence[str]) -> None:
     def check_all() -> None:
         chunks = [paths[i : i + 256] for i in range(0, len(paths), 256)]
         with ThreadPoolExecutor(min(16, torch.get_num_threads())) as pool:
-            for _ in tqdm(pool.map(check, chunks), f"checking {folder.name}", len(chunks)):
-                pass
+            list(tqdm(pool.map(check, chunks), f"checking {folder.name}", len(chunks)))
 
     folders = sorted({os.path.dirname(path) for path in paths})
     known = [*sorted(paths), *(str(os.stat(path).st_mtime_ns) for path in folders)]
@@ -81,14 +72,14 @@ def _check_once(folder: Path, paths: Sequence[str]) -> None:
         checked.touch()
 
     try:
-        build_once(checked, write)
+        ensure(checked, write)
     except PermissionError:  # a data root for reading only: each process has to look
         check_all()
 
 
 def stream(
     split: FileSplit,
-    batches: Sequence[Sequence[int]],
+    batches: Sequence[list[int]],
     augment: str | None,
     seed: int,
     epoch: int,
@@ -119,16 +110,14 @@ class _Decoded(torch.utils.data.Dataset):
 
         size = split.size
         if augment in (None, "none"):
-            self.transform = v2.Compose(
-                [v2.Resize(round(size / CROP_FRACTION), antialias=True), v2.CenterCrop(size)]
-            )
+            steps = [v2.Resize(round(size / CROP_FRACTION), antialias=True), v2.CenterCrop(size)]
         else:
-            flip = [v2.RandomHorizontalFlip()] if augment == "crop-flip" else []
-            self.transform = v2.Compose([v2.RandomResizedCrop(size, antialias=True), *flip])
+            steps = [v2.RandomResizedCrop(size, antialias=True)]
+        if augment == "crop-flip":
+            steps.append(v2.RandomHorizontalFlip())
         if split.detail:
-            sides = (split.detail, split.detail), (size, size)
-            coarse = [v2.Resize(side, antialias=True) for side in sides]
-            self.transform = v2.Compose([self.transform, *coarse])
+            steps += [v2.Resize((side, side), antialias=True) for side in (split.detail, size)]
+        self.transform = v2.Compose(steps)
         self.split, self.parts = split, (seed, epoch)
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -18,13 +19,14 @@ from robustlib.specs import printable, reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 BACKGROUND = "white"
 """What shows through transparent pixels: the paper that most cut-outs and drawings are made for."""
 # What systems leave in folders, beside all that is hidden; in lower case.
-FOREIGN = ("__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
-FOREIGN += ("$recycle.bin", "system volume information", "lost+found")
+FOREIGN = {"__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+FOREIGN |= {"$recycle.bin", "system volume information", "lost+found"}
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val")
 _RAW_BITS = {"L;2": 2, "L;4": 4}
@@ -38,33 +40,28 @@ def read_image(file: str | Path | BinaryIO, name: str = "", quick: bool = False)
     the first is read. Colour profiles are not applied. quick: JPEGs may come at an eighth of their
     size, but are read to the end. ValueError names the file, or `name` if it has none.
     """
-
-    def opaque(image: Image) -> Image:
+    with _open(file, name) as image:
         raw = image.tile[0][3] if image.format == "PNG" and image.tile else ""
         if quick:
             image.draft(None, (1, 1))
         return _opaque(_upright(image), raw)
 
-    return _read(file, name, opaque)
-
 
 def read_labels(file: str | Path) -> Image:
     """A mask, upright: "P" or "L", a pixel's label its index. ValueError names the file."""
-
-    def labels(image: Image) -> Image:
+    with _open(file) as image:
         if image.mode not in ("P", "L"):
             raise OSError(f"{image.mode} pixels; a mask has a palette, or is grey")
         return _upright(image)
 
-    return _read(file, "", labels)
 
-
-def _read(file: str | Path | BinaryIO, name: str, prepared: Callable[[Image], Image]) -> Image:
+@contextmanager
+def _open(file: str | Path | BinaryIO, name: str = "") -> Iterator[ImageFile]:
     from PIL import Image
 
     try:
         with Image.open(file) as image:
-            return prepared(image)
+            yield image
     except Exception as e:  # bytes from outside can raise anything
         what = printable(name or str(file))
         raise ValueError(f"{what}: not a readable image ({reason(e)})") from e
@@ -106,28 +103,35 @@ def _opaque(image: Image, raw: Any) -> Image:
 
 
 def stack(
-    images: Iterable[tuple[Any, int]], n: int, size: int, name: str, border: int = 0
+    images: Iterable[tuple[Image, Any]],
+    n: int,
+    size: int,
+    name: str,
+    border: int = 0,
+    masks: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`n` (PIL image, label) pairs as x uint8 [n, size, size, C] and y int64 [n], rows shuffled.
 
     The shorter side is scaled to `size` and the middle cut out, after `border` black px were added
-    on every side. C is 1 if all images are grey. Shows a progress bar.
+    on every side. C is 1 if all images are grey. Shows a progress bar. masks: labels are PIL
+    images, cut likewise, by the nearest pixel: y uint8 [n, size, size]; C is 3, rows as they come.
     """
     from PIL import Image, ImageOps
     from tqdm.auto import tqdm
 
-    if n * size * size * 3 > MAX_BYTES:
+    if n * size * size * (4 if masks else 3) > MAX_BYTES:
         raise ValueError(f"{name}: {n} images of {size} px are over 16 GiB; choose a smaller size")
     x = np.empty((n, size, size, 3), dtype=np.uint8)
-    y = np.empty(n, dtype=np.int64)
-    grey = True
+    y = np.empty((n, size, size), dtype=np.uint8) if masks else np.empty(n, dtype=np.int64)
+    grey, side = not masks, (size, size)
     pairs = tqdm(images, total=n, desc=name, unit="image", mininterval=0.5)
     for i, (image, label) in enumerate(pairs):
         grey = grey and image.mode in ("1", "L")
-        image = ImageOps.expand(image, border) if border else image
-        image = image.convert("RGB")
-        x[i] = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
-        y[i] = label
+        framed = ImageOps.expand(image, border) if border else image
+        x[i] = np.asarray(ImageOps.fit(framed.convert("RGB"), side, Image.Resampling.BILINEAR))
+        y[i] = np.asarray(ImageOps.fit(label, side, Image.Resampling.NEAREST)) if masks else label
+    if masks:
+        return x, y
     # Rows of a pack are shuffled: its first N images are a fair draw.
     order = np.random.default_rng(seed_for("shuffle")).permutation(n)
     return np.ascontiguousarray(x[order, ..., :1] if grey else x[order]), y[order]
@@ -193,8 +197,8 @@ def class_folders(folder: Path, skipped: Counter[str] | None = None) -> dict[str
             raise ValueError(f"{folder}: class {name!r} {why}")
         folders, files = _listing(child)
         found[name] = [p for p in files if p.suffix.lower() in SUFFIXES]
-        others = Counter(p.suffix.lower() or "without suffix" for p in files)
-        others = Counter({kind: n for kind, n in others.items() if kind not in SUFFIXES})
+        kinds = [p.suffix.lower() or "without suffix" for p in files]
+        others = Counter(kind for kind in kinds if kind not in SUFFIXES)
         if folders:
             others["folders in class folders"] += len(folders)
         if not found[name]:
@@ -206,7 +210,7 @@ def class_folders(folder: Path, skipped: Counter[str] | None = None) -> dict[str
     return dict(sorted(found.items()))
 
 
-def tell_skipped(folder: Path, skipped: Counter[str], splits: Iterable[Path]) -> None:
+def warn_skipped(folder: Path, skipped: Counter[str], splits: Iterable[Path]) -> None:
     """Warns, on one line, of what was found in a folder and is not read: what was counted, and the
     folders beside those of its splits, if it has any."""
     splits = list(splits)
@@ -239,20 +243,3 @@ def _class_name(folder: Path) -> str:
     if any("\ud800" <= c <= "\udfff" for c in name):
         raise ValueError(f"{printable(str(folder))}: the name is no Unicode (UTF-8); rename it")
     return name
-
-
-def divide(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows for (train, test): `fraction` of every class is test, at least one image of each.
-
-    ValueError if a class has a single image.
-    """
-    rng = np.random.default_rng(seed_for("divide", seed))
-    test: list[int] = []
-    for label in np.unique(y):
-        rows = rng.permutation(np.flatnonzero(y == label))
-        if len(rows) < 2:
-            raise ValueError(
-                f"class {label} has 1 image, 2 are needed: one each for train and test"
-            )
-        test.extend(rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)])
-    return np.setdiff1d(np.arange(len(y)), test), np.array(sorted(test))

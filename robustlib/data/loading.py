@@ -1,19 +1,23 @@
-"""`load`: a data set by name, as tensors."""
+"""`load` and `load_segmentation`: a data set by name, as tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from robustlib.data import packs, sources
-from robustlib.data.embedded import EMBEDDED
+from robustlib.data.embedded import EMBEDDED, EMBEDDED_MASKS
 from robustlib.data.files import imagenet
-from robustlib.data.packs import Pack
+from robustlib.data.packs import IGNORE, SPLITS, Pack
 from robustlib.data.splits import Dataset, FileSplit, Split, balanced, holdout, resized, take
 from robustlib.specs import integer
+
+VOC_SIZE = 480  # px: the crops that torchvision's own segmentation networks are trained on
 
 
 def load(
@@ -41,28 +45,52 @@ def load(
     n_train = None if n_train is None else integer("n_train", n_train, 1)
     seed = integer("seed", seed, 0, 2**63 - 1)
     detail = None if detail is None else integer("detail", detail, 4, size)
-    path = sources.find(name, size, root)
-    if path is None:
-        data = _embedded(name, size)
-    elif path.suffix != ".npz":
-        data = _folder(path, size)
-    else:
-        stat = path.stat()
-        data = _pack(name, path, stat.st_mtime_ns, stat.st_size)
-    if n_train is not None:
-        data = few(data, n_train, seed)
+    data = _few(_stored(name, sources.find(name, size, root), size), n_train, seed)
     if isinstance(data.train, FileSplit):
-        splits = {s: replace(getattr(data, s), detail=detail) for s in packs.SPLITS}
-        return replace(data, **splits) if detail else data
-    sides = [detail, size] if detail and detail < data.native else [size]
-    parts = [data.train, data.val, data.test]
-    for side in sides:
-        parts = [resized(split, side) for split in parts]
-    return Dataset(name, *parts, data.class_names, data.native)
+        return _each(data, lambda split: replace(split, detail=detail))
+    if detail and detail < data.native:
+        data = _each(data, lambda split: resized(split, detail, detail))
+    return _each(data, lambda split: resized(split, size, size))
 
 
-def few(data: Dataset, n_train: int, seed: int) -> Dataset:
+def load_segmentation(
+    name: str,
+    size: int | None = None,
+    n_train: int | None = None,
+    seed: int = 0,
+    root: str | Path | None = None,
+) -> Dataset:
+    """The set `name` for dense prediction: a pack in the data root (see `sources.data_root`), the
+    embedded `glyphs_seg`, or `voc2012_seg`, which is downloaded and becomes a pack.
+
+    size: the shorter side is scaled to so many px (masks without interpolation), VOC's images are
+    cut to a square of it; None: as stored, 480 for VOC. val is the set's own, or a tenth of its
+    training images, the same for every seed. With `n_train`, train is a draw of that many images
+    by `seed`, a smaller one part of every larger, and val a draw of max(n_train // 4, n_classes)
+    (or all there are). test is always whole. Labels are masks, `ignore` is 255.
+
+    ValueError: an unknown name, a bad pack, or n_train beyond what there is. FileNotFoundError: a
+    set that is not here and cannot be fetched.
+    """
+    size = None if size is None else integer("size", size, 8, 4096)
+    n_train = None if n_train is None else integer("n_train", n_train, 1)
+    seed = integer("seed", seed, 0, 2**63 - 1)
+    path = sources.find_masks(name, size or VOC_SIZE, root)
+    data = _few(_stored(name, path, 0, masks=True), n_train, seed)
+    return data if size is None else _each(data, lambda split: _scaled(split, size))
+
+
+def _scaled(split: Split, size: int) -> Split:
+    """The split with a shorter side of `size` px."""
+    shape = split.x.shape[1:3]
+    height, width = (round(side * size / min(shape)) for side in shape)
+    return resized(split, height, width)
+
+
+def _few(data: Dataset, n_train: int | None, seed: int) -> Dataset:
     """The set cut to a label budget of n_train training images, as `load` says."""
+    if n_train is None:
+        return data
     if n_train > len(data.train):
         raise ValueError(
             f"n_train={n_train}: {data.name} has {len(data.train)} training images available"
@@ -73,16 +101,30 @@ def few(data: Dataset, n_train: int, seed: int) -> Dataset:
     return replace(data, train=train, val=val)
 
 
+def _each(data: Dataset, change: Callable[[Any], Split | FileSplit]) -> Dataset:
+    train, val, test = (change(split) for split in (data.train, data.val, data.test))
+    return replace(data, train=train, val=val, test=test)
+
+
+def _stored(name: str, path: Path | None, size: int, masks: bool = False) -> Dataset:
+    if path is None:
+        return _embedded(name, size)
+    if path.suffix != ".npz":
+        return _folder(path, size)
+    stat = path.stat()
+    return _pack(name, path, masks, stat.st_mtime_ns, stat.st_size)
+
+
 # Whole sets are kept for the process, at the size they are stored in: a study asks for the same few
 # sets again and again, at other seeds. The time and size of the file are part of the key.
 @lru_cache(maxsize=8)
-def _pack(name: str, path: Path, changed: int, size: int) -> Dataset:
-    return _dataset(name, packs.read(path))
+def _pack(name: str, path: Path, masks: bool, changed: int, size: int) -> Dataset:
+    return _dataset(name, packs.read(path, masks))
 
 
 @lru_cache(maxsize=8)
 def _embedded(name: str, size: int) -> Dataset:
-    return _dataset(name, EMBEDDED[name](size))
+    return _dataset(name, (EMBEDDED | EMBEDDED_MASKS)[name](size))
 
 
 @lru_cache(maxsize=2)
@@ -91,13 +133,22 @@ def _folder(path: Path, size: int) -> Dataset:
 
 
 def _dataset(name: str, pack: Pack) -> Dataset:
+    label = "m" if pack.masks else "y"
     parts = {
-        s: Split(torch.from_numpy(pack.arrays[f"x_{s}"]), torch.from_numpy(pack.arrays[f"y_{s}"]))
-        for s in packs.SPLITS
+        s: Split(
+            torch.from_numpy(pack.arrays[f"x_{s}"]), torch.from_numpy(pack.arrays[f"{label}_{s}"])
+        )
+        for s in SPLITS
         if f"x_{s}" in pack.arrays
     }
     if "val" not in parts:
-        train, val = holdout(parts["train"].y.numpy())
-        parts["val"], parts["train"] = take(parts["train"], val), take(parts["train"], train)
+        train = parts["train"]
+        if pack.masks and len(train) < 2:
+            raise ValueError(f"{name}: 1 training image; 3 are needed, 1 of them for val")
+        rows = holdout(train.y.numpy())
+        parts["train"], parts["val"] = (take(train, r) for r in rows)
     native = max(parts["train"].x.shape[1:3])
-    return Dataset(name, parts["train"], parts["val"], parts["test"], pack.class_names, native)
+    ignore = IGNORE if pack.masks else -1
+    return Dataset(
+        name, parts["train"], parts["val"], parts["test"], pack.class_names, native, ignore
+    )

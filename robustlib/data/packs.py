@@ -2,6 +2,10 @@
 
 Keys: x_train, x_test (and, if the set has its own, x_val) uint8 [N, S, S, C], C 1 or 3; y_* int64
 [N]; class_names, text [K]; optionally `origin`, text, by whom the pack was built.
+
+A pack for dense prediction has, in place of y_*, masks m_* uint8 [N, H, W] of images [N, H, W, C],
+which need not be square. Pixels of label 255 have no class, nor have those of the last label where
+its name ends in `(ignore=K-1)`.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -27,6 +31,8 @@ MAX_CLASSES = 1_000_000  # names of no length take no bytes, and could be any nu
 MAX_RATIO = 1_032  # to which deflate can compress; a header that claims more is a lie
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those that numpy writes
 SPLITS = ("train", "val", "test")
+IGNORE = 255
+"""The label, in a mask, of pixels that have no class."""
 
 Header = tuple[tuple[int, ...], np.dtype]
 
@@ -39,6 +45,11 @@ class Pack:
     class_names: tuple[str, ...]
     origin: str = ""
 
+    @property
+    def masks(self) -> bool:
+        """Every pixel has a label: m_* in place of y_*."""
+        return "m_train" in self.arrays
+
 
 def headers(path: Path) -> dict[str, Header]:
     """Key -> (shape, dtype) of every array of a pack, without reading the arrays.
@@ -46,11 +57,10 @@ def headers(path: Path) -> dict[str, Header]:
     ValueError, naming file, key and reason, if the file is not a zip of plain arrays, an array
     would be pickled objects, or the sizes announced do not fit the file or the memory allowed.
     """
-    path = Path(path)
     found: dict[str, Header] = {}
     total = 0
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             # zipfile finds an archive behind anything, numpy then reads that which is before it.
             if file.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
                 raise ValueError("it does not begin as a zip file does")
@@ -84,106 +94,121 @@ def headers(path: Path) -> dict[str, Header]:
     return found
 
 
-def read(path: Path) -> Pack:
-    """The pack at `path`, validated. ValueError as `headers` and `validate` say."""
-    path = Path(path)
+def read(path: Path, masks: bool = False) -> Pack:
+    """The pack at `path`, of labels or of masks, validated; in masks, labels without a class are
+    IGNORE. ValueError as `headers` and `validate` say, and for a pack of the other kind."""
     known = headers(path)
-    segmentation = "m_train" in known and "y_train" not in known
-    if segmentation:
-        raise _error(path, "y_train", "missing: this pack has masks, it is for segmentation")
-    wanted = [f"{k}_{s}" for s in SPLITS for k in "xy" if s != "val" or f"{k}_{s}" in known]
-    for key in [*wanted, "class_names"]:
+    label, other = ("m", "y") if masks else ("y", "m")
+    if f"{other}_train" in known and f"{label}_train" not in known:
+        has = "one label an image; `load` reads it" if masks else "masks, it is for segmentation"
+        raise _error(path, f"{label}_train", f"missing: this pack has {has}")
+    keys = [f"{k}_{s}" for s in SPLITS for k in ("x", label) if s != "val" or f"{k}_{s}" in known]
+    for key in [*keys, "class_names"]:
         if key not in known:
             has = ", ".join(map(_plain, sorted(known))) or "nothing"
             raise _error(path, key, f"missing; the file has {has}")
-    shape, dtype = known["class_names"]
-    if dtype.kind != "U" or len(shape) != 1 or shape[0] > MAX_CLASSES:
-        raise _error(path, "class_names", f"{dtype} {shape}, must be text [K]")
-    arrays = _arrays(path, [*wanted, "class_names"])
-    names = tuple(_text(path, "class_names", arrays.pop("class_names")))
-    pack = Pack(arrays, names, origin(path))
+    names, arrays = class_names(path, known), _arrays(path, keys)
+    if masks and (ignored := _ignored(path, names)):
+        names = names[:-1]
+        for key in keys:
+            if key[0] == "m" and arrays[key].dtype == np.uint8:
+                arrays[key][arrays[key] == ignored] = IGNORE
+    pack = Pack(arrays, names, origin(path, known))
     validate(pack, path)
     return pack
 
 
-def origin(path: Path) -> str:
+def class_names(path: Path, known: dict[str, Header]) -> tuple[str, ...]:
+    """The names in a pack, of which the last may be that of the pixels without a class."""
+    shape, dtype = known["class_names"]
+    if dtype.kind != "U" or len(shape) != 1 or shape[0] > MAX_CLASSES:
+        raise _error(path, "class_names", f"{dtype} {shape}, must be text [K]")
+    return tuple(_text(path, "class_names"))
+
+
+def origin(path: Path, known: dict[str, Header] | None = None) -> str:
     """By whom the pack was built: torchvision, archive, folder; empty for one from outside."""
-    path, known = Path(path), headers(path)
+    known = known or headers(path)
     if "origin" not in known:
         return ""
     shape, dtype = known["origin"]
     if dtype.kind != "U" or shape != ():
         raise _error(path, "origin", f"{dtype} {shape}, must be one text")
-    return _text(path, "origin", _arrays(path, ["origin"])["origin"])
+    return _text(path, "origin")
 
 
 def write(path: Path, pack: Pack) -> None:
     """Write the pack, validated, in one piece: a reader sees the whole file or none."""
-    path = Path(path)
     validate(pack, path)
+    text = {"class_names": pack.class_names, "origin": pack.origin}
+    arrays: dict[str, Any] = pack.arrays | {k: np.array(v, dtype=np.str_) for k, v in text.items()}
     with whole(path) as file:
-        np.savez_compressed(
-            file,
-            **pack.arrays,
-            class_names=np.array(pack.class_names, dtype=np.str_),
-            origin=np.array(pack.origin, dtype=np.str_),
-        )
+        np.savez_compressed(file, **arrays)
 
 
 def validate(pack: Pack, path: Path) -> None:
-    """ValueError, naming file, key and reason, unless the arrays are what the module's head says.
+    """ValueError, naming file, key and reason, unless the arrays are what the module's head says,
+    in masks with IGNORE the only label that has no class.
 
     Splits must not overlap: at most 2 % of a split's images may be byte-identical to one of an
     earlier split. Not zero, because published sets do hold a few exact copies.
     """
-    n_classes = len(pack.class_names)
-    if n_classes < 2 or not distinct(pack.class_names):
-        raise _error(path, "class_names", f"{n_classes} names, must be 2 or more, all different")
+    names, most = pack.class_names, IGNORE if pack.masks else MAX_CLASSES
+    composed = {unicodedata.normalize("NFC", name) for name in names}
+    if not 2 <= len(names) <= most or len(composed) < len(names):
+        allowed = f"2 to {most}" if pack.masks else "2 or more"
+        raise _error(path, "class_names", f"{len(names)} names, must be {allowed}, all different")
     given = {key.partition("_")[2] for key in pack.arrays} | {"train", "test"}
-    present = [split for split in SPLITS if split in given]
-    for split in present:
-        for key in (f"x_{split}", f"y_{split}"):
-            if key not in pack.arrays:
-                raise _error(path, key, "missing")
-        _check_split(path, split, pack.arrays, n_classes)
     seen: set[bytes] = set()
-    for split in present:
-        hashes = [hashlib.blake2b(image, digest_size=16).digest() for image in _rows(pack, split)]
+    for split in (s for s in SPLITS if s in given):
+        _check_split(path, split, pack)
+        images = np.ascontiguousarray(pack.arrays[f"x_{split}"])
+        hashes = [hashlib.blake2b(image, digest_size=16).digest() for image in images]
         copies = sum(h in seen for h in hashes)
         if copies > MAX_OVERLAP * len(hashes):
-            raise _error(
-                path,
-                f"x_{split}",
-                f"{copies} of {len(hashes)} images are copies of images of another split; "
-                f"at most {MAX_OVERLAP:.0%} may be",
-            )
+            why = f"{copies} of {len(hashes)} images are copies of images of another split"
+            raise _error(path, f"x_{split}", f"{why}; at most {MAX_OVERLAP:.0%} may be")
         seen.update(hashes)
 
 
-def distinct(names: Iterable[str]) -> bool:
-    """No two are one name, composed and decomposed Unicode being the same."""
-    names = [unicodedata.normalize("NFC", name) for name in names]
-    return len(set(names)) == len(names)
-
-
-def _check_split(path: Path, split: str, arrays: dict[str, np.ndarray], n_classes: int) -> None:
-    x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
-    if x.dtype != np.uint8:
-        raise _error(path, f"x_{split}", f"{x.dtype}, must be uint8")
-    if y.dtype != np.int64:
-        raise _error(path, f"y_{split}", f"{y.dtype}, must be int64")
-    if x.ndim != 4 or x.shape[1] != x.shape[2] or x.shape[3] not in (1, 3) or x.shape[1] < 1:
-        raise _error(path, f"x_{split}", f"shape {x.shape}, must be [N, S, S, C] with C 1 or 3")
-    if x.shape[1:] != arrays["x_train"].shape[1:]:
-        why = f"images {x.shape[1:]}, those of x_train are {arrays['x_train'].shape[1:]}"
+def _check_split(path: Path, split: str, pack: Pack) -> None:
+    label = f"m_{split}" if pack.masks else f"y_{split}"
+    for key, wanted in ((f"x_{split}", np.uint8), (label, np.uint8 if pack.masks else np.int64)):
+        if key not in pack.arrays:
+            raise _error(path, key, "missing")
+        if pack.arrays[key].dtype != wanted:
+            raise _error(path, key, f"{pack.arrays[key].dtype}, must be {np.dtype(wanted)}")
+    x, y, like = pack.arrays[f"x_{split}"], pack.arrays[label], pack.arrays["x_train"]
+    sides = "H, W" if pack.masks else "S, S"
+    formed = x.ndim == 4 and x.shape[3] in (1, 3) and 0 not in x.shape[0 if pack.masks else 1 :]
+    if not formed or not (pack.masks or x.shape[1] == x.shape[2]):
+        why = f"shape {x.shape}, must be [N, {sides}, C] with C 1 or 3"
         raise _error(path, f"x_{split}", why)
-    if y.shape != x.shape[:1]:
-        raise _error(path, f"y_{split}", f"shape {y.shape}, x_{split} has {len(x)} images")
+    if x.shape[1:] != like.shape[1:]:
+        why = f"images {x.shape[1:]}, those of x_train are {like.shape[1:]}"
+        raise _error(path, f"x_{split}", why)
+    if pack.masks and y.shape != x.shape[:3]:
+        why = f"shape {y.shape}, must be {x.shape[:3]}, a label for each pixel of x_{split}"
+        raise _error(path, label, why)
+    if not pack.masks and y.shape != x.shape[:1]:
+        raise _error(path, label, f"shape {y.shape}, x_{split} has {len(x)} images")
     if len(x) == 0:
         raise _error(path, f"x_{split}", "empty")
-    if y.min() < 0 or y.max() >= n_classes:
-        why = f"labels {y.min()} to {y.max()}, must be 0 to {n_classes - 1} (class_names)"
-        raise _error(path, f"y_{split}", why)
+    if pack.masks and not len(y := y[y != IGNORE]):
+        raise _error(path, label, "no pixel has a class")
+    if y.min() < 0 or y.max() >= len(pack.class_names):
+        lowest, or_none = ("up", f" or {IGNORE}") if pack.masks else (y.min(), "")
+        allowed = f"must be 0 to {len(pack.class_names) - 1} (class_names){or_none}"
+        raise _error(path, label, f"labels {lowest} to {y.max()}, {allowed}")
+
+
+def _ignored(path: Path, names: tuple[str, ...]) -> int:
+    """The label that is of no class by its name; 0 if there is none."""
+    marked = [k for k, name in enumerate(names) if re.search(r"\(ignore=\d+\)$", name)]
+    last = len(names) - 1
+    if marked and (marked != [last] or not names[-1].endswith(f"(ignore={last})")):
+        raise _error(path, "class_names", f"{shown(names)}: only the last may say (ignore=K-1)")
+    return last if marked else 0
 
 
 def _arrays(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
@@ -197,8 +222,9 @@ def _arrays(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _text(path: Path, key: str, array: np.ndarray) -> Any:
+def _text(path: Path, key: str) -> Any:
     """The str, or the list of them, of an array of text."""
+    array = _arrays(path, [key])[key]
     code = np.dtype(np.uint32).newbyteorder(array.dtype.byteorder)
     codes = np.frombuffer(array.tobytes(), code)
     # Beyond Unicode: Python itself trips over such a str. Half a pair: it cannot be printed.
@@ -207,12 +233,7 @@ def _text(path: Path, key: str, array: np.ndarray) -> Any:
     return array.tolist()
 
 
-def _rows(pack: Pack, split: str) -> np.ndarray:
-    x = np.ascontiguousarray(pack.arrays[f"x_{split}"])
-    return x.reshape(len(x), -1)
-
-
-def _array_header(path: Path, key: str, member: zipfile.ZipExtFile) -> Header:
+def _array_header(path: Path, key: str, member: IO[bytes]) -> Header:
     try:
         version = np.lib.format.read_magic(member)
         if version == (1, 0):

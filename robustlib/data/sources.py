@@ -12,23 +12,21 @@ from pathlib import Path
 import numpy as np
 
 from robustlib.data import packs, torchsets
-from robustlib.data.embedded import EMBEDDED, GLYPHS, N_DIGITS, N_GLYPHS
+from robustlib.data.embedded import EMBEDDED, EMBEDDED_MASKS
 from robustlib.data.images import (
     class_folders,
-    divide,
     needed,
     opened,
     split_folders,
     stack,
-    tell_skipped,
+    warn_skipped,
 )
-from robustlib.data.packs import Pack, _arrays
-from robustlib.data.scenes import LETTERS, N_CANVAS, N_VOC, SCENES, VOC_CLASSES, VOC_FOLDER
-from robustlib.data.torchsets import PUBLISHED, TINY
+from robustlib.data.packs import Pack
+from robustlib.data.splits import divide
+from robustlib.data.torchsets import KNOWN, PUBLISHED, Known
 from robustlib.specs import integer, number, one_of, shown
 
 IMAGENET = "imagenet"
-BUILT_IN = (*EMBEDDED, *PUBLISHED, IMAGENET)
 
 
 @dataclass(frozen=True)
@@ -71,13 +69,12 @@ def find(name: str, size: int, root: str | Path | None = None) -> Path | None:
     `size` (no larger than its images are). ValueError for an unknown name, FileNotFoundError if a
     set cannot be fetched; both say what to do.
     """
-    if not isinstance(name, str):
-        raise ValueError(f"dataset={shown(name)}: must be text")
-    folder = data_root(root)
+    folder = _folder_for(name, root)
     path = _pack_here(folder, name, size)
     if path or name in EMBEDDED:
         return path
-    one_of("dataset", name, sorted({*BUILT_IN, *_pack_names(folder)}))
+    known = [n for n, k in KNOWN.items() if not k.masks]
+    one_of("dataset", name, sorted({*known, *_packs(folder)}))
     if name == IMAGENET:
         path = folder / IMAGENET
         if not path.is_dir():
@@ -87,8 +84,31 @@ def find(name: str, size: int, root: str | Path | None = None) -> Path | None:
             )
         return path
     size = min(size, PUBLISHED[name].native)
-    path = folder / _file(name, size)
-    build_once(path, lambda: packs.write(path, torchsets.build(name, size, folder)))
+    return _published(name, size, folder / _file(name, size))
+
+
+def find_masks(name: str, size: int, root: str | Path | None = None) -> Path | None:
+    """The pack to read `name`, a set with masks, from; None if it is embedded. As `find`, but packs
+    are of one size: only a published set is built for `size`."""
+    folder = _folder_for(name, root)
+    here = {p.stem for p in folder.glob("*.npz") if p.name[0] != "."}
+    if name in here:
+        return folder / f"{name}.npz"
+    known = {n for n, k in KNOWN.items() if k.masks}
+    one_of("dataset", name, sorted(known | {n for n in here if n.endswith("_seg")}))
+    if name in EMBEDDED_MASKS:
+        return None
+    return _published(name, size, folder / f"{name}@{size}.npz")
+
+
+def _folder_for(name: str, root: str | Path | None) -> Path:
+    if not isinstance(name, str):
+        raise ValueError(f"dataset={shown(name)}: must be text")
+    return data_root(root)
+
+
+def _published(name: str, size: int, path: Path) -> Path:
+    ensure(path, lambda: packs.write(path, torchsets.build(name, size, path.parent)))
     return path
 
 
@@ -110,7 +130,7 @@ def build_folder(
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise ValueError(f"name={shown(name)}: use letters, digits, _ and -, 64 at most")
-    if name in (*BUILT_IN, *SCENES):
+    if name in KNOWN:
         raise ValueError(f"name={name!r}: is a set of robustlib's own; choose another name")
     size = integer("size", size, 8, 4096)
     fraction = number("test_fraction", test_fraction, 0.01, 0.99)
@@ -118,52 +138,49 @@ def build_folder(
     folder, path = home(folder), data_root(root) / _file(name, size)
     if path.exists():
         raise ValueError(f"{path}: is there already; delete it to build it anew")
-    found, skipped = split_folders(folder), Counter()
+    skipped: Counter[str] = Counter()
+    found = split_folders(folder)
     if found:
         needed(folder, found, "train", "test")
         splits = {s: class_folders(found[s], skipped) for s in packs.SPLITS if s in found}
     else:
         splits = {"all": class_folders(folder, skipped)}
-    tell_skipped(folder, skipped, found.values())
+    warn_skipped(folder, skipped, found.values())
     pack = _from_folders(name, splits, size, fraction, seed)
     packs.validate(pack, path)  # before the data root is made: a refusal leaves nothing there
-    build_once(path, lambda: packs.write(path, pack))
+    ensure(path, lambda: packs.write(path, pack))
     return path
 
 
 def available(root: str | Path | None = None) -> list[Row]:
     """All sets, by name: packs in the data root (a bad one says why), embedded, published."""
     folder = data_root(root)
-    found = {name: _pack_row(folder, name) for name in _pack_names(folder)}
-    own = [
-        Row("digits", "embedded", True, *N_DIGITS, 10, "CC BY 4.0", "handwritten, 8 x 8 scans"),
-        Row(
-            *("glyphs", "embedded", True, *N_GLYPHS, len(GLYPHS), "free fonts"),
-            "rendered from matplotlib's fonts; test faces are not in train",
-        ),
-        Row(
-            *("glyphs_seg", "embedded", True, *N_CANVAS.values(), 1 + len(LETTERS), "free fonts"),
-            *("letters on texture, test faces are not in train", True),
-        ),
-        Row(
-            *("voc2012_seg", "download", (folder / VOC_FOLDER).is_dir(), *N_VOC.values()),
-            *(VOC_CLASSES, "Flickr terms, research only", "test is the published val", True),
-        ),
-        *(
-            Row(
-                *(n, "download", n == "tiny_imagenet" and (folder / TINY).exists()),
-                *(p.n_train, p.n_test, p.classes, p.licence, p.note),
-            )
-            for n, p in PUBLISHED.items()
-        ),
-        Row(
-            *(IMAGENET, "folder", (folder / IMAGENET).is_dir()),
-            *(1_281_167, 50_000, 1_000, "ImageNet terms, research only"),
-            "read file by file; test is the published val",
-        ),
-    ]
-    found = {**{row.name: row for row in own}, **found}
-    return [found[name] for name in sorted(found)]
+    rows = {name: _known_row(folder, name, known) for name, known in KNOWN.items()}
+    rows |= {name: _pack_row(name, sides) for name, sides in _packs(folder).items()}
+    return [rows[name] for name in sorted(rows)]
+
+
+def _known_row(folder: Path, name: str, known: Known) -> Row:
+    here = known.origin == "embedded" or (
+        bool(known.unpacked) and (folder / known.unpacked).exists()
+    )
+    return Row(
+        name, known.origin, here, *known.counts, known.licence, known.note, masks=known.masks
+    )
+
+
+def _pack_row(name: str, sides: dict[int, Path]) -> Row:
+    licence = KNOWN[name].licence if name in PUBLISHED else "that of its source"
+    try:
+        path = sides.get(32) or sides[max(sides)]
+        heads = packs.headers(path)
+        n_train, n_test = (heads[f"x_{split}"][0][0] for split in ("train", "test"))
+        classes, masks = heads["class_names"][0][0], "m_train" in heads
+        if masks:  # the last name may be of the pixels that have no class
+            classes -= "(ignore=" in packs.class_names(path, heads)[-1]
+        return Row(name, "pack", True, n_train, n_test, classes, licence, masks=masks)
+    except (ValueError, KeyError, IndexError, OSError) as e:
+        return Row(name, "pack", False, 0, 0, 0, licence, f"bad pack: {e}")
 
 
 def _file(name: str, size: int) -> str:
@@ -171,37 +188,29 @@ def _file(name: str, size: int) -> str:
     return f"{name}.npz" if size == 32 else f"{name}@{size}.npz"
 
 
-def _pack_names(folder: Path) -> set[str]:
-    return {p.stem.split("@")[0] for p in folder.glob("*.npz") if p.name[0] != "."}
+def _packs(folder: Path) -> dict[str, dict[int, Path]]:
+    """The packs in a folder by the names of their sets and the sizes of their images, as their
+    file's names say; 0 if that is no number."""
+    found: dict[str, dict[int, Path]] = {}
+    for path in sorted(folder.glob("*.npz"), key=lambda p: "@" not in p.stem):
+        name, at, size = path.stem.partition("@")
+        if path.name[0] != ".":
+            side = int(size) if size.isdecimal() else 0
+            found.setdefault(name, {})[side if at else 32] = path
+    return found
 
 
 def _pack_here(folder: Path, name: str, size: int) -> Path | None:
     """The best pack in the folder for `size`, or None if a published set should be built for it."""
-    if name not in _pack_names(folder):
-        return None
-    published = PUBLISHED.get(name)
-    exact = folder / _file(name, min(size, published.native) if published else size)
-    plain = folder / f"{name}.npz"
-    if exact.exists():
-        return exact
-    if published:
-        # One that was built here for another size is no reason to scale: the originals are better.
-        return plain if plain.exists() and not packs.origin(plain) else None
-    return plain if plain.exists() else _largest(folder, name)
+    sides, known = _packs(folder).get(name, {}), KNOWN.get(name)
+    if known is None or known.masks or known.origin != "download":
+        return sides.get(size) or sides.get(32) or (sides[max(sides)] if sides else None)
+    exact, plain = sides.get(min(size, known.native)), sides.get(32)
+    # One that was built here for another size is no reason to scale: the originals are better.
+    return exact or (plain if plain and not packs.origin(plain) else None)
 
 
-def _largest(folder: Path, name: str) -> Path:
-    # By comparison: a name found in the folder may hold what glob takes for a pattern.
-    sized = [p for p in folder.glob("*@*.npz") if p.stem.split("@")[0] == name]
-    return max(sized, key=_size_of)
-
-
-def _size_of(path: Path) -> int:
-    digits = path.stem.partition("@")[2]
-    return int(digits) if digits.isdecimal() else 0
-
-
-def build_once(path: Path, write: Callable[[], None]) -> None:
+def ensure(path: Path, write: Callable[[], None]) -> None:
     """Calls what writes the pack `path`, unless it is there, or another process does so meanwhile.
 
     Raises PermissionError where the data root cannot be written.
@@ -230,36 +239,20 @@ def _from_folders(
     name: str, splits: dict[str, dict[str, list[Path]]], size: int, fraction: float, seed: int
 ) -> Pack:
     classes = sorted({c for split in splits.values() for c in split})
+    made = {}
     for split, found in splits.items():
         if missing := set(classes) - set(found):
             raise ValueError(f"{name}: {split} has no folder {', '.join(sorted(missing)[:5])}")
-    for label, label_files in splits.get("all", {}).items():
-        if len(label_files) < 2:
-            raise ValueError(f"{name}: class {label!r} has 1 image; 2 are needed, 1 for test")
-    made = {}
+        if lone := [c for c, files in found.items() if split == "all" and len(files) < 2]:
+            raise ValueError(f"{name}: class {lone[0]!r} has 1 image; 2 are needed, 1 for test")
     for split, found in splits.items():
         files = [(p, k) for k, c in enumerate(classes) for p in found[c]]
         made[split] = stack(opened(files), len(files), size, f"{name} {split}")
     if "all" in made:
         x, y = made.pop("all")
-        rows = dict(zip(("train", "test"), divide(y, fraction, seed), strict=True))
-        made = {split: (x[r], y[r]) for split, r in rows.items()}
+        train, test = divide(y, fraction, seed)
+        made = {"train": (x[train], y[train]), "test": (x[test], y[test])}
     elif len({x.shape[3] for x, _ in made.values()}) > 1:  # one split is grey throughout
         made = {split: (np.broadcast_to(x, (*x.shape[:3], 3)), y) for split, (x, y) in made.items()}
     arrays = {f"{k}_{s}": a for s, pair in made.items() for k, a in zip("xy", pair, strict=True)}
     return Pack(arrays, tuple(classes), "folder")
-
-
-def _pack_row(folder: Path, name: str) -> Row:
-    path = _pack_here(folder, name, 32) or _largest(folder, name)
-    licence = PUBLISHED[name].licence if name in PUBLISHED else "that of its source"
-    try:
-        heads = packs.headers(path)
-        n = {s: heads[f"x_{s}"][0][0] for s in packs.SPLITS if f"x_{s}" in heads}
-        classes = heads["class_names"][0][0]
-        masks = "m_train" in heads
-        if masks:  # the last name may be of the pixels that have no class
-            classes -= "(ignore=" in str(_arrays(path, ["class_names"])["class_names"][-1])
-        return Row(name, "pack", True, n["train"], n["test"], classes, licence, masks=masks)
-    except (ValueError, KeyError, IndexError, OSError) as e:
-        return Row(name, "pack", False, 0, 0, 0, licence, f"bad pack: {e}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +29,17 @@ def seed_for(*parts: object) -> int:
 
 @dataclass(frozen=True)
 class Split:
-    """Images in memory: x uint8 [N, H, W, C], C 1 or 3; y int64 [N]."""
+    """Images in memory: x uint8 [N, H, W, C], C 1 or 3; y, a label for each image, int64 [N], or
+    for each pixel, uint8 [N, H, W]."""
 
     x: Tensor
     y: Tensor
 
     def __len__(self) -> int:
         return len(self.y)
+
+
+MaskSplit = Split
 
 
 @dataclass(frozen=True)
@@ -52,20 +57,9 @@ class FileSplit:
 
 
 @dataclass(frozen=True)
-class MaskSplit:
-    """Images in memory, each pixel with a label: x uint8 [N, H, W, C], C 1 or 3; y [N, H, W]
-    uint8."""
-
-    x: Tensor
-    y: Tensor
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-
-@dataclass(frozen=True)
 class Dataset:
-    """A classification set: three disjoint splits and the names of the classes, by label."""
+    """Three disjoint splits, all of `Split` or all of `FileSplit`, and the names of the classes, by
+    label."""
 
     name: str
     train: Split | FileSplit
@@ -74,29 +68,36 @@ class Dataset:
     class_names: tuple[str, ...]
     native: int
     """Side, in pixels, of the images as they are stored, before they were scaled: their detail."""
+    ignore: int = -1
+    """Label of the pixels that have no class: nothing is trained or measured on them."""
 
     @property
     def n_classes(self) -> int:
         return len(self.class_names)
 
 
-def take(split: Split | FileSplit | MaskSplit, rows: np.ndarray) -> Split | FileSplit | MaskSplit:
-    """The split's images at `rows` (integers), in that order."""
+def take(split: Any, rows: np.ndarray) -> Any:
+    """The images of a `Split` or `FileSplit` at `rows` (integers), in that order: one likewise."""
     index = torch.from_numpy(np.asarray(rows, dtype=np.int64))
     if isinstance(split, FileSplit):
         return replace(split, paths=tuple(split.paths[i] for i in rows), y=split.y[index])
-    return type(split)(split.x[index], split.y[index])
+    return Split(split.x[index], split.y[index])
 
 
 def holdout(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows for (train, val): val is a class-stratified tenth of y, at most 5,000, always the same.
 
     The seed is fixed so that every run of every seed is selected on the same images. A class keeps
-    at least one image in train.
+    at least one image in train. Images with masks [N, H, W] are of no class: val is a tenth of
+    them all, at least one.
     """
-    counts = np.bincount(y)
-    share = counts * (min(VAL_CAP, round(VAL_FRACTION * len(y))) / len(y))
     rng = np.random.default_rng(seed_for("holdout"))
+    n_val = min(VAL_CAP, round(VAL_FRACTION * len(y)))
+    if y.ndim > 1:
+        order, n_val = rng.permutation(len(y)), max(1, n_val)
+        return np.sort(order[n_val:]), np.sort(order[:n_val])
+    counts = np.bincount(y)
+    share = counts * (n_val / len(y))
     take_n = np.floor(share).astype(int)
     # Largest remainder: the classes that were rounded down most get the images that are left over;
     # the tiny random part breaks ties, so that equal classes are not served in order of their name.
@@ -112,14 +113,27 @@ def balanced(y: np.ndarray, n: int, seed: int) -> np.ndarray:
 
     Counts differ by at most one while every class has images left; then the larger classes fill up.
     With fewer rows than classes, n different classes get one each. For one seed a smaller draw is
-    part of every larger one, so label budgets are comparable. ValueError if y has fewer than n.
+    part of every larger one, so label budgets are comparable. Of masks [N, H, W], any n.
     """
-    if n > len(y):
-        raise ValueError(f"n_train={n}: only {len(y)} images are available")
-    rng = np.random.default_rng(seed_for("balanced", seed))
-    rank = rank_in_class(y, rng)
-    turn = rng.permutation(int(y.max()) + 1 if len(y) else 0)
-    return np.sort(np.lexsort((turn[y], rank))[:n])
+    if y.ndim > 1:
+        order = np.random.default_rng(seed_for("few", seed)).permutation(len(y))
+    else:
+        rng = np.random.default_rng(seed_for("balanced", seed))
+        rank = rank_in_class(y, rng)
+        turn = rng.permutation(int(y.max()) + 1 if len(y) else 0)
+        order = np.lexsort((turn[y], rank))
+    return np.sort(order[:n])
+
+
+def divide(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows for (train, test): `fraction` of every class is test, at least one image of each. Every
+    class has two images or more."""
+    rng = np.random.default_rng(seed_for("divide", seed))
+    test: list[int] = []
+    for label in np.unique(y):
+        rows = rng.permutation(np.flatnonzero(y == label))
+        test.extend(rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)])
+    return np.setdiff1d(np.arange(len(y)), test), np.array(sorted(test))
 
 
 def rank_in_class(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -133,14 +147,17 @@ def rank_in_class(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return rank
 
 
-def resized(split: Split, size: int) -> Split:
-    """The split at size x size px (bilinear, antialiased); itself if it has that size already."""
-    n, height, width, channels = split.x.shape
-    if (height, width) == (size, size):
+def resized(split: Split, height: int, width: int) -> Split:
+    """The split at height x width px (bilinear, antialiased; masks by the nearest pixel); itself
+    if it has that size already."""
+    if split.x.shape[1:3] == (height, width):
         return split
-    x = torch.empty((n, size, size, channels), dtype=torch.uint8)
-    for i in range(0, n, RESIZE_CHUNK):  # in chunks: the floats of a whole set may not fit memory
+    x = torch.empty((len(split), height, width, split.x.shape[3]), dtype=torch.uint8)
+    for i in range(0, len(x), RESIZE_CHUNK):  # the floats of a whole set may not fit memory
         chunk = split.x[i : i + RESIZE_CHUNK].permute(0, 3, 1, 2).float()
-        chunk = F.interpolate(chunk, (size, size), mode="bilinear", antialias=True)
+        chunk = F.interpolate(chunk, (height, width), mode="bilinear", antialias=True)
         x[i : i + RESIZE_CHUNK] = chunk.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-    return Split(x, split.y)
+    if split.y.ndim == 1:
+        return Split(x, split.y)
+    # "nearest" alone takes the corner of each block of pixels, which shifts the masks.
+    return Split(x, F.interpolate(split.y[:, None], (height, width), mode="nearest-exact")[:, 0])

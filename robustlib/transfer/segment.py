@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlib import heads, training
-from robustlib.data import MaskSplit, Segmentation, batches
+from robustlib.data import Dataset, Split, batches
 from robustlib.objectives import pixelwise
 from robustlib.specs import Transfer, number
 
@@ -20,7 +20,7 @@ RESAMPLES = 2_000
 
 def segment(
     model: nn.Module,
-    data: Segmentation,
+    data: Dataset,
     spec: Transfer,
     checkpoint: Path | None = None,
 ) -> tuple[heads.Segmenter, dict[str, Any]]:
@@ -48,7 +48,7 @@ def segment(
 
 
 def confusions(
-    model: nn.Module, split: MaskSplit, n_classes: int, ignore: int, batch_size: int = 16
+    model: nn.Module, split: Split, n_classes: int, ignore: int, batch_size: int = 16
 ) -> Tensor:
     """How many pixels of each image have class i and are predicted as j: [N, K, K] int32, on the
     CPU. Pixels labelled `ignore` are not counted."""
@@ -63,7 +63,7 @@ def confusions(
     return torch.stack(counts).to(torch.int32)
 
 
-def predicted(model: nn.Module, split: MaskSplit, batch_size: int = 16) -> Tensor:
+def predicted(model: nn.Module, split: Split, batch_size: int = 16) -> Tensor:
     """The label that the network gives each pixel of a split's images: uint8 [N, H, W], on the CPU.
 
     The network is put where the device of this process is (see `training.inference`).
