@@ -1,8 +1,7 @@
 """Sweeps: many specs at once on Dask, here, on a running scheduler, or on Slurm.
 
 A worker is one process with one thread: a job draws from the random numbers of its process, so two
-in one would give other results than one alone. The workers must see the store under the path that
-this process sees it under.
+in one would give other results. Workers must see the store under the path that this process does.
 """
 
 from __future__ import annotations
@@ -114,8 +113,8 @@ def sweep(
             raise SweepFailed(failures, len(missing))
         if lost := [s for s in lacking if not store.has(s)]:
             raise RuntimeError(
-                f"{len(lost)} results of workers are not in the store {store.root()}: workers must "
-                "see it under the same path"
+                f"{len(lost)} results are not in the store {store.root()}, which workers must see "
+                "under the same path"
             )
     return pd.DataFrame([store.get(s).row for s in wanted])
 
