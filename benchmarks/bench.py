@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robustlib import cluster, devices, models, objectives, store, sweeps, training
+from robustlib import devices, models, objectives, store, sweeps, training
 from robustlib.attacks import Threat
 from robustlib.data.batches import to_float
 from robustlib.data.splits import Split
@@ -125,11 +125,11 @@ def stored_sweep(n: int = 1000) -> tuple[float, float]:
         for spec in specs:
             store.put(spec, {"accuracy": 0.5, "n": 360})
         swept = _seconds(lambda: sweeps.sweep(specs))
-        with cluster.connect(workers=1) as client:
+        with sweeps.connect(workers=1) as client:
 
             def through(some: list[Transfer]) -> None:
                 jobs = [sweeps.job(spec) for spec in some]
-                if failures := cluster.compute_on(client, jobs):
+                if failures := sweeps.compute(jobs, client=client):
                     raise RuntimeError(str(failures[0]))
 
             through(specs[:1])  # What a worker imports is not the engine's.

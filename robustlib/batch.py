@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustlib import cluster, parameters
+from robustlib import parameters, sweeps
 from robustlib.files import whole
 from robustlib.specs import integer
-from robustlib.sweeps import SweepFailed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +47,7 @@ def batch(
     when points failed: the executed notebook of each is then its folder's unfinished.ipynb.
     """
     notebook, out = Path(notebook), Path(out)
-    cluster.check(workers, scheduler, retries)
+    sweeps.check(workers, scheduler, retries)
     known = parameters.types(notebook)
     source = json.dumps([c["source"] for c in parameters.cells(notebook)])
     grid = {k: [parameters.value(known, k, v) for v in values] for k, values in grid.items()}
@@ -73,11 +72,11 @@ def batch(
                 given["figures"] = str(folder)
             name = f"{notebook.name} {' '.join(f'{k}={v}' for k, v in own.items())}".strip()
             args = str(notebook.resolve()), given, str(folder)
-            jobs.append(cluster.Job(str(folder), name, _execute, args))
+            jobs.append(sweeps.Job(str(folder), name, _execute, args))
     if jobs:
         cached = len(points) - len(jobs)
-        if failures := cluster.compute(jobs, workers, scheduler, retries, cached, unit="point"):
-            raise SweepFailed(failures, len(jobs))
+        if failures := sweeps.compute(jobs, workers, scheduler, retries, cached, unit="point"):
+            raise sweeps.SweepFailed(failures, len(jobs))
     return _gathered(points, out)
 
 

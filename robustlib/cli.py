@@ -35,14 +35,14 @@ def study(
         profile: quick, cpu, paper, or the path of a TOML file of yours.
         out: Folder for executed notebooks, figures and results (default: runs/PROFILE).
         workers: Processes, one thread each (default: one a GPU, or else one a core).
-        scheduler: tcp://HOST:PORT of a running Dask scheduler, or the TOML file of a Slurm cluster.
+        scheduler: tcp://HOST:PORT of a running Dask scheduler, or slurm (see dask-jobqueue).
         retries: How many times more a spec is tried that failed.
         dry_run: Print the grid with counts and an estimate of cost, and run nothing.
     """
-    from robustlib import cluster
     from robustlib import study as studies
+    from robustlib import sweeps
 
-    cluster.check(workers, scheduler, retries)
+    sweeps.check(workers, scheduler, retries)
     if dry_run:
         print(studies.plan(profile))
         return
@@ -68,24 +68,25 @@ def sweep(
         what: A profile (quick, cpu, paper, or your TOML file), or a JSON file: a list of specs,
             [{"transfer": {"ticket": {...}, "task": "digits"}}, ...].
         workers: Processes, one thread each (default: one a GPU, or else one a core).
-        scheduler: tcp://HOST:PORT of a running Dask scheduler, or the TOML file of a Slurm cluster.
+        scheduler: tcp://HOST:PORT of a running Dask scheduler, or slurm (see dask-jobqueue).
         retries: How many times more a spec is tried that failed.
         csv: Write the rows here, all columns, instead of printing.
         dry_run: Print how many specs there are, how many are stored, and the script of a Slurm
             job, and run nothing.
     """
-    from robustlib import cluster, store, sweeps
+    from robustlib import store, sweeps
     from robustlib import study as studies
 
-    cluster.check(workers, scheduler, retries)
+    sweeps.check(workers, scheduler, retries)
     _check_csv(csv)
     wanted = studies.wanted(what)
     if dry_run:
         stored = sum(map(store.has, wanted))
         missing = [s for s in sweeps.closure(wanted) if not store.has(s)]
         print(f"{len(wanted)} specs, {stored} stored; {len(missing)} to compute, parents included")
-        if scheduler.endswith(".toml"):
-            print(cluster.slurm_script(scheduler), end="")
+        if scheduler == "slurm":
+            with sweeps.slurm() as slurm:
+                print(slurm.job_script(), end="")
         return
     _show(sweeps.sweep(wanted, workers, scheduler=scheduler, retries=retries), csv)
 
@@ -107,7 +108,7 @@ def batch(
         parameter: NAME=VALUE of one that does not; may be repeated.
         out: Folder for executed notebooks, figures and rows (default: runs/batch/NOTEBOOK).
         workers: Processes, one thread each (default: one a GPU, or else one a core).
-        scheduler: tcp://HOST:PORT of a running Dask scheduler, or the TOML file of a Slurm cluster.
+        scheduler: tcp://HOST:PORT of a running Dask scheduler, or slurm (see dask-jobqueue).
         retries: How many times more a point is tried that failed.
     """
     from robustlib import batch as batches

@@ -16,8 +16,7 @@ FUSED = 32  # channels that Fusion works in, whatever the backbone: tickets diff
 class Segmenter(nn.Module):
     """A backbone and a head: logits [N, K, H, W] of images [N, 3, H, W] in [0, 1], any H and W.
 
-    The backbone's parameters are the very ones of the network that was given, so a mask that was
-    applied to it holds on; here they are called `backbone.` and then their name.
+    The backbone is the very network that was given, so a mask that was applied to it holds on.
     """
 
     def __init__(self, backbone: ResNet, head: nn.Module) -> None:
@@ -31,8 +30,8 @@ class Segmenter(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Logits at the finest of the maps, to which the coarser ones are added top-down, as in a
-    feature pyramid network (Lin et al., 2017): for small images, whose last map is a few pixels.
+    """Logits at the finest of the maps, to which the coarser ones are added top-down (feature
+    pyramid networks, Lin et al., 2017): for small images, whose last map is a few pixels.
 
     channels: those of the maps, finest first.
     """
@@ -66,12 +65,11 @@ class Deepest(nn.Module):
 
 
 def segmenter(backbone: ResNet, n_classes: int, head: str = "auto") -> Segmenter:
-    """A fresh head for n_classes, from torch's global generator, on a backbone, whose classifier
-    `fc` is dropped in place.
+    """A fresh head, from torch's global generator, on a backbone that loses its classifier `fc`.
 
     head: `fusion`, or torchvision's `fcn` (Long et al., 2015) or `deeplab` (Chen et al., 2017), for
-    which the last two stages of the backbone are dilated instead of strided, in place; auto:
-    fusion behind a small stem, fcn behind ImageNet's. Raises ValueError for another head.
+    which the backbone is dilated in place (`dilate`); auto: fusion behind a small stem, fcn behind
+    ImageNet's. Raises ValueError for another head.
     """
     small = isinstance(backbone.maxpool, nn.Identity)
     if one_of("head", head, HEADS) == "auto":
@@ -88,10 +86,9 @@ def segmenter(backbone: ResNet, n_classes: int, head: str = "auto") -> Segmenter
 
 
 def dilate(backbone: ResNet) -> None:
-    """Stages 3 and 4 dilated by 2 and 4 instead of strided, in place: the last map is then an
-    eighth of the image. The weights stay: at the places that the strided network has too, the map
-    is the same. For bottlenecks that is torchvision's `replace_stride_with_dilation`, which has no
-    rule for basic blocks.
+    """Stages 3 and 4 dilated by 2 and 4 instead of strided, in place: the last map is an eighth of
+    the image, and the same at the places that the strided network has too. For bottlenecks that is
+    torchvision's `replace_stride_with_dilation`, which has no rule for basic blocks.
     """
     before = 1
     for stage in (backbone.layer3, backbone.layer4):

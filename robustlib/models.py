@@ -26,8 +26,8 @@ assert set(_BLOCKS) == set(ARCHS)
 class ResNet(nn.Module):
     """A ResNet (He et al., 2016) whose parameter names are torchvision's, normaliser included.
 
-    Input: float images [N, 3, H, W] in [0, 1]. `mean` and `std` are buffers, so that an eps given
-    in pixel units means the same for every network, and so that a checkpoint carries them.
+    Input: float images [N, 3, H, W] in [0, 1]. `mean` and `std` are buffers: an eps in pixel units
+    means the same for every network, and a checkpoint carries them.
     """
 
     def __init__(
@@ -53,17 +53,17 @@ class ResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         in_planes = width
         for i, n in enumerate(blocks):
-            planes, stride, stage = width * 2**i, 1 if i == 0 else 2, []
+            planes, stage = width * 2**i, nn.Sequential()
+            out = planes * block.expansion
             for j in range(n):
-                out = planes * block.expansion
-                stride = stride if j == 0 else 1
+                stride = 2 if i > 0 and j == 0 else 1
                 downsample = None
                 if stride != 1 or in_planes != out:
                     conv = nn.Conv2d(in_planes, out, 1, stride=stride, bias=False)
                     downsample = nn.Sequential(conv, nn.BatchNorm2d(out))
                 stage.append(block(in_planes, planes, stride, downsample))
                 in_planes = out
-            self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
+            self.add_module(f"layer{i + 1}", stage)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(in_planes, n_classes)
         for m in self.modules():
@@ -99,10 +99,9 @@ def build(
     """An untrained network, from torch's global generator.
 
     `resnet18` and `resnet50` are torchvision's, for 224 px (width and stem_stride do not apply);
-    `resnet10s` and `resnet18s` have a 3x3 stem for small images: 4 stages of 1 or 2 basic blocks
-    with `width`, 2, 4 and 8 times `width` channels. `resnet10s` has 0.3 M parameters at width 16
-    and 1.3 M at width 32; `resnet18s` 11 M at width 64. `stem="imagenet"` gives these two the stem
-    of the others: 7x7 with stride 2, then max pooling.
+    `resnet10s` and `resnet18s` have a 3x3 stem for small images, or with `stem="imagenet"` that of
+    the others, and 4 stages of 1 or 2 basic blocks with `width`, 2, 4 and 8 times `width` channels:
+    0.3 M parameters for `resnet10s` at width 16, 11 M for `resnet18s` at width 64.
 
     Raises ValueError for an unknown arch or stem.
     """
@@ -119,10 +118,8 @@ def of(spec: Pretrain, n_classes: int, *normalisation: Sequence[float]) -> ResNe
 
 
 def swap_head(model: nn.Module, n_classes: int, seed: int | None = None) -> nn.Module:
-    """Replaces the classifier `fc` by a fresh one for `n_classes`, in place; returns the model.
-
-    It is drawn by the seed; None: from torch's global generator.
-    """
+    """Replaces the classifier `fc` by a fresh one, in place, drawn by the seed (None: from torch's
+    global generator); returns the model."""
     old = model.fc
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
@@ -137,12 +134,9 @@ def parameters(model: nn.Module) -> int:
 
 
 def multiply_adds(model: nn.Module, size: int | tuple[int, int]) -> int:
-    """Multiply-adds of one image in convolutions of any kind and linear layers; size: its side, or
-    height and width.
-
-    Weights that are zero do not count: on a ticket this is what an ideal sparse engine would do.
-    """
-    height, width = (size, size) if isinstance(size, int) else size
+    """Multiply-adds of one image in convolutions and linear layers; size: its side, or height and
+    width. Weights that are zero do not count, as for an ideal sparse engine."""
+    side = (size, size) if isinstance(size, int) else tuple(size)
     total = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
@@ -159,7 +153,7 @@ def multiply_adds(model: nn.Module, size: int | tuple[int, int]) -> int:
     try:
         model.eval()
         with torch.no_grad():
-            model(torch.zeros(1, 3, height, width, device=next(model.parameters()).device))
+            model(torch.zeros(1, 3, *side, device=next(model.parameters()).device))
     finally:
         for m, training in modes.items():
             m.training = training

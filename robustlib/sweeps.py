@@ -1,25 +1,67 @@
-"""Sweeps: many specs at once on Dask, one process a core."""
+"""Sweeps: many specs at once on Dask, here, on a running scheduler, or on Slurm.
+
+A worker is one process with one thread: a job draws from the random numbers of its process, so two
+in one would give other results. Workers must see the store under the path that this process does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import lru_cache
-from typing import TYPE_CHECKING
+import logging
+import os
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import spawn
+from typing import TYPE_CHECKING, Any
 
-from robustlib import cluster, specs, store
-from robustlib.specs import Evaluation, Spec, Ticket, Transfer
+from tqdm.auto import tqdm
+
+from robustlib import specs, store
+from robustlib.costs import cost
+from robustlib.specs import Spec, integer
 
 if TYPE_CHECKING:
     import pandas as pd
+    from distributed import Client
+
+SCHEMES = ("tcp://", "tls://", "ucx://", "ws://", "wss://")
+PASSED_ON = ("ROBUSTLIB_DATA", "ROBUSTLIB_DEVICE")
+WORKER = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "ROBUSTLIB_DEVICES": "1"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call that a worker makes. name: what it is, in a line. after: keys of the jobs that must be
+    done before. cost: an estimate, in any unit, for the longest goes first."""
+
+    key: str
+    name: str
+    call: Callable[..., None]
+    args: tuple[Any, ...]
+    after: tuple[str, ...] = ()
+    cost: float = 1.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that was not done."""
+
+    job: Job
+    error: str
+    traceback: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.job.name}: {self.error}" + (f"\n{self.traceback}" if self.traceback else "")
 
 
 class SweepFailed(RuntimeError):
-    """Some specs failed; the message names each with its error and traceback, the rest is stored.
+    """Some jobs failed: the message says which and why, `failures` has them as data."""
 
-    `failures` has them as data.
-    """
-
-    def __init__(self, failures: list[cluster.Failure], total: int) -> None:
+    def __init__(self, failures: list[Failure], total: int) -> None:
         self.failures = failures
         texts = "\n".join(map(str, failures))
         super().__init__(f"{len(failures)} of {total} failed, the rest is stored:\n{texts}")
@@ -41,46 +83,50 @@ def closure(wanted: Iterable[Spec]) -> list[Spec]:
 
 
 def sweep(
-    wanted: Iterable[Spec], workers: int | None = None, *, scheduler: str = "", retries: int = 0
+    wanted: Iterable[Spec],
+    workers: int | None = None,
+    *,
+    client: Client | None = None,
+    scheduler: str = "",
+    retries: int = 0,
 ) -> pd.DataFrame:
     """Gets every spec from the store or computes it; returns their rows, in the order given.
 
-    What is missing, and what that is built on, runs on Dask, longest first, each thing once. By
-    default that is here, on `workers` processes of one thread (None: one a GPU, or else one a
-    core); `scheduler` may be the address of a running Dask scheduler (tcp://HOST:PORT) or the TOML
-    file of a Slurm cluster, see `cluster.connect`. A spec that fails is tried `retries` times more
-    and does not stop the others. Raises SweepFailed at the end; a second call runs only what is
-    missing. ValueError for bad arguments, before anything is started.
+    What is missing, and what that is built on, runs on Dask, longest first, each thing once: on the
+    workers of `client`, any Dask client, or else where `connect` says by `workers` and `scheduler`.
+    A spec that fails is tried `retries` times more and does not stop the others. Raises SweepFailed
+    at the end; a second call runs only what is missing. ValueError for bad arguments, before
+    anything is started.
     """
     import pandas as pd
 
     wanted = list(wanted)
-    cluster.check(workers, scheduler, retries)
+    check(workers, scheduler, retries, client)
     unique = {specs.key(s): s for s in wanted}
     lacking = [s for s in unique.values() if not store.has(s)]
     # A stored result needs nothing below it.
     missing = [s for s in closure(lacking) if not store.has(s)]
     if missing:
-        jobs = [job(s) for s in missing]
         cached = len(unique) - len(lacking)
-        if failures := cluster.compute(jobs, workers, scheduler, retries, cached):
+        jobs = [job(s) for s in missing]
+        if failures := compute(jobs, workers, scheduler, retries, cached, client=client):
             raise SweepFailed(failures, len(missing))
         if lost := [s for s in lacking if not store.has(s)]:
             raise RuntimeError(
-                f"{len(lost)} results of workers are not in the store {store.root()}: workers must "
-                "see it under the same path"
+                f"{len(lost)} results are not in the store {store.root()}, which workers must see "
+                "under the same path"
             )
     return pd.DataFrame([store.get(s).row for s in wanted])
 
 
-def job(spec: Spec) -> cluster.Job:
+def job(spec: Spec) -> Job:
     """What a worker is handed to get a spec stored, after what it is built on."""
     nested = (*specs.KINDS, "mask_from")
     differs = {k: v for k, v in specs.to_dict(spec, defaults=False).items() if k not in nested}
     name = " ".join([specs.kind(spec), specs.key(spec), *(f"{k}={v}" for k, v in differs.items())])
     after = tuple(specs.key(below) for below in specs.parents(spec))
     # What takes no arithmetic still takes half a second.
-    return cluster.Job(specs.key(spec), name, _work, (spec,), after, cost(spec) + 1e10)
+    return Job(specs.key(spec), name, _work, (spec,), after, cost(spec) + 1e10)
 
 
 def _work(spec: Spec) -> None:
@@ -92,62 +138,213 @@ def _work(spec: Spec) -> None:
     run(spec)
 
 
-def cost(spec: Spec) -> float:
-    """An estimate of the multiply-adds of a spec, without what it is built on.
+def compute(
+    jobs: list[Job],
+    workers: int | None = None,
+    scheduler: str = "",
+    retries: int = 0,
+    cached: int = 0,
+    unit: str = "spec",
+    client: Client | None = None,
+) -> list[Failure]:
+    """Makes every call once its `after` is made, the longest first; returns those that failed.
 
-    A training step is 3 forward passes, a step of an attack 2; pruning at once is free, and masked
-    weights are multiplied like others. An image for segmentation counts as one of the source.
+    A failure stops only what needs it, after `retries` more tries. cached: how many were done
+    before, for the bar. The rest as in `connect`.
     """
-    row = specs.columns(spec)
-    forward = _forward(*(row[name] for name in ("arch", "width", "stem_stride", "stem", "size")))
-    if isinstance(spec, Evaluation):
-        n = _sizes(row.get("task", row["source"]))[1]
-        return forward * min(n, spec.limit or n) * _passes(spec)
-    if isinstance(spec, Transfer):
-        n_train, n_test = _sizes(spec.task)
-        return forward * (_passes(spec) * (spec.n_train or n_train) + n_test)
-    if isinstance(spec, Ticket):
-        own = spec.pretrain.n_train if not spec.dataset else None
-        n_train = spec.n_train or own or _sizes(spec.dataset or row["source"])[0]
-        return forward * _passes(spec) * n_train
-    n_train, n_test = _sizes(spec.source)
-    return forward * (_passes(spec) * (spec.n_train or n_train) + n_test)
+    from distributed import as_completed
+
+    own = uuid.uuid4().hex  # Two sweeps on one scheduler must not take each other's jobs.
+    environment = {"ROBUSTLIB_STORE": str(store.root().resolve())}
+    environment |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    futures: dict[str, Any] = {}
+    failed: dict[str, Failure] = {}
+    running: set[str] = set()
+    began, total, spent = time.monotonic(), sum(job.cost for job in jobs), 0.0
+
+    def show(event: Any = None) -> None:
+        running.update([event[1]] if event else [])  # a worker has begun with it
+        left = "?"
+        if spent:
+            left = tqdm.format_interval((time.monotonic() - began) * (total - spent) / spent)
+        counts = f"running {len(running)}, failed {len(failed)}, cached {cached}"
+        bar.set_postfix_str(f"{left} left, {counts}")
+
+    with connect(workers, scheduler, len(jobs), client) as client, _bar(jobs, cached, unit) as bar:
+        if not bar.disable:
+            bar.write(f"dashboard: {client.dashboard_link}")
+        show()
+        client.subscribe_topic(own, show)
+        try:
+            for i, job in enumerate(jobs):
+                # Dask takes the first word of a key for its kind, and shares out evenly what is of
+                # one kind, by how long others of it took.
+                kind = job.name.split()[0].replace("-", "_")
+                after = [futures[name] for name in job.after if name in futures]
+                options = {"key": f"{kind}-{own}-{i}", "priority": job.cost, "retries": retries}
+                futures[job.key] = client.submit(_call, own, environment, job, after, **options)
+            of = {futures[job.key].key: job for job in jobs}
+            for future in as_completed(futures.values()):
+                job = of[future.key]
+                running.discard(job.key)
+                spent += job.cost
+                if future.status != "finished":
+                    failed[job.key] = _failure(job, future, failed)
+                    bar.write(f"failed: {job.name}: {failed[job.key].error}")
+                bar.update()
+                show()
+        finally:
+            client.cancel([f for f in futures.values() if not f.done()])
+            client.unsubscribe_topic(own)
+    return list(failed.values())
 
 
-def _passes(spec: Spec) -> float:
-    """Forward passes, or what costs as much, for each image that a spec trains or measures on."""
-    if isinstance(spec, Evaluation):
-        # AutoAttack in its two versions, 75 corruptions, noisy copies; as measured or counted.
-        attack = {"cheap": 250, "standard": 8_000}[spec.attack]
-        return {"adversarial": attack, "certified": spec.draws, "corruption": 75}.get(spec.suite, 2)
-    if isinstance(spec, Transfer):
-        return 1.0 if spec.mode == "linear" else 3.0 * spec.epochs
-    attack = 2.0 * spec.steps if spec.objective in ("pgd", "trades") else 0.0
-    if isinstance(spec, Ticket):
-        trains = spec.scheme in ("imp", "lmp") and specs.drawn_as(spec) is None
-        return spec.epochs * (3.0 + attack) * trains
-    if spec.checkpoint:
-        return 0.0
-    attack += 4.0 if spec.objective == "trades" else 0.0
-    return spec.epochs * (3.0 + attack) * (spec.replays if spec.objective == "free" else 1)
+def _bar(jobs: list[Job], cached: int, unit: str) -> tqdm:
+    return tqdm(
+        total=len(jobs) + cached,
+        initial=cached,
+        desc="sweep",
+        unit=unit,
+        dynamic_ncols=True,
+        disable=bool(os.environ.get("TQDM_DISABLE")),
+        bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}",
+    )
 
 
-@lru_cache
-def _forward(arch: str, width: int, stem_stride: int, stem: str, size: int) -> int:
-    from robustlib import models
+def _call(topic: str, environment: dict[str, str], job: Job, _after: list[None]) -> None:
+    from distributed import get_worker
 
-    return models.multiply_adds(models.build(arch, 2, width, stem_stride, stem=stem), size)
-
-
-def _sizes(name: str) -> tuple[int, int]:
-    for row_name, n_train, n_test in _known():
-        if row_name == name:
-            return n_train, n_test
-    return 0, 0
+    os.environ.update(environment)
+    get_worker().log_event(topic, job.key)
+    job.call(*job.args)
 
 
-@lru_cache
-def _known() -> list[tuple[str, int, int]]:
-    from robustlib.data import sources
+def _failure(job: Job, future: Any, failed: dict[str, Failure]) -> Failure:
+    if future.status != "error":
+        return Failure(job, "not done: the connection to the scheduler was lost")
+    for name in job.after:
+        if name in failed:
+            return Failure(job, f"not done: needs {failed[name].job.name}")
+    error, trace = future.exception(), future.traceback()
+    text = "".join(traceback.format_exception_only(error)).strip()
+    return Failure(job, text, "".join(traceback.format_tb(trace)).rstrip() if trace else "")
 
-    return [(row.name, row.n_train, row.n_test) for row in sources.available()]
+
+@contextmanager
+def connect(
+    workers: int | None = None, scheduler: str = "", jobs: int = 10**6, client: Client | None = None
+) -> Iterator[Client]:
+    """A Dask client with workers of one thread behind it, for as long as the context lasts.
+
+    client: is used as it is. scheduler: "" starts `workers` processes here (None: one a GPU, or
+    else one a core; never more than jobs), each bounded to its share of the memory; tcp://HOST:PORT
+    runs already, with workers; "slurm" starts `workers` processes there (`slurm`). Raises
+    ValueError for a scheduler that does not answer, and for workers with several threads.
+    """
+    from distributed import Client
+
+    with ExitStack() as stack:
+        if client is None and scheduler.startswith(SCHEMES):
+            try:
+                client = stack.enter_context(Client(scheduler, timeout=10))
+            except (OSError, ValueError) as e:
+                raise ValueError(f"scheduler={scheduler!r}: does not answer ({e})") from None
+        elif client is None:
+            cluster = slurm(workers or 0) if scheduler else _local(workers, jobs)
+            client = stack.enter_context(Client(stack.enter_context(cluster)))
+        for address, n in client.nthreads().items():
+            if n != 1:
+                raise ValueError(f"{address}: has {n} threads; start workers with --nthreads 1")
+        yield client
+
+
+def check(
+    workers: int | None, scheduler: str, retries: int = 0, client: Client | None = None
+) -> None:
+    """Raises ValueError for arguments that no sweep takes, before anything is started."""
+    if workers is not None:
+        integer("workers", workers, 1, 1024)
+    integer("retries", retries, 0, 100)
+    if client is not None and (workers is not None or scheduler):
+        raise ValueError(f"workers={workers}, scheduler={scheduler!r}: the client has both")
+    runs = scheduler.startswith(SCHEMES)
+    if runs and workers is not None:
+        raise ValueError(f"workers={workers}: {scheduler} has workers of its own")
+    if scheduler == "slurm" and workers is None:
+        raise ValueError("workers=None: must say how many processes Slurm starts")
+    if scheduler and scheduler != "slurm" and not runs:
+        raise ValueError(f"scheduler={scheduler!r}: must be tcp://HOST:PORT or slurm")
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    if os.environ.get("ROBUSTLIB_DEVICE", "cuda").startswith("cpu"):
+        return []
+    named = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
+    count = torch.cuda.device_count()
+    return named[:count] or [str(i) for i in range(count)]
+
+
+@cache
+def _leave_main_alone() -> None:
+    """From now on Dask's workers do not run this program's file again, as spawned processes do: a
+    script without a guard of its main would start itself. Jobs name their functions by module."""
+    whole = spawn.get_preparation_data
+
+    def without_main(name: str) -> dict[str, Any]:
+        ours = name.startswith("Dask Worker")
+        return {k: v for k, v in whole(name).items() if not (ours and k.startswith("init_main"))}
+
+    spawn.get_preparation_data = without_main
+
+
+def _local(workers: int | None, jobs: int) -> Any:
+    import dask
+    from dask.system import CPU_COUNT
+    from distributed import Nanny, Scheduler, SpecCluster
+    from distributed.system import MEMORY_LIMIT
+
+    _leave_main_alone()
+    own = gpus()
+    n = min(workers or len(own) or CPU_COUNT, jobs)
+    # A worker over its share is ended, and its job tried again elsewhere. It is not paused before:
+    # what it holds are the data sets that its jobs need, so it would wait for ever.
+    memory = {f"distributed.worker.memory.{what}": False for what in ("pause", "spill", "target")}
+
+    def nanny(i: int) -> dict[str, Any]:
+        environment = WORKER | ({"CUDA_VISIBLE_DEVICES": own[i % len(own)]} if own else {})
+        options = {"nthreads": 1, "memory_limit": MEMORY_LIMIT // n, "host": "127.0.0.1"}
+        options |= {"env": environment, "config": memory, "silence_logs": logging.CRITICAL}
+        return {"cls": Nanny, "options": options}
+
+    # Any free port: another sweep may have the usual one.
+    ports = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
+    scheduler = {"cls": Scheduler, "options": ports}
+    nannies = {i: nanny(i) for i in range(n)}
+    # Not Dask's MALLOC_TRIM_THRESHOLD_: memory that goes back to the system after every layer makes
+    # a training on a CPU take 1.8 times as long. What else Dask would set is in `environment`.
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": "1"}}):
+        return SpecCluster(nannies, scheduler=scheduler, silence_logs=logging.ERROR)
+
+
+def slurm(workers: int = 0) -> Any:
+    """A Slurm cluster with so many processes, as dask-jobqueue's own configuration says
+    (jobqueue.slurm), where `cores` are the processes of a job, one thread each. Raises ValueError
+    for a configuration without cores and memory."""
+    import dask
+    from dask_jobqueue import SLURMCluster
+
+    own = {n: dask.config.get(f"jobqueue.slurm.{n}") for n in ("cores", "memory")}
+    if lacking := [name for name, value in own.items() if not value]:
+        raise ValueError(
+            f"scheduler='slurm': Dask's configuration lacks jobqueue.slurm.{lacking[0]}"
+        )
+    exports = [f"export {name}={value}" for name, value in WORKER.items()]
+    prologue = exports + dask.config.get("jobqueue.slurm.job-script-prologue")
+    cluster = SLURMCluster(
+        job_name="robustlib", processes=own["cores"], job_script_prologue=prologue
+    )
+    cluster.scale(workers)
+    return cluster

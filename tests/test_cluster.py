@@ -1,5 +1,6 @@
 """Jobs run wherever the workers are, in order of need and cost, and no failure is passed over."""
 
+import json
 import os
 import socket
 import subprocess
@@ -8,12 +9,14 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import dask
+import dask_jobqueue  # noqa: F401  (its defaults enter Dask's configuration)
 import pytest
 from test_sweeps import transfers
 
-from robustlib import cluster, specs, store, sweep
-from robustlib.cluster import Job
-from robustlib.sweeps import SweepFailed
+from robustlib import specs, store, sweep, sweeps
+from robustlib.cli import main
+from robustlib.sweeps import Job, SweepFailed
 
 # Workers import this file by its name.
 PATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
@@ -51,7 +54,7 @@ def test_longest_first_and_nothing_before_what_it_needs(tmp_path):
     file = tmp_path / "order"
     rows = [("s", "", 1), ("m", "", 5), ("l", "", 9), ("after-s", "s", 99), ("xl", "", 20)]
     first = Job("block", "block", note, (file, "block", 1.0), (), 100)  # while the others queue up
-    assert cluster.compute([first, *jobs_of(file, *rows)], workers=1) == []
+    assert sweeps.compute([first, *jobs_of(file, *rows)], workers=1) == []
     assert file.read_text().split() == ["block", "xl", "l", "m", "s", "after-s"]
 
 
@@ -61,7 +64,7 @@ def test_a_failure_is_retried_and_stops_only_what_needs_it(tmp_path):
         file = tmp_path / f"tries{retries}"
         bad = Job("bad", "bad thing", fail_until, (file, 9))
         good = Job("good", "good thing", fail_until, (tmp_path / f"good{retries}", retries))
-        failures = cluster.compute(
+        failures = sweeps.compute(
             [bad, good, *jobs_of(tmp_path / "done", *rows)], workers=1, retries=retries
         )
         by_key = {f.job.key: f for f in failures}
@@ -77,7 +80,7 @@ def test_a_failure_is_retried_and_stops_only_what_needs_it(tmp_path):
 def test_the_bar_counts_what_is_done_running_failed_and_stored(tmp_path, capsys):
     bad = Job("bad", "bad thing", fail_until, (tmp_path / "tries", 9))
     jobs = jobs_of(tmp_path / "done", ("a", "", 1), ("b", "", 2))
-    cluster.compute([bad, *jobs], workers=1, cached=7)
+    sweeps.compute([bad, *jobs], workers=1, cached=7)
     out, err = capsys.readouterr()
     assert "dashboard: http://127.0.0.1:" in out
     assert "failed: bad thing: OSError: no luck" in out
@@ -89,7 +92,7 @@ def test_the_bar_counts_what_is_done_running_failed_and_stored(tmp_path, capsys)
 def test_a_worker_is_one_process_of_one_thread_within_its_share_of_memory():
     from distributed.system import MEMORY_LIMIT
 
-    with cluster.connect(workers=2) as client:
+    with sweeps.connect(workers=2) as client:
         workers = client.scheduler_info()["workers"].values()
         assert [w["nthreads"] for w in workers] == [1, 1]
         assert all(0 < w["memory_limit"] <= MEMORY_LIMIT // 2 for w in workers)
@@ -111,7 +114,7 @@ def test_a_job_that_takes_more_memory_than_its_share_fails_and_the_others_do_not
 ):
     monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 1500 * 2**20)
     jobs = [Job("hog", "hog", hog, ()), *jobs_of(tmp_path / "done", ("a", "", 1), ("b", "a", 1))]
-    failures = cluster.compute(jobs, workers=2)
+    failures = sweeps.compute(jobs, workers=2)
     assert [f.job.key for f in failures] == ["hog"]
     assert "KilledWorker" in failures[0].error
     # What was done on a worker that dies may be done again: a job finds its result stored.
@@ -119,10 +122,10 @@ def test_a_job_that_takes_more_memory_than_its_share_fails_and_the_others_do_not
 
 
 def test_each_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "gpus", lambda: ["3", "GPU-5a"])
+    monkeypatch.setattr(sweeps, "gpus", lambda: ["3", "GPU-5a"])
     file = tmp_path / "told"
     jobs = [Job(str(i), str(i), tell, (file, "CUDA_VISIBLE_DEVICES")) for i in range(4)]
-    assert cluster.compute(jobs) == []
+    assert sweeps.compute(jobs) == []
     assert set(file.read_text().split()) == {
         "CUDA_VISIBLE_DEVICES=3",
         "CUDA_VISIBLE_DEVICES=GPU-5a",
@@ -133,11 +136,11 @@ def test_gpus_are_those_that_this_process_may_use(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("ROBUSTLIB_DEVICE", raising=False)
-    assert cluster.gpus() == ["0", "1"]
+    assert sweeps.gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert cluster.gpus() == ["4", "7"]
+    assert sweeps.gpus() == ["4", "7"]
     monkeypatch.setenv("ROBUSTLIB_DEVICE", "cpu")
-    assert cluster.gpus() == []
+    assert sweeps.gpus() == []
 
 
 @contextmanager
@@ -193,8 +196,15 @@ def test_a_running_scheduler_computes_into_the_store_of_who_asks(tmp_path):
         assert len(sweep([*wanted, *more], scheduler=address)) == 4
         with pytest.raises(ValueError, match="workers=2: tcp.* has workers of its own"):
             sweep(wanted, 2, scheduler=address)
-        with cluster.connect(scheduler=address) as client:
+        with sweeps.connect(scheduler=address) as client:
             assert len(client.scheduler_info()["workers"]) == 2
+            # A client of one's own does as well.
+            last = type(wanted[0])(**{**vars(wanted[0]), "n_train": 70})
+            assert list(sweep([last], client=client).key) == [specs.key(last)]
+            assert client.status == "running"
+            for given in ({"workers": 2}, {"scheduler": address}):
+                with pytest.raises(ValueError, match="the client has both"):
+                    sweep([last], client=client, **given)
 
 
 def test_workers_with_several_threads_are_refused():
@@ -208,8 +218,8 @@ def test_workers_with_several_threads_are_refused():
     [
         ("tcp://127.0.0.1:1", "does not answer"),
         ("localhost:8786", "scheduler='localhost:8786': must be tcp://HOST:PORT"),
-        ("slurm", "must be tcp://"),
-        ("nowhere.toml", "nowhere.toml: cannot be read"),
+        ("slurn", "must be tcp://HOST:PORT or slurm"),
+        ("slurm", "workers=None: must say how many"),
     ],
 )
 def test_a_place_that_is_none_is_refused_and_leaves_nothing(scheduler, says, tmp_path):
@@ -218,51 +228,50 @@ def test_a_place_that_is_none_is_refused_and_leaves_nothing(scheduler, says, tmp
     assert not (tmp_path / "store").exists()
 
 
-SLURM = """[slurm]
-workers = 2
-memory = "2GB"
-walltime = "00:10:00"
-interface = "lo"
-queue = "long"
-account = "ours"
-cpus = 3
-directives = ["--gres=gpu:1"]
-prologue = ["source /some/venv/bin/activate"]
-"""
+SLURM = {
+    "memory": "2GB",
+    "cores": 1,
+    "job-cpu": 3,
+    "walltime": "00:10:00",
+    "interface": "lo",
+    "queue": "long",
+    "account": "ours",
+    "job-extra-directives": ["--gres=gpu:1"],
+}
+"""What a user writes in Dask's own configuration, under jobqueue.slurm."""
 
 
-def test_the_slurm_script_asks_for_what_the_file_says(tmp_path):
-    file = tmp_path / "mine.toml"
-    file.write_text(SLURM)
-    script = cluster.slurm_script(file)
-    lines = script.splitlines()
+def configured(**more):
+    return dask.config.set({f"jobqueue.slurm.{k}": v for k, v in {**SLURM, **more}.items()})
+
+
+def test_the_slurm_script_asks_for_what_the_configuration_says(tmp_path, capsys):
+    file = tmp_path / "specs.json"
+    file.write_text(json.dumps([{"transfer": specs.to_dict(s)} for s in transfers()]))
+    with configured(**{"job-script-prologue": ["source /some/venv/bin/activate"]}):
+        dry = ["sweep", str(file), "--scheduler", "slurm", "--workers", "2", "--dry-run"]
+        assert main(dry) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 specs, 0 stored; 5 to compute, parents included"
     for option in ("-p long", "-A ours", "-n 1", "--cpus-per-task=3", "--mem=2G", "-t 00:10:00"):
         assert f"#SBATCH {option}" in lines
     assert "#SBATCH --gres=gpu:1" in lines
     assert lines.index("source /some/venv/bin/activate") < len(lines) - 1
     assert "export OMP_NUM_THREADS=1" in lines
     assert "--nthreads 1" in lines[-1] and "dask" in lines[-1]
-    # The file that comes with the library, to copy from, is one.
-    assert "#SBATCH" in cluster.slurm_script(Path(cluster.__file__).parent / "clusters/slurm.toml")
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (("workers = 2", "workers = 0"), "workers=0"),
-        (("workers = 2", 'workers = "2"'), "workers='2': must be int"),
-        (("workers = 2", ""), "'workers' is missing"),
-        (("queue", "que"), "'que'; did you mean 'queue'|que.*choose|'que'"),
-        (("[slurm]", "[slurn]"), "slurn"),
-        ((SLURM, ""), "table"),
-        (("workers = 2", "workers ="), "cannot be read as TOML"),
-    ],
-)
-def test_a_bad_slurm_file_is_refused_by_name_and_value(change, says, tmp_path):
-    file = tmp_path / "mine.toml"
-    file.write_text(SLURM.replace(*change))
-    with pytest.raises(ValueError, match=f"mine.toml: .*({says})"):
-        sweep(transfers(), scheduler=str(file))
+def test_a_slurm_job_of_several_cores_has_as_many_processes_of_one_thread():
+    with configured(cores=4, processes=2), sweeps.slurm() as cluster:
+        last = cluster.job_script().splitlines()[-1]
+    assert "--nworkers 4" in last and "--nthreads 1" in last
+
+
+@pytest.mark.parametrize("lacking", ["cores", "memory"])
+def test_a_slurm_configuration_that_lacks_something_is_refused_by_name(lacking, tmp_path):
+    with configured(**{lacking: None}):
+        with pytest.raises(ValueError, match=f"lacks jobqueue.slurm.{lacking}$"):
+            sweep(transfers(), 2, scheduler="slurm")
     assert not (tmp_path / "store").exists()
 
 
@@ -280,10 +289,10 @@ def test_a_slurm_cluster_computes_and_its_jobs_are_cancelled(tmp_path, monkeypat
     for program in programs.iterdir():
         program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    file = tmp_path / "mine.toml"
-    file.write_text(SLURM.replace('prologue = ["source /some/venv/bin/activate"]', ""))
     wanted = transfers()
-    assert list(sweep(wanted, scheduler=str(file)).key) == [specs.key(w) for w in wanted]
+    with configured():
+        frame = sweep(wanted, 2, scheduler="slurm")
+    assert list(frame.key) == [specs.key(w) for w in wanted]
     lines = log.read_text().splitlines()
     jobs = [line.split()[1] for line in lines if line.startswith("submitted")]
     assert len(jobs) == 2

@@ -736,7 +736,7 @@ def said(argv: list[str]) -> tuple[int, str]:
         patch.setattr(study, "_speed", lambda: 1.0)
         patch.setattr(study, "run_study", no_work)
         patch.setattr(sweeps, "sweep", no_work)
-        patch.setattr(batch.cluster, "compute", no_work)
+        patch.setattr(batch.sweeps, "compute", no_work)
         patch.setattr(bench, "main", no_work)
         before = listing(here)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from robustlib import objectives, training
+from robustlib.data import Split
 from robustlib.specs import Ticket
 from robustlib.tickets import patterns
 from robustlib.tickets.mask import Mask, prunable
-from robustlib.tickets.producers import producers
+from robustlib.tickets.producers import Producers, producers
 
 UNIT = 0.005
 """The mean of the scores at the start: small enough that steps of the head's rate reorder them.
@@ -23,14 +23,15 @@ Chosen on the validation images of one natural ticket."""
 
 
 class Scored(nn.Module):
-    """A parametrization of a weight, a convolution's or for channels also its bias or those of its
-    norm: the weight times a mask that scores decide.
+    """A parametrization that multiplies a weight by a mask that scores decide.
 
-    scores: one a group of the pattern, trained. `kept` says which groups the mask keeps; the
-    gradient passes through it to the scores as if it were them (straight through: Bengio et al.,
-    2013; Ramanujan et al., 2020): that of a score is the sum over its group of weight times the
-    gradient of the masked weight. The weight itself must be frozen.
+    scores: one a group of the pattern, trained. kept: which groups the mask keeps. The gradient
+    passes through it to the scores as if it were them (straight through: Bengio et al., 2013;
+    Ramanujan et al., 2020): for a score, the sum over its group of weight times the gradient of the
+    masked weight. The weight is frozen; for channels it may be a bias or that of a norm.
     """
+
+    kept: Tensor
 
     def __init__(self, scores: Tensor, shape: torch.Size) -> None:
         super().__init__()
@@ -44,25 +45,20 @@ class Scored(nn.Module):
 
 
 def lmp(
-    model: nn.Module, split: Any, spec: Ticket, checkpoint: Path | None = None
+    model: nn.Module, split: Split, spec: Ticket, checkpoint: Path | None = None
 ) -> tuple[Mask, list[dict[str, float]]]:
     """Learned mask pruning: the mask is trained on a split's images, the weights are frozen.
 
     model: the pretrained network, its head that of the split; left as it is. The scores start from
-    the magnitude that omp ranks by, divided by its mean (over all layers, or in each where each is
-    ranked for itself), so that the first step is taken with omp's mask. In every forward pass the
-    groups of the highest scores are kept; the head is trained along, norms use the statistics of
-    the batch. Returns the mask and the curve.
+    the magnitude that omp ranks by, divided by its mean (of all layers, or of each with scope
+    layer), so the first step is taken with omp's mask. Every forward pass keeps the groups of the
+    highest scores; the head is trained along, norms use the statistics of the batch. Returns the
+    mask and the curve.
     """
     scored, scores = score(copy.deepcopy(model), spec)
-    curve = training.fit(
-        scored,
-        split,
-        objectives.from_spec(spec),
-        training.Recipe.of(spec),
-        checkpoint=checkpoint,
-        label=f"lmp {spec.sparsity:.3g}",
-    )
+    objective, recipe = objectives.from_spec(spec), training.Recipe.of(spec)
+    label = f"lmp {spec.sparsity:.3g}"
+    curve = training.fit(scored, split, objective, recipe, checkpoint=checkpoint, label=label)
     rank(scores, spec)
     kept = {n: patterns.expanded(s.kept, s.shape).clone() for n, s in scores.items()}
     return Mask(kept), curve
@@ -81,22 +77,24 @@ def score(model: nn.Module, spec: Ticket) -> tuple[nn.Module, dict[str, Scored]]
         means = dict.fromkeys(start, total)
     model.requires_grad_(False)
     model.fc.requires_grad_(True)
-    scores = {}
-    found = producers(model) if spec.pattern == "channel" else None
-    biased = {m for _, m, _ in patterns.biases(model)} if found else set()
+    scores = {n: Scored(UNIT * s / means[n], weights[n].shape) for n, s in start.items()}
+    found = producers(model) if spec.pattern == "channel" else Producers()
+    biased = {m for _, m, _ in patterns.biases(model)} if spec.pattern == "channel" else set()
     for name, module in list(model.named_modules()):
-        if (own := f"{name}.weight") in weights:
-            scores[own] = Scored(UNIT * start[own] / means[own], weights[own].shape)
-            masked = []
-            # A convolution that feeds its norms alone is silent with them. Where a ReLU follows, a
-            # removed channel has no gradient: it comes back only when the scores of kept ones fall
-            # below its own.
-            if found is None or own not in found.alone:
-                masked += [(module, "weight")] + [(module, "bias")] * (module in biased)
-            for norm in found.norms.get(own, ()) if found else ():
-                masked += [(model.get_submodule(norm), part) for part in ("weight", "bias")]
-            for m, part in masked:
-                parametrize.register_parametrization(m, part, scores[own])
+        if (own := f"{name}.weight") not in weights:
+            continue
+        masked = [
+            (model.get_submodule(norm), part)
+            for norm in found.norms.get(own, ())
+            for part in ("weight", "bias")
+        ]
+        # A convolution that feeds its norms alone is silent with them. Where a ReLU follows, a
+        # removed channel has no gradient: it comes back only when the scores of kept ones fall
+        # below its own.
+        if own not in found.alone:
+            masked += [(module, "weight")] + [(module, "bias")] * (module in biased)
+        for m, part in masked:
+            parametrize.register_parametrization(m, part, scores[own])
     rank(scores, spec)
     model.register_forward_pre_hook(lambda *_: rank(scores, spec))
     return model, scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,31 +19,30 @@ def omp(
     scope: str = "global",
     score: str = "l1",
     min_channels: int = 1,
-    within: Mask | None = None,
+    before: Mask | None = None,
 ) -> Mask:
     """One-shot magnitude pruning (Han et al., 2015): the groups of the smallest weights go.
 
-    model: any torch module; the weights of its convolutions are pruned, of one to three dimensions,
-    transposed ones included. `patterns.score` ranks the groups of a pattern and `patterns.select`
-    says which are kept, and what each pattern does where it does not fit. `within`: a mask of the
-    same pattern, whose removed groups go first.
+    model: any torch module; the weights of its convolutions are pruned. `patterns.score` ranks the
+    groups of a pattern, `patterns.select` says which are kept. before: a mask of the same pattern,
+    whose removed groups go first.
 
     Raises ValueError for a sparsity outside [0, 1) or other than that of n:m, an unknown pattern,
-    scope or score, a model without convolutions, with weights that are not finite or no parameters
-    (`prunable`), or to none of whose layers n:m fits, channel or n:m on transposed convolutions,
-    and a min_channels that leaves too little to remove.
+    scope or score, a model that has nothing to prune, weights that are not finite or no parameters
+    (`prunable`), layers that the pattern does not fit, and a min_channels that leaves too little to
+    remove.
     """
-    sparsity = _checked(model, sparsity, pattern, scope, min_channels)
     one_of("score", score, SCORES)
-    scores = {}
-    for name, p in prunable(model).items():
-        scores[name] = patterns.score(p, pattern, score)
+
+    def ranked(name: str, p: Tensor) -> Tensor:
         if not torch.isfinite(p).all():
             raise ValueError(f"{name}: has weights that are not finite, magnitude cannot rank them")
-        if within is not None:
-            gone = ~patterns.grouped(within[name], pattern).to(p.device)
-            scores[name] = scores[name].masked_fill(gone, -1.0)
-    return _mask(model, scores, sparsity, pattern, scope, min_channels)
+        scores = patterns.score(p, pattern, score)
+        if before is None:
+            return scores
+        return scores.masked_fill(~patterns.grouped(before[name], pattern).to(p.device), -1.0)
+
+    return _drawn(model, ranked, sparsity, pattern, scope, min_channels)
 
 
 def random(
@@ -55,13 +54,12 @@ def random(
     min_channels: int = 1,
 ) -> Mask:
     """A control: groups removed at random, in the counts `omp` would remove. Raises as `omp`."""
-    sparsity = _checked(model, sparsity, pattern, scope, min_channels)
     generator = torch.Generator().manual_seed(seed)
-    scores = {
-        name: torch.rand(patterns.score(p, pattern).shape, generator=generator)
-        for name, p in prunable(model).items()
-    }
-    return _mask(model, scores, sparsity, pattern, scope, min_channels)
+
+    def ranked(name: str, p: Tensor) -> Tensor:
+        return torch.rand(patterns.score(p, pattern).shape, generator=generator)
+
+    return _drawn(model, ranked, sparsity, pattern, scope, min_channels)
 
 
 def dense(model: nn.Module) -> Mask:
@@ -69,15 +67,14 @@ def dense(model: nn.Module) -> Mask:
     return Mask({n: torch.ones(p.shape, dtype=torch.bool) for n, p in prunable(model).items()})
 
 
-def _mask(model: nn.Module, scores: Mapping[str, Tensor], *how: object) -> Mask:
-    shapes = {name: p.shape for name, p in prunable(model).items()}
-    kept = patterns.select(scores, shapes, *how)
-    return Mask({name: patterns.expanded(k, shapes[name]).clone() for name, k in kept.items()})
-
-
-def _checked(
-    model: nn.Module, sparsity: float, pattern: str, scope: str, min_channels: int
-) -> float:
+def _drawn(
+    model: nn.Module,
+    ranked: Callable[[str, Tensor], Tensor],
+    sparsity: float,
+    pattern: str,
+    scope: str,
+    min_channels: int,
+) -> Mask:
     sparsity = number("sparsity", sparsity, 0, 1, open_high=True)
     one_of("pattern", pattern, PATTERNS)
     one_of("scope", scope, SCOPES)
@@ -93,4 +90,7 @@ def _checked(
             raise ValueError(
                 f"pattern={pattern!r}: no layer has input channels that are a multiple of {m}"
             )
-    return sparsity
+    scores = {name: ranked(name, p) for name, p in weights.items()}
+    shapes = {name: p.shape for name, p in weights.items()}
+    kept = patterns.select(scores, shapes, sparsity, pattern, scope, min_channels)
+    return Mask({name: patterns.expanded(k, shapes[name]).clone() for name, k in kept.items()})

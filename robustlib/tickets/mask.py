@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
@@ -41,13 +35,11 @@ _CURES = {
 
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that a ticket may remove, by name: those of convolutions of one to three
-    dimensions, transposed ones, stem and downsample included; never biases, norms or the head.
-    Weights that layers share are listed once. A convolution is a module of torch.nn, or derived
-    from one: what a forward computes by torch.nn.functional is not seen.
+    """The weights that a ticket may remove, by name: those of `torch.nn` convolutions of any kind,
+    stem and downsample included; never biases, norms or the head. Shared weights are listed once.
 
-    Raises ValueError, naming layer and cure, for a convolution whose weight is computed from others
-    (weight_norm and its kind) or not made yet (lazy), and for a model that is wrapped.
+    Raises ValueError, naming layer and cure, for a weight that is computed from others (weight_norm
+    and its kind) or not made yet (lazy), and for a model that is wrapped.
     """
     _must_be_bare(model)
     layers = ((n, m) for n, m in model.named_modules() if isinstance(m, _ConvNd))
@@ -56,8 +48,8 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def parameter(layer: nn.Module, part: str, name: str) -> nn.Parameter:
-    """A layer's `weight` or `bias`. Raises ValueError, naming the cure, where it is no parameter
-    that a mask could hold at zero. name: that of the layer."""
+    """The `weight` or `bias` of the layer of that name. Raises ValueError, naming the cure, where
+    it is no parameter that a mask could hold at zero."""
     p = layer._parameters.get(part)
     at = f"{name}.{part}".lstrip(".")
     if p is None:
@@ -74,23 +66,21 @@ def _cure(layer: nn.Module, part: str) -> str:
     utils = ", by torch.nn.utils."
     if parametrize.is_parametrized(layer, part):
         return f"{utils}parametrize.remove_parametrizations(layer, '{part}')"
-    for hook in layer._forward_pre_hooks.values():
-        for kind, cure in _CURES.items():
-            if isinstance(hook, kind):
-                return utils + cure.format(part=part)
-    return ""
+    hooks = layer._forward_pre_hooks.values()
+    cures = (cure for hook in hooks for kind, cure in _CURES.items() if isinstance(hook, kind))
+    return next((utils + cure.format(part=part) for cure in cures), "")
 
 
 def _must_be_bare(model: nn.Module) -> None:
-    """Raises ValueError for a model that is wrapped, or has a part that is: its parameters have
-    other names than those of the network. Says where the network is."""
+    """Raises ValueError, saying where the network is, for a model that is wrapped or has a part
+    that is: its parameters have other names than those of the network."""
     for name, m in model.named_modules():
-        where = f"model.{name}".rstrip(".")
+        where = inside = f"model.{name}".rstrip(".")
         if isinstance(m, torch.jit.ScriptModule):
             raise ValueError(f"{where}: is scripted; give the module that it was made from")
-        inside, inner = where, m
-        while attribute := _inner(inner):
-            inside, inner = f"{inside}.{attribute}", getattr(inner, attribute)
+        inner = m
+        while attributes := [_INNER[c.__name__] for c in type(inner).mro() if c.__name__ in _INNER]:
+            inside, inner = f"{inside}.{attributes[0]}", getattr(inner, attributes[0])
         if inner is not m:
             raise ValueError(
                 f"{where}: is wrapped ({type(m).__name__}), so its parameters have other names; "
@@ -98,16 +88,11 @@ def _must_be_bare(model: nn.Module) -> None:
             )
 
 
-def _inner(module: nn.Module) -> str | None:
-    return next((_INNER[c.__name__] for c in type(module).__mro__ if c.__name__ in _INNER), None)
-
-
 class Mask(Mapping[str, Tensor]):
     """From parameter name, such as `layer1.0.conv1.weight`, to a boolean tensor, True = kept.
 
-    Refuses anything but boolean tensors (ValueError names the parameter). Immutable by
-    convention: build a new one rather than write into its tensors. Two masks are equal when they
-    keep the same weights of the same parameters.
+    Raises ValueError for anything but boolean tensors. Immutable by convention: build a new one
+    rather than write into its tensors. Masks are equal when they keep the same weights.
     """
 
     def __init__(self, kept: Mapping[str, Tensor]) -> None:
@@ -152,27 +137,26 @@ class Mask(Mapping[str, Tensor]):
 
         Two random masks of one density d overlap in d / (2 - d).
         """
-        self._must_match({n: m.shape for n, m in other.items()}, "the other mask")
-        both = sum(int((m & other[n]).sum()) for n, m in self.items())
-        either = sum(int((m | other[n]).sum()) for n, m in self.items())
-        return both / either if either else 1.0
+        return self._jaccard(other, lambda a, b: int((a & b).sum()))
 
     def chance(self, other: Mask) -> float:
         """What `overlap` would be, about, of random masks that keep as much in every layer."""
-        self._must_match({n: m.shape for n, m in other.items()}, "the other mask")
-        kept = [(int(m.sum()), int(other[n].sum()), m.numel()) for n, m in self.items()]
-        both = sum(a * b / of for a, b, of in kept)
-        either = sum(a + b for a, b, _ in kept) - both
+        return self._jaccard(other, lambda a, b: int(a.sum()) * int(b.sum()) / a.numel())
+
+    def _jaccard(self, other: Mask, common: Callable[[Tensor, Tensor], float]) -> float:
+        self._must_match(other, "the other mask")
+        if extra := other.keys() - self.keys():
+            raise ValueError(f"mask of {min(extra)}: only the other mask has it")
+        both = sum(common(m, other[n]) for n, m in self.items())
+        either = sum(int(m.sum()) + int(other[n].sum()) for n, m in self.items()) - both
         return both / either if either else 1.0
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Zeroes the removed weights in place and keeps them at zero; returns the model.
 
-        The gradient of a removed weight is zeroed as it arrives, so that momentum and weight decay
-        have nothing to act on and any optimizer leaves it at exactly zero; so does loading a state
-        dict that has other values there. The optimizer must be new: one that has moved the weight
-        before may go on by its momentum. A copy of the model (copy.deepcopy) does not carry this:
-        apply the mask to the copy.
+        The gradient of a removed weight is zeroed as it arrives, so momentum and weight decay have
+        nothing to act on and any new optimizer leaves it at exactly zero; so does loading a state
+        dict. A copy of the model (copy.deepcopy) does not carry this: apply the mask to the copy.
         Raises ValueError when the model lacks a masked parameter, has it in another shape or
         computes it from others, and when the model is wrapped (by DataParallel, torch.compile).
         """
@@ -180,7 +164,7 @@ class Mask(Mapping[str, Tensor]):
         owned = dict(model.named_parameters())
         if not self.keys() <= owned.keys():
             prunable(model)  # says more, if it is reparametrised
-        self._must_match({n: p.shape for n, p in owned.items()}, "the model", subset=True)
+        self._must_match(owned, "the model")
         self._zero(model)
         for name, m in self.items():
             p = owned[name]
@@ -202,45 +186,12 @@ class Mask(Mapping[str, Tensor]):
                 # Selected, not multiplied: what is not finite times zero would be nan.
                 owned[name].masked_fill_(~m.to(owned[name].device), 0)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the mask as a safetensors file of 1 bit a weight, with its checksum."""
-        bits, shapes = pack(self)
-        notes = {"shapes": json.dumps(shapes)}
-        notes["sha256"] = _digest(bits, notes["shapes"])
-        staged = Path(f"{path}.staged-{os.getpid()}")
-        try:
-            save_file(bits, staged, notes)
-            os.replace(staged, path)
-        finally:
-            staged.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Mask:
-        """The mask that `save` wrote. Raises ValueError for a file that is none, or is damaged."""
-        try:
-            with safe_open(path, "pt") as file:
-                notes = file.metadata() or {}
-                bits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            shapes = json.loads(notes["shapes"])
-            if notes["sha256"] != _digest(bits, notes["shapes"]):
-                raise ValueError("its checksum is another")
-            return unpack(bits, shapes)
-        except FileNotFoundError:
-            raise
-        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, OSError) as e:
-            raise ValueError(f"{path}: is not the file of a mask, or is damaged: {e}") from None
-
-    def _must_match(self, shapes: Mapping[str, tuple], what: str, subset: bool = False) -> None:
+    def _must_match(self, others: Mapping[str, Tensor], what: str) -> None:
         for name, m in self.items():
-            if name not in shapes:
+            if name not in others:
                 raise ValueError(f"mask of {name}: {what} has no such parameter")
-            if tuple(shapes[name]) != tuple(m.shape):
-                raise ValueError(
-                    f"mask of {name}: shape {tuple(m.shape)}, {what} has {tuple(shapes[name])}"
-                )
-        extra = set(shapes) - set(self)
-        if extra and not subset:
-            raise ValueError(f"mask of {min(extra)}: only {what} has it")
+            if (shape := tuple(others[name].shape)) != tuple(m.shape):
+                raise ValueError(f"mask of {name}: shape {tuple(m.shape)}, {what} has {shape}")
 
 
 def pack(mask: Mask) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
@@ -251,15 +202,9 @@ def pack(mask: Mask) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
 
 def unpack(bits: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> Mask:
     """The inverse of `pack`."""
-    kept = {}
-    for name, shape in shapes.items():
+
+    def kept(name: str, shape: list[int]) -> Tensor:
         flat = np.unpackbits(bits[name].numpy(), count=math.prod(shape)).astype(bool)
-        kept[name] = torch.from_numpy(flat.reshape(shape))
-    return Mask(kept)
+        return torch.from_numpy(flat.reshape(shape))
 
-
-def _digest(bits: Mapping[str, Tensor], shapes: str) -> str:
-    digest = hashlib.sha256(shapes.encode())
-    for name in sorted(bits):
-        digest.update(name.encode() + b"\0" + bits[name].numpy().tobytes())
-    return digest.hexdigest()
+    return Mask({name: kept(name, shape) for name, shape in shapes.items()})

@@ -2,13 +2,11 @@
 
 A group is what a pattern removes as one: a weight (unstructured, n:m), a row of a kernel, a kernel,
 an output channel. Scores and choices have one entry a group: for a convolution's weight
-[O, I, KH, KW] they are shaped [O, I, KH, KW], [O, I, KH], [O, I] or [O]. Kernels of one and of
-three dimensions have rows along their last; that of one dimension is one row.
+[O, I, KH, KW] they are shaped [O, I, KH, KW], [O, I, KH], [O, I] or [O]. Rows lie along the last
+dimension of a kernel of any kind.
 
-Where a pattern does not fit a layer: n:m leaves a layer dense whose input channels are no multiple
-of m (the stem of a network for colour images), and `left_dense` names it; in a convolution with
-kernels of one column a row is a single weight, in one with 1x1 kernels so is a kernel. A transposed
-convolution's weight is [I, O, KH, KW], so channel and n:m are refused there (`must_fit`).
+n:m leaves a layer dense whose input channels are no multiple of m, such as a stem (`left_dense`).
+A transposed convolution's weight is [I, O, KH, KW]: channel and n:m are refused (`must_fit`).
 """
 
 from __future__ import annotations
@@ -26,8 +24,7 @@ from robustlib.tickets.mask import Mask, parameter, prunable
 from robustlib.tickets.producers import producers
 
 _GROUPED_BY = {"row": -1, "kernel": 2, "channel": 1}
-"""At which of a weight's dimensions the members of a group begin; where a pattern is not here, a
-group is one weight."""
+"""At which of a weight's dimensions a group's members begin; else a group is one weight."""
 
 
 def score(weight: Tensor, pattern: str, norm: str = "l1") -> Tensor:
@@ -60,12 +57,11 @@ def select(
 ) -> dict[str, Tensor]:
     """Which groups are kept: booleans shaped as the scores, by layer.
 
-    The groups with the lowest scores go, across all layers or within each: as many as remove at
-    most round(sparsity * n) of the n weights, and one more would remove more. Among equal scores
-    the one that comes first, by layer then by position, goes first; so masks of growing sparsity
-    are nested. A layer (of all, where scope is global and the pattern is not channel) never loses
-    its last group; with channel every layer keeps the `min_channels` channels of the highest
-    scores. n:m keeps the n highest of every m, whatever the sparsity and scope.
+    The groups with the lowest scores go, across all layers or in each: the most that remove no more
+    than round(sparsity * n) of the n weights. Among equal scores the first, by layer then by
+    position, goes first, so masks of growing sparsity are nested. The last group of a layer (with
+    scope global: of all) never goes; with channel every layer keeps its `min_channels` channels of
+    the highest scores. n:m keeps the n highest of every m, whatever the sparsity and scope.
 
     Raises ValueError when min_channels leaves too few channels to remove.
     """
@@ -73,34 +69,30 @@ def select(
         return {name: _of_blocks(s, *blocks) for name, s in scores.items()}
     if pattern == "channel":
         scores = {name: _spared(s, min_channels) for name, s in scores.items()}
-    sizes = {n: math.prod(shapes[n]) // s.numel() for n, s in scores.items()}
-    lots = [[name] for name in scores] if scope == "layer" else [list(scores)]
     kept: dict[str, Tensor] = {}
-    for lot in lots:
+    for lot in [[name] for name in scores] if scope == "layer" else [list(scores)]:
         flat = torch.cat([scores[name].flatten() for name in lot])
-        counts = [scores[name].numel() for name in lot]
-        if len({sizes[name] for name in lot}) == 1:
-            size = sizes[lot[0]]
-            lost = min(round(sparsity * size * len(flat)) // size, len(flat) - 1)
-            keeps = _without_lowest(flat, lost)
+        counts = torch.tensor([scores[name].numel() for name in lot], device=flat.device)
+        total = sum(math.prod(shapes[name]) for name in lot)
+        sizes = torch.tensor([math.prod(shapes[n]) for n in lot], device=flat.device) // counts
+        if bool((sizes == sizes[0]).all()):
+            keeps = _without_lowest(flat, round(sparsity * total) // int(sizes[0]))
         else:
-            size = torch.repeat_interleave(
-                torch.tensor([sizes[n] for n in lot], device=flat.device),
-                torch.tensor(counts, device=flat.device),
-            )
-            keeps = _without_lightest(flat, size, round(sparsity * int(size.sum())))
+            each = torch.repeat_interleave(sizes, counts)
+            keeps = _without_lightest(flat, each, round(sparsity * total))
         if bool((flat[~keeps] == math.inf).any()):
             raise ValueError(
                 f"sparsity={sparsity:g}: min_channels={min_channels} keeps so many channels that "
                 f"pattern={pattern!r} cannot reach it"
             )
-        parts = keeps.split(counts)
+        parts = keeps.split(counts.tolist())
         kept |= {n: part.view_as(scores[n]) for n, part in zip(lot, parts, strict=True)}
     return kept
 
 
 def _without_lowest(scores: Tensor, n_removed: int) -> Tensor:
-    """True for all but the lowest; of equal ones, the first are removed first."""
+    """True for all but the lowest, and for the highest; of equal ones, the first go first."""
+    n_removed = min(n_removed, len(scores) - 1)
     if n_removed == 0:
         return torch.ones(len(scores), dtype=torch.bool, device=scores.device)
     # kthvalue is linear where a sort is not, and the ties are settled by position below.
@@ -113,8 +105,7 @@ def _without_lowest(scores: Tensor, n_removed: int) -> Tensor:
 
 
 def _without_lightest(scores: Tensor, sizes: Tensor, budget: int) -> Tensor:
-    """True for all but the lowest whose sizes add up to the budget at most, and always for the
-    highest; of equal ones, the first are removed first."""
+    """As `_without_lowest`, for groups of several sizes: those that go add up to the budget."""
     low, high, own, size = -math.inf, math.inf, scores, sizes
     # Halved at about the median until few are left: a sort of millions takes seconds.
     while len(own) > 10_000:
@@ -153,8 +144,8 @@ def _spared(scores: Tensor, n: int) -> Tensor:
 
 
 def must_fit(model: nn.Module, pattern: str) -> None:
-    """Raises ValueError for a layer whose weight lies the other way round than a pattern reads it:
-    a transposed convolution, whose output channels and input are told apart by other dimensions."""
+    """Raises ValueError for a transposed convolution with channel or n:m, which would read its
+    weight the wrong way round."""
     for name, m in model.named_modules():
         if isinstance(m, _ConvTransposeNd) and (pattern == "channel" or n_of_m(pattern)):
             raise ValueError(
@@ -164,8 +155,7 @@ def must_fit(model: nn.Module, pattern: str) -> None:
 
 
 def left_dense(model: nn.Module, pattern: str) -> list[str]:
-    """The weights that a pattern cannot prune, by name: those whose input channels are no multiple
-    of the m of n:m."""
+    """The weights, by name, whose input channels are no multiple of the m of n:m."""
     blocks = n_of_m(pattern)
     return [n for n, p in prunable(model).items() if blocks and p.shape[1] % blocks[1]]
 
@@ -174,21 +164,21 @@ def shuffled(mask: Mask, pattern: str, seed: int) -> Mask:
     """A control: as many groups kept in each layer, at random places; n of every m for n:m."""
     generator = torch.Generator().manual_seed(seed)
     blocks = n_of_m(pattern)
-    out = {}
-    for name, kept in mask.items():
+
+    def moved(kept: Tensor) -> Tensor:
         if blocks:
-            out[name] = _of_blocks(torch.rand(kept.shape, generator=generator), *blocks)
-            continue
+            return _of_blocks(torch.rand(kept.shape, generator=generator), *blocks)
         groups = grouped(kept, pattern)
         order = torch.randperm(groups.numel(), generator=generator)
-        out[name] = expanded(groups.flatten()[order].view_as(groups), kept.shape).clone()
-    return Mask(out)
+        return expanded(groups.flatten()[order].view_as(groups), kept.shape).clone()
+
+    return Mask({name: moved(kept) for name, kept in mask.items()})
 
 
 def with_norms(mask: Mask, model: nn.Module) -> Mask:
-    """The mask with an entry more for the bias of each convolution, and for the scale and the shift
-    of the norms that it alone feeds: what a channel that is removed whole would still add to the
-    next layer. Warns of norms that are left (`producers`) where a channel is removed.
+    """The mask with entries more, for what a channel that is removed whole would still add to the
+    next layer: biases, and scale and shift of the norms that a convolution alone feeds. Warns of
+    norms that are left (`producers`) where a channel is removed.
 
     Raises ValueError for a bias that is computed from other tensors, and as `must_fit`.
     """
@@ -213,14 +203,13 @@ def with_norms(mask: Mask, model: nn.Module) -> Mask:
 
 
 def biases(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
-    """The convolutions that have a bias: the name of the weight as in `prunable`, the layer, the
-    name of the bias."""
+    """Of each convolution that has a bias: the weight's name (see `prunable`), the layer, the
+    bias's name."""
     names = {id(p): name for name, p in model.named_parameters()}
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, _ConvNd)]
     return [
         (names[id(m.weight)], m, names[id(parameter(m, "bias", name))])
-        for name, m in layers
-        if m.bias is not None
+        for name, m in model.named_modules()
+        if isinstance(m, _ConvNd) and m.bias is not None
     ]
 
 

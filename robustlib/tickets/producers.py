@@ -6,7 +6,7 @@ import inspect
 import re
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,47 +35,45 @@ _FUNCTIONS = frozenset({"batchnorm", "groupnorm", "layernorm", "rmsnorm"})
 class Producers:
     """What the convolutions of a model feed; they are named by their weights, as in a mask."""
 
-    norms: dict[str, list[str]]
-    """The norms that a convolution alone feeds, with a scale and a shift for each of its channels.
-    Those that feed none are not listed."""
-    alone: frozenset[str]
-    """The convolutions that feed these norms and nothing else: each channel is silent where its
-    scale and shift are zero, and no other channel feels it (as in the groups of GroupNorm)."""
-    left: list[str]
+    norms: dict[str, list[str]] = field(default_factory=dict)
+    """The norms that each alone feeds, with a scale and a shift for each of its channels."""
+    alone: frozenset[str] = frozenset()
+    """Those that feed these norms and nothing else: a channel is silent where its scale and shift
+    are zero, and no other channel feels it (as in the groups of GroupNorm)."""
+    left: list[str] = field(default_factory=list)
     """Norms that a convolution feeds, or may feed, and that are listed with none."""
-    why: str
+    why: str = ""
     """What they are left for."""
 
 
 def producers(model: nn.Module) -> Producers:
-    """Finds the norms that one convolution alone feeds, directly or through what keeps channels
-    apart (activations, pooling, another norm). BatchNorm, InstanceNorm and GroupNorm are meant.
+    """Finds the norms (BatchNorm, InstanceNorm, GroupNorm) that one convolution alone feeds,
+    directly or through what keeps channels apart (activations, pooling, another norm).
 
-    Left are norms that several convolutions feed (of a sum or a concatenation, as where a block
-    begins with its norm), that have no scale and shift for each channel (LayerNorm), and all of a
-    model that cannot be traced. The model is traced in the mode in which it is, and not changed.
+    Left are norms that several convolutions feed (of a sum or a concatenation), that have no scale
+    and shift for each channel (LayerNorm), and all of a model that cannot be traced. The model is
+    traced in the mode in which it is, and not changed.
     """
     weights = {id(p): name for name, p in prunable(model).items()}
     norms = {m: name for name, m in model.named_modules() if _is_norm(m)}
     if not norms:
-        return Producers({}, frozenset(), [], "")
+        return Producers()
     try:
         with torch.random.fork_rng(devices=[]):
             graph = _Tracer().trace(model, _defaults(model))
     except Exception as e:  # whatever the model's own code raises on what is no tensor
         why = f"the model cannot be traced: {type(e).__name__}: {str(e).split(chr(10))[0]}"
-        return Producers({}, frozenset(), list(norms.values()), why)
+        return Producers(left=list(norms.values()), why=why)
     source: dict[fx.Node, str | None] = {}
     fed: dict[nn.Module, set[str | None]] = defaultdict(set)
-    called: dict[fx.Node, nn.Module] = {}
-    width: dict[str, int] = {}
+    width: dict[str | None, int] = {}
+    called = {n: model.get_submodule(n.target) for n in graph.nodes if n.op == "call_module"}
     functions = []
     for node in graph.nodes:
-        of = {source[n] for n in node.all_input_nodes} - {None}
-        source[node] = one = (of.pop() if len(of) == 1 else _MIXED) if of else None
-        module = model.get_submodule(node.target) if node.op == "call_module" else None
-        if module is not None:
-            called[node] = module
+        feeding = {source[n] for n in node.all_input_nodes} - {None}
+        one = (feeding.pop() if len(feeding) == 1 else _MIXED) if feeding else None
+        source[node] = one
+        module = called.get(node)
         kind = _kind(node, module)
         if isinstance(module, _ConvNd):
             source[node] = weights[id(module.weight)]

@@ -14,25 +14,17 @@ from robustlib.specs import Transfer
 
 
 def finetune(
-    model: nn.Module,
-    data: Dataset,
-    spec: Transfer,
-    checkpoint: Path | None = None,
+    model: nn.Module, data: Dataset, spec: Transfer, checkpoint: Path | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Trains a ticket with a fresh head on the task's training images.
 
-    model: the ticket's network, its mask applied (`Mask.apply`), trained in place. Returns it,
-    removed weights exactly zero, and the measures: val_correct and test_correct (counts) and the
-    curve. Test images are seen once.
+    model: the ticket's network, its mask applied, trained in place. Returns it, removed weights
+    exactly zero, and the measures: val_correct and test_correct (counts) and the curve.
     """
     models.swap_head(model, data.n_classes, batches.seed_for(spec.seed, "head"))
-    recipe = training.Recipe.of(spec)
+    objective, recipe = Objective(natural), training.Recipe.of(spec)
     curve = training.fit(
-        model, data.train, Objective(natural), recipe, checkpoint=checkpoint, label="finetune"
+        model, data.train, objective, recipe, checkpoint=checkpoint, label="finetune"
     )
-    measures = {
-        "val_correct": training.correct(model, data.val),
-        "test_correct": training.correct(model, data.test),
-        "curve": curve,
-    }
-    return model, measures
+    val, test = (training.correct(model, split) for split in (data.val, data.test))
+    return model, {"val_correct": val, "test_correct": test, "curve": curve}

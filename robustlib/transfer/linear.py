@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from robustlib import training
-from robustlib.data import Dataset, batches
+from robustlib.data import Dataset, Split, batches
 
 STRENGTHS = tuple(10.0**e for e in (-4, -3, -2, -1, 0, 1))
 """The values of C, the inverse of the L2 penalty, from which val chooses."""
 
 
-def features(model: nn.Module, split: Any) -> tuple[np.ndarray, np.ndarray]:
+def features(model: nn.Module, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Pooled features [N, D] and labels [N] of a split; BatchNorm statistics stay as they are."""
     with training.inference(model) as where:
         pairs = [
@@ -28,11 +28,10 @@ def features(model: nn.Module, split: Any) -> tuple[np.ndarray, np.ndarray]:
 def linear(model: nn.Module, data: Dataset) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Fits scikit-learn's logistic regression on features extracted once.
 
-    model: the ticket's network, its mask applied (`Mask.apply`); nothing in it changes.
-    Features are standardised by the training images; C is the value of STRENGTHS that is best on
-    val, the smallest of equals. Returns the head as tensors (weight [K, D] and bias [K] on the
-    raw features) and the measures: val_correct, test_correct (counts), C, and its table.
-    A class that the training images lack is never predicted.
+    model: the ticket's network, its mask applied; nothing in it changes. Features are standardised
+    by the training images; C is the value of STRENGTHS that is best on val, the smallest of equals.
+    Returns the head (weight [K, D] and bias [K] on the raw features) and the measures: val_correct,
+    test_correct (counts), C, and its table. A class that training lacks is never predicted.
     """
     # Here, since scikit-learn takes half a second to import.
     from sklearn.linear_model import LogisticRegression

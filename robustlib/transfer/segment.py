@@ -19,29 +19,24 @@ RESAMPLES = 2_000
 
 
 def segment(
-    model: nn.Module,
-    data: Dataset,
-    spec: Transfer,
-    checkpoint: Path | None = None,
+    model: nn.Module, data: Dataset, spec: Transfer, checkpoint: Path | None = None
 ) -> tuple[heads.Segmenter, dict[str, Any]]:
     """Trains a ticket with a fresh head (see `heads.segmenter`) on the task's training masks.
 
-    model: the ticket's network, its mask applied (`Mask.apply`), trained in place. Returns the
-    network it is the backbone of, removed weights exactly zero, and the measures: those of
-    `measures` for val and test, named `val_miou`, `test_miou`, ...; `val_confusion` and
-    `test_confusion`, the counts of each image [N, K, K]; and the curve. Test images are seen once.
+    model: the ticket's network, its mask applied, trained in place. Returns the network it is the
+    backbone of, removed weights exactly zero, and for val and test the `measures`, named
+    `val_miou`, ..., and `val_confusion`, ...: the counts of each image [N, K, K]; and the curve.
     """
     with torch.random.fork_rng():
         torch.manual_seed(batches.seed_for(spec.seed, "head"))
         network = heads.segmenter(model, data.n_classes, spec.head)
-    recipe = training.Recipe.of(spec)
-    objective = pixelwise(data.ignore)
+    objective, recipe = pixelwise(data.ignore), training.Recipe.of(spec)
     curve = training.fit(
         network, data.train, objective, recipe, checkpoint=checkpoint, label="segment"
     )
     found: dict[str, Any] = {}
-    for name in ("val", "test"):
-        counts = confusions(network, getattr(data, name), data.n_classes, data.ignore)
+    for name, split in (("val", data.val), ("test", data.test)):
+        counts = confusions(network, split, data.n_classes, data.ignore)
         found |= {f"{name}_{k}": v for k, v in measures(counts).items()}
         found[f"{name}_confusion"] = counts
     return network, found | {"curve": curve}
@@ -52,35 +47,28 @@ def confusions(
 ) -> Tensor:
     """How many pixels of each image have class i and are predicted as j: [N, K, K] int32, on the
     CPU. Pixels labelled `ignore` are not counted."""
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
-
-    options = {"num_classes": n_classes, "ignore_index": ignore, "validate_args": False}
-    labels = predicted(model, split, batch_size)
-    counts = [
-        multiclass_confusion_matrix(label.long(), mask.long(), **options)
-        for label, mask in zip(labels, split.y, strict=True)
-    ]
+    counts = []
+    for label, mask in zip(predicted(model, split, batch_size), split.y, strict=True):
+        counted = mask != ignore
+        pairs = mask[counted].long() * n_classes + label[counted]
+        counts.append(torch.bincount(pairs, minlength=n_classes**2).view(n_classes, n_classes))
     return torch.stack(counts).to(torch.int32)
 
 
 def predicted(model: nn.Module, split: Split, batch_size: int = 16) -> Tensor:
-    """The label that the network gives each pixel of a split's images: uint8 [N, H, W], on the CPU.
-
-    The network is put where the device of this process is (see `training.inference`).
-    """
+    """The label that the network gives each pixel of a split's images: uint8 [N, H, W], on the
+    CPU."""
     with training.inference(model) as where:
         images = batches.ordered(split, batch_size, device=where)
         return torch.cat([model(x).argmax(1).to("cpu", torch.uint8) for x, _ in images])
 
 
 def measures(confusion: Tensor) -> dict[str, Any]:
-    """What counts [N, K, K] of a split's images (`confusions`) say of it, pixels of all images
-    together.
+    """What counts [N, K, K] of a split's images (`confusions`) say, pixels of all together.
 
     iou: by class, true positives / (true positives + false positives + false negatives), None
-    where no pixel of the split has that class. miou: the mean over the classes that some pixel has;
-    a pixel that is taken for another class still counts against its own. pixel_accuracy: the
-    fraction of labelled pixels that are right. n: images.
+    where no pixel has that class. miou: the mean over the classes that some pixel has.
+    pixel_accuracy: the fraction of labelled pixels that are right. n: images.
     """
     total = confusion.sum(0).double().numpy()
     occurs = total.sum(1) > 0
@@ -99,10 +87,9 @@ def iou_interval(
     """Mean IoU and its BCa bootstrap interval over images (Efron, 1987): (mean IoU, low, high).
 
     confusion: counts [N, K, K], as of `confusions`. minus: those of another network on the same
-    images; it is then the difference of the two mean IoUs, both of the same resampled images, for
-    what is hard in an image is so for both. Images are resampled, not pixels: the pixels of an
-    image are far from independent. So are frames of one drive, for which the interval is too
-    narrow. A resample without a class that few images have is a mean over the others. Where leaving
+    images; it is then the difference of the two mean IoUs, of the same resampled images. Images are
+    resampled, not pixels, which are far from independent; so are frames of one drive, for which the
+    interval is too narrow. A resample without some class is a mean over the others. Where leaving
     out any one image changes as much, BCa is not defined: the interval is of percentiles. Low and
     high are nan with fewer than two images that have a labelled pixel. Raises ValueError when
     `minus` is of other images.

@@ -1,0 +1,57 @@
+"""How much arithmetic a spec takes: an estimate, by which sweeps put the longest first."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from robustlib import specs
+from robustlib.specs import Evaluation, Spec, Ticket, Transfer
+
+
+def cost(spec: Spec) -> float:
+    """An estimate of the multiply-adds of a spec, without what it is built on.
+
+    A training step is 3 forward passes, a step of an attack 2; pruning at once is free, and masked
+    weights are multiplied like others. An image for segmentation counts as one of the source.
+    """
+    row = specs.columns(spec)
+    forward = _forward(*(row[name] for name in ("arch", "width", "stem_stride", "stem", "size")))
+    if isinstance(spec, Evaluation):
+        n = _sizes(row.get("task", row["source"]))[1]
+        # AutoAttack in its two versions, 75 corruptions, noisy copies; as measured or counted.
+        attack = {"cheap": 250, "standard": 8_000}[spec.attack]
+        passes = {"adversarial": attack, "certified": spec.draws, "corruption": 75}
+        return forward * min(n, spec.limit or n) * passes.get(spec.suite, 2)
+    if isinstance(spec, Transfer):
+        n_train, n_test = _sizes(spec.task)
+        each = 1.0 if spec.mode == "linear" else 3.0 * spec.epochs
+        return forward * (each * (spec.n_train or n_train) + n_test)
+    each = spec.epochs * (3.0 + 2.0 * spec.steps * (spec.objective in ("pgd", "trades")))
+    if isinstance(spec, Ticket):
+        if spec.scheme not in ("imp", "lmp") or specs.drawn_as(spec) is not None:
+            return 0.0
+        own = spec.pretrain.n_train if not spec.dataset else None
+        return forward * each * (spec.n_train or own or _sizes(spec.dataset or row["source"])[0])
+    n_train, n_test = _sizes(spec.source)
+    each += 4.0 * spec.epochs * (spec.objective == "trades")
+    each *= 0 if spec.checkpoint else spec.replays if spec.objective == "free" else 1
+    return forward * (each * (spec.n_train or n_train) + n_test)
+
+
+@cache
+def _forward(arch: str, width: int, stem_stride: int, stem: str, size: int) -> int:
+    from robustlib import models
+
+    return models.multiply_adds(models.build(arch, 2, width, stem_stride, stem=stem), size)
+
+
+def _sizes(name: str) -> tuple[int, int]:
+    """How many images a data set has for training and test; zeros where it is not there."""
+    return _known().get(name, (0, 0))
+
+
+@cache
+def _known() -> dict[str, tuple[int, int]]:
+    from robustlib.data import sources
+
+    return {row.name: (row.n_train, row.n_test) for row in sources.available()}
