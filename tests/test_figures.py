@@ -83,7 +83,7 @@ def test_accuracy_shows_means_and_paired_intervals():
     frame = transfers(tasks, modes)
     fig = figures.accuracy_vs_sparsity(frame)
     assert len(fig.axes) == 4 and inside(fig)
-    assert [ax.get_title() for ax in fig.axes] == ["mnist", "gtsrb"] * 2
+    assert [ax.get_title() for ax in fig.axes] == ["MNIST", "GTSRB"] * 2
     for ax, (mode, task) in zip(fig.axes, itertools.product(modes, tasks), strict=True):
         rows = frame[(frame.task == task) & (frame["mode"] == mode)]
         drawn = lines(ax)
@@ -102,7 +102,7 @@ def test_accuracy_shows_means_and_paired_intervals():
 
 def test_advantage_shows_the_paired_difference():
     fig = figures.advantage(transfers(("mnist", "gtsrb"), ("finetune", "linear")))
-    assert [ax.get_title() for ax in fig.axes] == ["mnist", "gtsrb"] * 2 and inside(fig)
+    assert [ax.get_title() for ax in fig.axes] == ["MNIST", "GTSRB"] * 2 and inside(fig)
     # The places of a mode and of a task, each worth a half.
     for ax, place in zip(fig.axes, (0, 1, 1, 2), strict=True):
         more = 1 + (np.array([0, 0.8, 0.9]) + place) / 2
@@ -238,7 +238,7 @@ def test_curves_show_each_network_and_bear_none():
     assert [len(ax.lines) for ax in (loss, clean, attacked)] == [2, 2, 1]
     assert clean.lines[0].get_ydata() == pytest.approx([50, 60, 70, 80])
     assert attacked.lines[0].get_ydata() == pytest.approx([25] * 4)
-    assert "pretrained on tinyimagenet200, seed 0" in texts(loss.figure)
+    assert "pretrained on Tiny ImageNet, seed 0" in texts(loss.figure)
     assert "not measured" in texts(figures.curves(pd.DataFrame([])))
 
 
@@ -257,7 +257,7 @@ def test_robust_accuracy_has_exact_intervals():
     # The other attack is where it was measured, and all that is drawn is explained.
     assert list(fig.axes[0].containers[2][0].get_xdata()) == [0.5]
     (note,) = [t for t in texts(fig) if "hollow: APGD-CE" in t]
-    assert "tinyimagenet200, seed 0; lines: PGD-20" in note and "dotted: the radius" in note
+    assert "Tiny ImageNet, seed 0; lines: PGD-20" in note and "dotted: the radius" in note
     for k, segment in zip((180, 0), bars.get_segments(), strict=True):
         ends = stats.accuracy_interval(k / 200, 200)
         assert segment[:, 1] == pytest.approx([100 * e for e in ends], abs=1e-6)
@@ -383,8 +383,8 @@ def test_overlaps_are_readable_however_many_there_are(masks, n, width):
         t.get_text().split()[-1] for t in fig.axes[0].get_yticklabels()
     ]
     cells = [t.get_text() for t in fig.axes[0].texts]
-    assert cells[2] == f"{masks[0].overlap(masks[1]):.2f}"
-    assert cells[3] == f"{masks[0].chance(masks[1]):.2f}"
+    own, other = masks[0].overlap(masks[1]), masks[0].chance(masks[1])
+    assert cells[1] == f"{own:.2f}\n({other:.2f})"
 
 
 def test_masks_of_patterns_say_whose_and_what_is_black(masks):
@@ -432,7 +432,7 @@ def test_classes_of_several_tasks_or_patterns_are_never_averaged():
     with pytest.raises(ValueError, match="pattern: the rows have row, kernel"):
         figures.by_class(frame[frame.task == "glyphs_seg"])
     fig = figures.by_class(frame[(frame.task == "camvid_seg") & (frame.pattern == "row")])
-    assert any("camvid_seg, seed 2\n" in t for t in texts(fig)) and inside(fig)
+    assert any("CamVid, seed 2\n" in t for t in texts(fig)) and inside(fig)
 
 
 def test_verdict_counts_decided_comparisons():
