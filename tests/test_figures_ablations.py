@@ -384,7 +384,9 @@ def test_reliability_adds_up_seeds_and_leaves_out_empty_bins():
     curve = fig.axes[0].lines[1]
     assert list(curve.get_xdata()) == pytest.approx([60]), "not that of two images"
     assert len(fig.axes[0].collections[0].get_offsets()) == 2
-    assert list(curve.get_ydata()) == pytest.approx([100 * (10 * 0.3 + 20 * 0.6) / 30]) and inside(fig)
+    assert list(curve.get_ydata()) == pytest.approx([100 * (10 * 0.3 + 20 * 0.6) / 30]) and inside(
+        fig
+    )
     assert list(lines["count"]) == [0, 10, 1, 0, 20, 1] and list(lines.seed) == [0] * 3 + [1] * 3
     assert list(lines.key.unique()) == [specs.key(spec) for spec in tables]
 

@@ -207,7 +207,7 @@ def gap(rows: pd.DataFrame) -> Figure:
         for i, row in enumerate(own.to_dict("records")):
             at = (row["gap"], 100 * row["mean"])
             # In turn to the right and to the left, for near tasks stand close.
-            place = {"xytext": (3, 4)} if i % 2 else {"xytext": (-3, -8), "ha": "right"}
+            place = {"xytext": (3, -8)} if i % 2 else {"xytext": (-3, 4), "ha": "right"}
             name = TASKS.get(row["task"], row["task"])
             ax.annotate(name, at, fontsize=6, textcoords="offset points", **place)
     bars = grid.fit([ax], zero=True).replace("over seeds", "over images and over seeds")

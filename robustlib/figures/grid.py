@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from robustlib import stats
-from robustlib.figures.style import COLUMN, NATURAL
+from robustlib.figures.style import NATURAL
 
 Looks = Mapping[str, Mapping[str, Any]]
 Cells = list[tuple[Axes, pd.DataFrame]]
@@ -183,9 +183,11 @@ def by_sparsity(ax: Axes, values: pd.Series) -> None:
 def by_log(ax: Axes, ticks: Mapping[float, str], rotation: float = 0) -> None:
     """A log axis with these ticks and no others."""
     ax.set_xscale("log")
-    ax.set_xticks(list(ticks), list(ticks.values()), rotation=rotation)
+    narrow = ax.get_subplotspec().get_gridspec().ncols > 4
+    small = {"fontsize": 6} if narrow else {}
+    ax.set_xticks(list(ticks), list(ticks.values()), rotation=rotation, **small)
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlim(0.8 * min(ticks), 1.25 * max(ticks))
+    ax.set_xlim(0.8 * min(ticks), 1.2 * max(ticks))
 
 
 def by_name(ax: Axes, places: Sequence[str]) -> None:
@@ -215,11 +217,12 @@ def legend(fig: Figure, looks: Looks, *notes: str) -> None:
     if not looks:
         return
     handles = [plt.Line2D([], [], **look) for look in looks.values()]
-    fits = 4 if fig.get_figwidth() > COLUMN else 2
+    longest = max(len(str(look["label"])) for look in looks.values())
+    fits = int(fig.get_figwidth() / (longest * LETTER + MARGIN)) or 1
     box = fig.legend(
         handles=handles,
         loc="outside upper center",
-        ncols=min(fits, len(handles)),
+        ncols=min(fits, 4, len(handles)),
         title="\n".join(filter(None, notes)) or None,
         title_fontsize=6.5,
     )

@@ -25,6 +25,7 @@ TASKS = {
     "tinyimagenet50": "Tiny ImageNet-50",
     "tinyimagenet200": "Tiny ImageNet",
     "camvid_seg": "CamVid",
+    "digits": "Digits",
 }
 """Data sets that are written otherwise than they are named in specs."""
 
@@ -97,10 +98,11 @@ def ordered(rows: pd.DataFrame) -> list[str]:
 
 def titles(rows: pd.DataFrame) -> dict[str, str]:
     """The tasks of rows and what their panels are called: those whose images have the detail that
-    the source's have first, where the rows tell (`native_detail`)."""
+    the source's have first, by name, where the rows tell (`native_detail`)."""
     tasks = rows.drop_duplicates("task")
     if "native_detail" not in rows:
         return {task: TASKS.get(task, task) for task in tasks.task}
+    tasks = tasks.sort_values("task")
     full = tasks.native_detail >= tasks["size"]
     names = {
         task: f"{TASKS.get(task, task)}\n{'full' if whole else 'coarse'}, {detail:g} px"

@@ -71,7 +71,7 @@ def _panels(
     """A block of lines of panels for each way to transfer, a panel for each task in it."""
     if against == "n_train":  # all images are as many as there were
         rows = rows.assign(n_train=rows.n_train.fillna(rows.n_train_measured))
-    rows = with_way(labelled(rows), ways)
+    rows = with_way(labelled(rows), ways).sort_values(ways, kind="stable")
     x = 1 / (1 - rows.sparsity) if against == "sparsity" else rows[against]
     names = titles(rows)
     across = len(names) if len(names) <= 4 else 5 if len(names) > 8 else 4
@@ -81,7 +81,8 @@ def _panels(
     width = COLUMN if across <= 2 else PAGE
     lines = rows.line.max() + 1
     taller = 0.1 * any("\n" in name for name in names.values())
-    each = width / across * (0.45 if across == 1 else 0.68) + 0.2 + taller
+    longest = 0.068 * rows.way.str.len().max()  # it stands upright
+    each = max(width / across * (0.45 if across == 1 else 0.68), longest) + 0.2 + taller
     fig, cells = grid.facets(
         rows, width, 0.75 + lines * each, "line", "place", sharey=sharey, sharex=False
     )
@@ -111,17 +112,19 @@ def _panels(
 def detail(frame: pd.DataFrame, value: str = "accuracy") -> Figure:
     """Robust minus natural against the detail of the task's images, and both accuracies below.
 
-    frame: rows of `sweep` that differ in `detail`, of one robust pretraining; a column for each
-    task that has several details, two lines of panels for each way to transfer. Lines join means
-    over seeds, the darker the sparser; small dots are seeds, bars 95 % intervals of differences
-    paired by seed. Images as they are have the detail `native_detail`. Raises ValueError for no
-    task with several details, several robust pretrainings, or a robust row without its partner.
+    frame: rows of `sweep` that differ in `detail`, of one robust pretraining; where there is but
+    one, they are left out. A column for each task, two lines of panels for each way to transfer.
+    Lines join means over seeds, the darker the sparser; small dots are seeds, bars 95 % intervals
+    of differences paired by seed. Images as they are have the detail `native_detail`. Raises
+    ValueError for no task with several details, several robust pretrainings, or a robust row
+    without its partner.
     """
     ways = [column for column in panel_columns(frame, "detail") if column != "sparsity"]
     rows = pd.concat([frame[frame.objective == "natural"], stats.differences(frame, value)])
     own = rows.native_detail if "native_detail" in rows else rows["size"]
     rows = with_way(labelled(rows.assign(x=rows.detail.fillna(own).clip(upper=own))), ways)
-    rows = rows[rows.groupby("task").x.transform("nunique") > 1]
+    rows = rows[rows.groupby(["task", "way", "sparsity"]).x.transform("nunique") > 1]
+    rows = rows.sort_values(ways, kind="stable")
     if rows.empty:
         raise ValueError("detail: no task has rows of several; this figure draws against it")
     if len(networks := ordered(rows)) != 2:
@@ -154,7 +157,7 @@ def detail(frame: pd.DataFrame, value: str = "accuracy") -> Figure:
             grid.no_difference(ax)
             grid.marks(ax, own, "difference", shades, "difference", joined=True)
         else:
-            grid.marks(ax, own, value, shades, joined=True, apart=0)
+            grid.marks(ax, own, value, shades, joined=True)
         if own.line.iloc[0] == 0:
             ax.set_title(names[own.task.iloc[0]])
         if grid.first(ax):

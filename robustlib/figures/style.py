@@ -107,7 +107,7 @@ def _look(name: str) -> dict[str, Any]:
     if found := re.search(r"[εσ] = ([\d.e-]+)(/255)?", name):
         # An L∞ ball holds about what an L2 one of sixteen times its radius does.
         size = float(found[1]) / (255 if found[2] else 1) * (16 if "L∞" in name else 1)
-        place = min(max(math.log(max(size, 1e-9) / 0.05) / math.log(30), 0), 1)
+        place = min(max(math.log(max(size, 1e-9) / 0.05) / math.log(30), 0.0), 1.0)
     i = round(6 * place) + 3 * ("steps" in name)
     return {"color": ramp(place), "marker": _MARKERS[i % 7], "ls": _DASHES[i % 7]}
 
