@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,29 @@ def batch(
     return _gathered(points, out)
 
 
+def execute(notebook: Path | str, out: Path | str, parameters: Mapping[str, Any]) -> None:
+    """Runs a notebook with papermill; the executed one goes to the file `out`, up to the cell that
+    failed where one does. Raises papermill.PapermillExecutionError then.
+
+    Its kernel is reached by sockets in a folder of this user's alone. Over TCP, Jupyter's default,
+    others could read what is run, and the kernel says so on the terminal.
+    """
+    import papermill
+    from traitlets.config import Config
+
+    # The path of a socket has 107 characters at most.
+    short = None if len(tempfile.gettempdir()) < 70 else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="robustlib-", dir=short) as folder:
+        ipc = {"transport": "ipc", "ip": os.path.join(folder, "kernel")}
+        papermill.execute_notebook(
+            notebook,
+            out,
+            parameters=parameters,
+            progress_bar=False,
+            config=Config(KernelManager=ipc),
+        )
+
+
 def parse(texts: Sequence[str], split: bool = True) -> dict[str, list[str]]:
     """["sparsity=0.5,0.9", ...] as names and their values, among which a list is in brackets; one
     value each if not `split`."""
@@ -108,7 +132,7 @@ def _execute(notebook: str, given: dict[str, Any], folder: str) -> None:
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(notebook, str(running), parameters=given, progress_bar=False)
+        execute(notebook, running, given)
     except papermill.PapermillExecutionError as e:
         # Its own kind does not survive the way between processes.
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(e.traceback))

@@ -541,10 +541,10 @@ def run_study(
     `workers`, `scheduler` and `retries` are those of `sweep`; the notebooks run here. Executed ones
     go to out/notebooks, figures to out/figures, the rows to out/results.csv.
     """
-    import papermill
     from tqdm.auto import tqdm
 
     from robustlib import parameters
+    from robustlib.batch import execute
     from robustlib.sweeps import sweep
 
     study = profile(name)
@@ -564,10 +564,10 @@ def run_study(
         if notebook.stem in NEEDS and NEEDS[notebook.stem] not in here:
             bar.write(f"{notebook.stem}: left out, {name} has no [ablation.{NEEDS[notebook.stem]}]")
             continue
-        papermill.execute_notebook(
+        known = parameters.types(notebook)
+        execute(
             notebook,
             out / "notebooks" / notebook.name,
-            parameters={k: given[k] for k in given if k in parameters.types(notebook)},
-            progress_bar=False,
+            {name: value for name, value in given.items() if name in known},
         )
     return frame
