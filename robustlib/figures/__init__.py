@@ -49,3 +49,5 @@ from robustlib.figures.tickets import (
     patterns,
 )
 from robustlib.figures.words import overlap, robustness, verdict
+
+__all__ = [name for name, value in list(globals().items()) if callable(value)]

@@ -55,7 +55,7 @@ def by_pretraining(frame: pd.DataFrame) -> Figure:
         grid.marks(ax, own, "difference", colours, "difference", apart=0)
         # None of them is natural: that they are robust goes without saying.
         grid.by_name(ax, [name.removeprefix("robust, ") for name in colours])
-        if grid.first(ax):
+        if grid.place(ax).is_first_col():
             ax.set_ylabel(f"{own.way.iloc[0]}\nrobust − natural (points)")
     bars = grid.fit((ax for ax, _ in cells), zero=True)
     note = f"{grid.DOTS}; {bars}" if bars else grid.DOTS
@@ -83,7 +83,7 @@ def by_mask(frame: pd.DataFrame) -> Figure:
     for ax, own in cells:
         grid.marks(ax, own, "accuracy", colours)
         grid.by_name(ax, places)
-        if grid.first(ax):
+        if grid.place(ax).is_first_col():
             ax.set_ylabel(f"{own.way.iloc[0]}\naccuracy (%)")
     grid.fit(ax for ax, _ in cells)
     fig.supxlabel("mask", fontsize=8)
@@ -121,7 +121,7 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
             grid.marks(ax, own, "accuracy", colours)
             ax.set_title(f"{names[own.task.iloc[0]]}, sparsity {own.sparsity.iloc[0]:g}")
         grid.by_name(ax, places)
-        if grid.first(ax):
+        if grid.place(ax).is_first_col():
             ax.set_ylabel("robust − natural\n(points)" if compared[ax] else "accuracy (%)")
     grid.fit(ax for ax in compared if not compared[ax])
     bars = grid.fit((ax for ax in compared if compared[ax]), zero=True)
@@ -137,8 +137,8 @@ def _by_task_and_way(
     names = titles(frame)
     size = PAGE if len(names) > 1 else COLUMN, above + 1.5 * rows.way.nunique()
     ways = list(dict.fromkeys(rows.way))
-    order = {"row_order": ways, "col_order": list(names)}
-    fig, cells = grid.facets(rows, *size, "way", "task", **order, **options)
+    order: dict[str, Any] = {"row_order": ways, "col_order": list(names)}
+    fig, cells = grid.facets(rows, size[0], size[1], "way", "task", **order, **options)
     for ax, own in cells:
         ax.set_title(names[own.task.iloc[0]])
     return fig, cells
@@ -161,13 +161,12 @@ def drawing(row: Mapping[str, Any]) -> str:
 def _placed(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows with their place on the axis: by pattern, or by scheme, or both."""
     rows = frame.to_dict("records")
-    patterns = ["n:m" if n_of_m(p) else p for p in frame.pattern]
     if frame.pattern.nunique() == 1:
         return frame.assign(place=[drawing(r) for r in rows])
-    if len({drawing(r | {"pattern": "unstructured"}) for r in rows}) == 1:
-        return frame.assign(place=patterns)
+    alone = len({drawing(r | {"pattern": "unstructured"}) for r in rows}) == 1
+    patterns = ["n:m" if n_of_m(p) else p for p in frame.pattern]
     both = zip(rows, patterns, strict=True)
-    return frame.assign(place=[drawing(r | {"pattern": p}) for r, p in both])
+    return frame.assign(place=patterns if alone else [drawing(r | {"pattern": p}) for r, p in both])
 
 
 def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -207,14 +206,14 @@ def gap(rows: pd.DataFrame) -> Figure:
         for i, row in enumerate(own.to_dict("records")):
             at = (row["gap"], 100 * row["mean"])
             # In turn to the right and to the left, for near tasks stand close.
-            place = {"xytext": (3, -8)} if i % 2 else {"xytext": (-3, 4), "ha": "right"}
+            place = {"xytext": (2, 4)} if i % 2 else {"xytext": (-1, -8), "ha": "right"}
             name = TASKS.get(row["task"], row["task"])
             ax.annotate(name, at, fontsize=6, textcoords="offset points", **place)
-    bars = grid.fit([ax], zero=True).replace("over seeds", "over images and over seeds")
+    note = grid.fit([ax], zero=True).replace("over seeds", "over images and over seeds")
     ax.margins(x=0.1)  # room for the names
     ax.set_xlabel("Fréchet distance of the task to the source")
     ax.set_ylabel("robust − natural (points)")
-    grid.legend(fig, colours, f"{shared(rows, *_OF_GAP)}, {rows.seeds.min()} seeds", bars)
+    grid.legend(fig, colours, f"{shared(rows, *_OF_GAP)}, {rows.seeds.min()} seeds", note)
     return fig
 
 

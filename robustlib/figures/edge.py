@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -62,9 +63,9 @@ def edge(frame: pd.DataFrame) -> Figure:
         plt.Line2D([], [], color=look["color"], ls=look["ls"], lw=2, label=name)
         for name, look in colours.items()
     ]
-    black = {"color": "black", "ls": "", "mew": 0}
+    black: dict[str, Any] = {"color": "black", "ls": "", "mew": 0}
     for kind in (k for k in _MARKERS if k in set(frame.kind)):
-        dot = {"marker": _MARKERS[kind], "ms": 6.5 if kind == "dense" else 4}
+        dot: dict[str, Any] = {"marker": _MARKERS[kind], "ms": 6.5 if kind == "dense" else 4}
         own.append(plt.Line2D([], [], label=kind, **dot, **black))
     if "int8" in set(frame.form):
         hollow = black | {"mfc": "none", "mew": 0.8, "marker": "o", "ms": 4}

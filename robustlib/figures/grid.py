@@ -14,12 +14,13 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import NullLocator
 
 from robustlib import stats
 from robustlib.figures.style import NATURAL
 
-Looks = Mapping[str, Mapping[str, Any]]
+Looks = Mapping[Any, Mapping[str, Any]]
 Cells = list[tuple[Axes, pd.DataFrame]]
 
 DOTS = "small dots: single seeds"
@@ -114,7 +115,7 @@ def marks(
             found = [stats.mean_interval(seeds) for _, seeds in each[spread].groupby("x")]
             half = scale * np.array([mean - low for mean, low, _ in found])
         line = dict(look) | ({} if joined else {"ls": ""})
-        bars = {"yerr": half, "capsize": 1.5, "elinewidth": 0.7}
+        bars: dict[str, Any] = {"yerr": half, "capsize": 1.5, "elinewidth": 0.7}
         ax.errorbar(moved(means.index.to_numpy(), shift), scale * means, **bars, **line)
 
 
@@ -183,8 +184,8 @@ def by_sparsity(ax: Axes, values: pd.Series) -> None:
 def by_log(ax: Axes, ticks: Mapping[float, str], rotation: float = 0) -> None:
     """A log axis with these ticks and no others."""
     ax.set_xscale("log")
-    narrow = ax.get_subplotspec().get_gridspec().ncols > 4
-    small = {"fontsize": 6} if narrow else {}
+    narrow = place(ax).get_gridspec().ncols > 4
+    small: dict[str, Any] = {"fontsize": 6} if narrow else {}
     ax.set_xticks(list(ticks), list(ticks.values()), rotation=rotation, **small)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlim(0.8 * min(ticks), 1.2 * max(ticks))
@@ -194,16 +195,19 @@ def by_name(ax: Axes, places: Sequence[str]) -> None:
     """Names on the axis: lying, a line for each part, where they have room; else upright."""
     lying = [name.replace(", ", ",\n") for name in places]
     longest = max(len(part) for name in lying for part in name.split("\n"))
-    room = ax.figure.get_figwidth() / ax.get_subplotspec().get_gridspec().ncols - MARGIN
+    figure: Any = ax.figure
+    room = figure.get_figwidth() / place(ax).get_gridspec().ncols - MARGIN
     fits = len(places) * longest * LETTER <= room
     ax.set_xticks(range(len(places)), lying if fits else places, rotation=0 if fits else 90)
     ax.grid(axis="x", visible=False)
     ax.set_xlim(-0.6, len(places) - 0.4)
 
 
-def first(ax: Axes) -> bool:
-    """Whether a panel is the first of its line, where the label of the axis stands."""
-    return ax.get_subplotspec().is_first_col()
+def place(ax: Axes) -> SubplotSpec:
+    """Where a panel is: the first of its line has the label of the axis."""
+    spec = ax.get_subplotspec()
+    assert spec is not None  # all panels are of a grid
+    return spec
 
 
 def no_difference(ax: Axes) -> None:

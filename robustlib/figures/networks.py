@@ -62,7 +62,7 @@ def adversarial_examples(
     drawn around grey, all amplified by one factor.
     """
     images = images.cpu()
-    attacked = {name: (new.cpu(), *said) for name, (new, *said) in attacked.items()}
+    attacked = {name: (new.cpu(), old, now) for name, (new, old, now) in attacked.items()}
     factor = _amplification([new - images for new, *_ in attacked.values()])
     across, rows = len(images), 1 + 2 * len(attacked)
     side = PAGE / (across + 1)

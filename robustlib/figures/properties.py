@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -44,7 +45,7 @@ ACROSS = 3
 FEW = 10
 """Images in a bin below which its accuracy says little."""
 
-Frames = Mapping[str, pd.DataFrame] | pd.DataFrame
+Frames: TypeAlias = Mapping[str, pd.DataFrame] | pd.DataFrame
 
 
 @style()
@@ -134,8 +135,10 @@ def table_rows(tables: Mapping[Evaluation, list[dict]]) -> pd.DataFrame:
         if spec.suite == "certified":
             own["evaluation_sigma"] = spec.sigma
         if spec.suite == "similarity":
-            dense = spec.other.ticket == Ticket(spec.of.ticket.pretrain)
-            own["against"] = "dense" if dense else label(columns(spec.other))
+            of: Any = spec.of
+            other: Any = spec.other
+            dense = other.ticket == Ticket(of.ticket.pretrain)
+            own["against"] = "dense" if dense else label(columns(other))
         lines += [own | line | {"key": key(spec)} for line in table]
     return labelled(pd.DataFrame(lines))
 

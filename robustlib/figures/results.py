@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.colors import to_rgb
@@ -96,7 +96,7 @@ def _panels(
             grid.no_difference(ax)
         grid.marks(ax, own, value, colours, "difference", joined=True)
         ax.set_title(names[own.task.iloc[0]])
-        if grid.first(ax):
+        if grid.place(ax).is_first_col():
             ax.set_ylabel(f"{own.way.iloc[0]}\n{ylabel}")
     bars = grid.fit((ax for ax, _ in cells), zero=value == "difference")
     fig.align_ylabels()
@@ -160,7 +160,7 @@ def detail(frame: pd.DataFrame, value: str = "accuracy") -> Figure:
             grid.marks(ax, own, value, shades, joined=True)
         if own.line.iloc[0] == 0:
             ax.set_title(names[own.task.iloc[0]])
-        if grid.first(ax):
+        if grid.place(ax).is_first_col():
             what = "robust − natural\n(points)" if compared else f"{MEASURES.get(value, value)} (%)"
             ax.set_ylabel(f"{own.way.iloc[0]}\n{what}")
     differences = [ax for ax, own in cells if own.panel.iloc[0] == 0]
@@ -172,7 +172,7 @@ def detail(frame: pd.DataFrame, value: str = "accuracy") -> Figure:
     return fig
 
 
-def _shade(color: str | Sequence[float], place: float) -> tuple[float, ...]:
+def _shade(color: Any, place: float) -> tuple[float, ...]:
     """The colour made lighter at 0, darker at 1."""
     mixed, share = (1.0, 0.55 * (1 - 2 * place)) if place < 0.5 else (0.0, 0.55 * (2 * place - 1))
     return tuple((1 - share) * c + share * mixed for c in to_rgb(color))

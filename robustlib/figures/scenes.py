@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,8 @@ def scenes(
     rows = {"image": images, "truth": masks, **predicted}
     n, (high, wide) = len(images), images.shape[1:3]
     # 60 colours: VOC has 21 classes, and twenty would give two of them one.
-    colours = [c for name in ("tab20", "tab20b", "tab20c") for c in colormaps[name].colors]
+    maps: list[Any] = [colormaps[name] for name in ("tab20", "tab20b", "tab20c")]
+    colours = [colour for part in maps for colour in part.colors]
     own = [colours[i % len(colours)] for i in range(len(class_names))]
     known = ListedColormap(own).with_extremes(bad=IGNORED)
     scale = {"cmap": known, "vmin": -0.5, "vmax": len(own) - 0.5, "interpolation": "nearest"}

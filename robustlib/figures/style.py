@@ -44,7 +44,9 @@ _RAMPS = {
 }
 OTHER = "#7F7F7F"
 _MARKERS = "s^Dv<>P"
-_DASHES = ["--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1))]
+# No dots: dotted is what figures explain in words.
+_DASHES: list[Any] = ["--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1))]
+_DASHES += [(0, (9, 2)), (0, (2, 1))]
 _FIRST = ["task", "mode", "scheme", "pattern", "sparsity", *stats.PRETRAINING, "n_train", "seed"]
 _FIRST += ["accuracy", "n"]
 
@@ -57,7 +59,8 @@ def style(names: Iterable[str] = ()) -> Iterator[None]:
     rc |= {"legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7}
     rc |= {"legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
     rc |= {"axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 150, "pdf.fonttype": 42}
-    others = {_face(c) for name in names for c in name} - {None, plt.rcParams["font.family"][0]}
+    faces = {_face(c) for name in names for c in name}
+    others = {face for face in faces if face} - {plt.rcParams["font.family"][0]}
     rc |= {"font.family": [*plt.rcParams["font.family"], *sorted(others)]}
     with plt.rc_context(rc):
         yield

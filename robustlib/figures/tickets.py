@@ -98,7 +98,7 @@ def filters(
     width = PAGE if across > 2 else COLUMN * 1.4
     height = len(rows) * (0.35 + width / across * tall / 8) + 0.1
     fig, axes = grid.pictures(len(rows), across, width, height)
-    fig.get_layout_engine().set(wspace=0.08)
+    fig.set_layout_engine("constrained", wspace=0.08)
     for line, (below, drawn) in zip(axes, rows.items(), strict=True):
         for ax, (name, w) in zip(line, drawn.items(), strict=True):
             scale = 2 * float(weights[name].detach().abs().max()) or 1.0
@@ -130,7 +130,8 @@ def masks(natural: Mask, robust: Mask, layer: str, name: str) -> Figure:
     }
     fig = grid.plain(PAGE, 3.3)
     # Each side has a layout of its own: long layer names must not shrink the picture.
-    left, right = (part.subplots() for part in fig.subfigures(1, 2, width_ratios=[1, 1.2]))
+    sides: Any = fig.subfigures(1, 2, width_ratios=[1, 1.2])
+    left, right = (side.subplots() for side in sides)
     _show(left, overlay(natural[layer], robust[layer]), list(kinds.values()))
     left.grid(visible=False)
     left.set(xticks=[], yticks=[], ylabel="output channels")
@@ -193,7 +194,7 @@ def overlaps(masks: Mapping[str, Mask], note: str = "") -> Figure:
     # Names once, at the rows, for a column would be as wide as its name.
     lines = [name.replace(", ", ",\n", 1) if narrow else name for name in masks]
     names = [f"{name}  {i}" for i, name in enumerate(lines, 1)]
-    ax.set_xticks(np.arange(side) + 0.5, range(1, side + 1))
+    ax.set_xticks(np.arange(side) + 0.5, [str(i) for i in range(1, side + 1)])
     ax.set_yticks(np.arange(side) + 0.5, names, fontsize=6 if narrow else 7, rotation=0)
     ax.tick_params(length=0)
     ax.grid(visible=False)
@@ -228,7 +229,7 @@ def _cut(mask: Tensor) -> str:
 
 def _show(ax: Axes, picture: np.ndarray, colours: Sequence[str]) -> None:
     """Whole numbers as these colours."""
-    limits = {"vmin": 0, "vmax": len(colours) - 1}
+    limits: dict[str, Any] = {"vmin": 0, "vmax": len(colours) - 1}
     ax.imshow(picture, cmap=ListedColormap(colours), interpolation="nearest", **limits)
 
 
@@ -242,10 +243,9 @@ def _by_layer(
     size = PAGE, 1.5 + 1.15 * rows.sparsity.nunique()
     fig, cells = grid.facets(rows, *size, "sparsity", "what", sharex=True, sharey=False)
     for ax, own in cells:
-        place = ax.get_subplotspec()
-        if grid.first(ax):
+        if grid.place(ax).is_first_col():
             ax.set_ylabel(f"sparsity {own.sparsity.iloc[0]:g}")
-        if place.is_first_row():
+        if grid.place(ax).is_first_row():
             ax.set_title(titles[own.what.iloc[0]])
         _layer_axis(ax, names)
     start = {"color": OTHER, "marker": "x", "ls": "-", "ms": 3.0, "label": START}
