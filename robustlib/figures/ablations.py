@@ -193,7 +193,7 @@ def gap(rows: pd.DataFrame) -> Figure:
     """
     rows = labelled(rows)
     colours = looks(rows.label)
-    fig = grid.plain(COLUMN * 1.5, COLUMN)
+    fig = grid.plain(COLUMN * 1.8, COLUMN)
     ax = fig.subplots()
     grid.no_difference(ax)
     for name, look in colours.items():
