@@ -114,7 +114,7 @@ def test_two_sweeps_at_once_on_one_store_train_each_network_once(tmp_path):
     script.write_text(code)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
     both = [subprocess.Popen([sys.executable, str(script), s], env=env) for s in "12"]
-    assert [p.wait(120) for p in both] == [0, 0]
+    assert [p.wait(300) for p in both] == [0, 0]
     rows = {kind: len(store.frame(cls)) for kind, cls in specs.KINDS.items()}
     assert rows == {"pretrain": 1, "ticket": 2, "transfer": 4, "evaluation": 0}
     # Nobody left what another would have to clear away.
