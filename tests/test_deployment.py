@@ -231,7 +231,7 @@ def test_training_steps_are_those_of_the_ticket_small_and_as_a_mask(measured, mo
     assert set(table.task) == {"digits"} and set(table.seed) == {0}
     fig = figures.channels(table)
     assert fig.axes[0].get_title() == "latency at batch 1"
-    assert fig.legends[0].get_title().get_text().startswith("channel tickets, digits, seed 0\n")
+    assert fig.legends[0].get_title().get_text().startswith("channel tickets, Digits, seed 0\n")
     with pytest.raises(ValueError, match="task: the rows have digits, glyphs"):
         figures.channels(pd.concat([table, table.assign(task="glyphs")]))
     assert table.multiply_adds[0] == round(one(frame, HALF[1]).multiply_adds_ratio, 3)
@@ -319,7 +319,7 @@ def test_the_figure_shows_each_accuracy_at_each_cost():
     assert len(drawn(panels[3])) == len(frame) and drawn(panels[3])[0][0] == 0.25
     # Zeros that stay in place are where the dense network is.
     assert sum(x == 1.0 for x, _ in drawn(panels[4])) == 6
-    assert key.get_legend().get_title().get_text() == "digits, seed 0"
+    assert key.get_legend().get_title().get_text() == "Digits, seed 0"
     named = [t.get_text() for t in key.get_legend().get_texts()]
     assert named[:2] == ["natural", "robust, L2 ε = 0.3"]
     assert named[2:] == ["dense", "unstructured", "channel", "n:m", "hollow: int8"]

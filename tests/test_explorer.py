@@ -66,7 +66,8 @@ def drawn(box):
     """(tasks, the mean accuracies of natural in the first panel) as drawn."""
     first = box.figure.axes[0]
     line = next(line for line in first.lines if line.get_linestyle() != "None")
-    return [ax.get_title() for ax in box.figure.axes if ax.get_title()], line.get_ydata()
+    titles = [ax.get_title().lower() for ax in box.figure.axes if ax.get_title()]
+    return titles, line.get_ydata()
 
 
 def test_transfers_shows_what_is_chosen():

@@ -83,7 +83,7 @@ def test_accuracy_shows_means_and_paired_intervals():
     frame = transfers(tasks, modes)
     fig = figures.accuracy_vs_sparsity(frame)
     assert len(fig.axes) == 4 and inside(fig)
-    assert [ax.get_title() for ax in fig.axes] == ["mnist", "gtsrb"] * 2
+    assert [ax.get_title() for ax in fig.axes] == ["MNIST", "GTSRB"] * 2
     for ax, (mode, task) in zip(fig.axes, itertools.product(modes, tasks), strict=True):
         rows = frame[(frame.task == task) & (frame["mode"] == mode)]
         drawn = lines(ax)
@@ -96,13 +96,14 @@ def test_accuracy_shows_means_and_paired_intervals():
             # The spread of accuracies between seeds is not in the bar, that of differences is.
             ahead = half([10 * eps, 20 * eps, 30 * eps]) if eps else math.nan
             assert bars.T == pytest.approx(np.stack([ahead * more] * 2), nan_ok=True)
+        rows = rows.sort_values("sparsity", kind="stable")
         seeds = [rows[rows.eps == eps].accuracy for eps in (0, 0.15, 0.5)]
         assert small(ax) == pytest.approx(100 * np.concatenate(seeds))
 
 
 def test_advantage_shows_the_paired_difference():
     fig = figures.advantage(transfers(("mnist", "gtsrb"), ("finetune", "linear")))
-    assert [ax.get_title() for ax in fig.axes] == ["mnist", "gtsrb"] * 2 and inside(fig)
+    assert [ax.get_title() for ax in fig.axes] == ["MNIST", "GTSRB"] * 2 and inside(fig)
     # The places of a mode and of a task, each worth a half.
     for ax, place in zip(fig.axes, (0, 1, 1, 2), strict=True):
         more = 1 + (np.array([0, 0.8, 0.9]) + place) / 2
@@ -112,7 +113,7 @@ def test_advantage_shows_the_paired_difference():
             assert x == pytest.approx([1, 5, 10], rel=0.12)
             assert y == pytest.approx(np.mean(seeds) * more)
             assert bars.T == pytest.approx(np.stack([half(seeds) * more] * 2))
-        each = [s * m for eps in (1.5, 5) for s in (eps, 2 * eps, 3 * eps) for m in more]
+        each = [s * m for eps in (1.5, 5) for m in more for s in (eps, 2 * eps, 3 * eps)]
         assert small(ax) == pytest.approx(each)
 
 
@@ -147,6 +148,109 @@ def test_sparsities_are_far_apart_and_named():
     )[:, 0]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "0.8", "0.9", "0.95"]
     assert np.diff(at).min() > 0.15
+
+
+def test_ten_tasks_stand_on_a_page_those_of_full_detail_first():
+    tasks = {f"task{i}": 64 if i % 3 == 0 else 4 * i for i in range(10)}
+    frame = transfers(tuple(tasks), ("finetune", "linear"), seeds=(0, 1))
+    frame = frame.assign(size=64, native_detail=frame.task.map(tasks)).sample(frac=1)
+    for draw in (figures.accuracy_vs_sparsity, figures.advantage):
+        fig = draw(frame)
+        titles = [ax.get_title() for ax in fig.axes]
+        full = [f"task{i}\nfull, 64 px" for i in (0, 3, 6, 9)]
+        coarse = [f"task{i}\ncoarse, {4 * i} px" for i in (1, 2, 4, 5, 7, 8)]
+        assert titles == [*full, *coarse] * 2 and inside(fig)
+        assert fig.get_size_inches()[1] < 9
+
+
+def detailed(tasks=("flowers5", "rsscn7"), details=(None, 32, 16), modes=("finetune", "linear")):
+    """Robust is ahead by (1 + seed) points, times the places of task, mode, sparsity and detail."""
+    rows = []
+    places = (enumerate(part) for part in (tasks, modes, details, (0.0, 0.9)))
+    for (t, task), (m, mode), (d, detail), (i, sparsity) in itertools.product(*places):
+        for seed, p in itertools.product((0, 1, 2), (NATURAL, STRONG)):
+            source = Pretrain(objective=p.objective, eps=p.eps, seed=seed, size=64)
+            spec = Transfer(Ticket(source, sparsity=sparsity), task, mode, seed=seed)
+            ahead = 0.01 * (1 + seed) * (1 + t + m + d + i) * (p is STRONG)
+            row = specs.columns(spec) | {"detail": detail, "native_detail": 64}
+            rows.append(row | {"accuracy": 0.4 + ahead})
+    return pd.DataFrame(rows)
+
+
+def test_detail_shows_paired_differences_above_both_accuracies():
+    tasks, modes, details = ("flowers5", "rsscn7"), ("finetune", "linear"), (None, 32, 16)
+    fig = figures.detail(detailed())
+    assert len(fig.axes) == 8 and inside(fig)
+    assert [ax.get_title().split("\n")[0] for ax in fig.axes[:2]] == ["Flowers", "RSSCN7"]
+    for m, t in itertools.product(range(len(modes)), range(len(tasks))):
+        above, below = fig.axes[4 * m + t], fig.axes[4 * m + 2 + t]
+        assert above.get_xscale() == "log"
+        assert above.get_ylabel().startswith(modes[m]) or t
+        drawn, levels = lines(above), lines(below)
+        named = [f"robust, L2 ε = 0.5, sparsity {s}" for s in ("0", "0.9")]
+        assert list(drawn) == named and len(levels) == 4
+        for i, name in enumerate(named):
+            x, y, bars = drawn[name]
+            times = np.array([1 + t + m + d + i for d in range(len(details))])[::-1]
+            assert x == pytest.approx([16, 32, 64], rel=0.15)
+            assert y == pytest.approx(2 * times)
+            assert bars.T == pytest.approx(np.stack([half([1, 2, 3]) * times] * 2))
+            assert levels[name][1] == pytest.approx(40 + 2 * times)
+            assert levels[name.replace("robust, L2 ε = 0.5", "natural")][1] == pytest.approx(
+                [40] * 3
+            )
+
+
+def test_detail_leaves_out_what_has_one_and_refuses_nothing_to_compare():
+    single = detailed(tasks=("mnist",), details=(None,))
+    fig = figures.detail(pd.concat([detailed(tasks=("rsscn7",)), single]))
+    assert [ax.get_title().split("\n")[0] for ax in fig.axes if ax.get_title()] == ["RSSCN7"]
+    with pytest.raises(ValueError, match="detail: no task has rows of several"):
+        figures.detail(single)
+    frame = detailed()
+    with pytest.raises(ValueError, match="natural and one robust"):
+        figures.detail(pd.concat([frame, frame[frame.eps > 0].assign(eps=0.15)]))
+    with pytest.raises(ValueError, match="no natural partner"):
+        figures.detail(frame[(frame.eps > 0) | (frame.seed > 0)])
+
+
+def data_inside(fig):
+    """Whether every dot of every panel lies within its limits."""
+    return all(
+        low <= y <= high
+        for ax in fig.axes
+        for low, high in [ax.get_ylim()]
+        for line in ax.lines
+        if line.get_marker() in "os^Dv<>P"
+        for y in line.get_ydata()
+    )
+
+
+def test_no_datum_lies_outside_its_panel_and_only_what_is_cut_off_is_said_to_be():
+    frame = transfers(seeds=(0, 1))
+    lower = frame.assign(scope="layer", accuracy=frame.accuracy - 0.15)
+    fig = figures.accuracy_vs_sparsity(pd.concat([frame, lower]))
+    assert fig.axes[0].get_ylim() == fig.axes[1].get_ylim() and data_inside(fig)
+
+    def said(fig):
+        return [t for t in texts(fig) if "arrowhead" in t]
+
+    # Intervals of two seeds are a dozen times as long as the seeds are apart.
+    for draw in (figures.accuracy_vs_sparsity, figures.advantage):
+        wide = draw(frame.assign(accuracy=frame.accuracy + 0.1 * frame.seed * (frame.eps > 0)))
+        assert said(wide) and any(len(ax.collections) for ax in wide.axes) and data_inside(wide)
+    rounds = transfers(seeds=range(8))
+    near = figures.advantage(rounds)
+    assert not said(near) and data_inside(near)
+    assert not any("bars" in t for t in texts(figures.advantage(frame[frame.seed == 0])))
+
+
+def test_a_way_to_pretrain_looks_the_same_whatever_stands_beside_it():
+    names = ["robust, L2 ε = 0.15", "robust, L∞ ε = 8/255", "trades, L2 ε = 0.5", "noise σ = 0.25"]
+    every = figures.looks(["natural", *names])
+    assert len({str(look["color"]) for look in every.values()}) == 5
+    for name in names:
+        assert figures.looks([name])[name] == every[name]
 
 
 def test_no_rows_and_no_partner_are_refused():
@@ -238,7 +342,7 @@ def test_curves_show_each_network_and_bear_none():
     assert [len(ax.lines) for ax in (loss, clean, attacked)] == [2, 2, 1]
     assert clean.lines[0].get_ydata() == pytest.approx([50, 60, 70, 80])
     assert attacked.lines[0].get_ydata() == pytest.approx([25] * 4)
-    assert "pretrained on tinyimagenet200, seed 0" in texts(loss.figure)
+    assert "pretrained on Tiny ImageNet, seed 0" in texts(loss.figure)
     assert "not measured" in texts(figures.curves(pd.DataFrame([])))
 
 
@@ -257,7 +361,7 @@ def test_robust_accuracy_has_exact_intervals():
     # The other attack is where it was measured, and all that is drawn is explained.
     assert list(fig.axes[0].containers[2][0].get_xdata()) == [0.5]
     (note,) = [t for t in texts(fig) if "hollow: APGD-CE" in t]
-    assert "tinyimagenet200, seed 0; lines: PGD-20" in note and "dotted: the radius" in note
+    assert "Tiny ImageNet, seed 0; lines: PGD-20" in note and "dotted: the radius" in note
     for k, segment in zip((180, 0), bars.get_segments(), strict=True):
         ends = stats.accuracy_interval(k / 200, 200)
         assert segment[:, 1] == pytest.approx([100 * e for e in ends], abs=1e-6)
@@ -383,8 +487,8 @@ def test_overlaps_are_readable_however_many_there_are(masks, n, width):
         t.get_text().split()[-1] for t in fig.axes[0].get_yticklabels()
     ]
     cells = [t.get_text() for t in fig.axes[0].texts]
-    assert cells[2] == f"{masks[0].overlap(masks[1]):.2f}"
-    assert cells[3] == f"{masks[0].chance(masks[1]):.2f}"
+    own, other = masks[0].overlap(masks[1]), masks[0].chance(masks[1])
+    assert cells[1] == f"{own:.2f}\n({other:.2f})"
 
 
 def test_masks_of_patterns_say_whose_and_what_is_black(masks):
@@ -432,7 +536,7 @@ def test_classes_of_several_tasks_or_patterns_are_never_averaged():
     with pytest.raises(ValueError, match="pattern: the rows have row, kernel"):
         figures.by_class(frame[frame.task == "glyphs_seg"])
     fig = figures.by_class(frame[(frame.task == "camvid_seg") & (frame.pattern == "row")])
-    assert any("camvid_seg, seed 2\n" in t for t in texts(fig)) and inside(fig)
+    assert any("CamVid, seed 2\n" in t for t in texts(fig)) and inside(fig)
 
 
 def test_verdict_counts_decided_comparisons():

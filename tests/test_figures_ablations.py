@@ -10,7 +10,7 @@ import torch
 from test_figures import half, inside, lines, reach, small, texts
 
 from robustlib import figures, models, specs, tickets
-from robustlib.figures.drawings import drawing
+from robustlib.figures import drawing
 from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer
 
 NATURAL, ROBUST = Pretrain(), Pretrain(objective="pgd", eps=0.15)
@@ -33,8 +33,7 @@ def rows(ways, seeds=(0, 1), value="accuracy", tasks=("mnist",), **fields):
 
 def large(ax):
     """The large dots of a panel, place and height, in the order they were drawn."""
-    found = [c[0] for c in ax.containers]
-    return [(float(d.get_xdata()[0]), float(d.get_ydata()[0])) for d in found]
+    return [(float(x), float(y)) for c in ax.containers for x, y in c[0].get_xydata()]
 
 
 def heights(ax):
@@ -79,7 +78,7 @@ def test_each_way_to_draw_has_its_place_and_its_difference(ways, places):
     fig = figures.by_drawing(rows(ways, tasks=("mnist", "gtsrb")))
     assert names(fig.axes[-1]) == places and inside(fig)
     place = np.arange(len(ways))
-    assert [ax.get_title().split(",")[0] for ax in fig.axes[::2]] == ["mnist", "gtsrb"]
+    assert [ax.get_title().split(",")[0] for ax in fig.axes[::2]] == ["MNIST", "GTSRB"]
     for t, (above, below) in enumerate((fig.axes[:2], fig.axes[2:])):
         # Seeds are ahead by 1 and 2 points, times this.
         more = 1 + place + t
@@ -102,8 +101,8 @@ def test_the_schemes_at_two_sparsities_have_panels_of_their_own():
     ways = itertools.product((0.8, 0.9), ("omp", "imp"))
     fig = figures.by_drawing(rows([lambda p, w=w: Ticket(p, w[1], sparsity=w[0]) for w in ways]))
     assert [ax.get_title() for ax in fig.axes if ax.get_title()] == [
-        "mnist, sparsity 0.8",
-        "mnist, sparsity 0.9",
+        "MNIST, sparsity 0.8",
+        "MNIST, sparsity 0.9",
     ]
     shown = [heights(ax) for ax in fig.axes]
     assert shown[0] == pytest.approx([30, 40, 31.5, 43])
@@ -123,7 +122,7 @@ PANELS = [
 def panels(fig):
     """Task and way of each panel of a figure of two tasks."""
     ways = [ax.get_ylabel().split("\n")[0] for ax in fig.axes[::2]]
-    return [(ax.get_title(), ways[i // 2]) for i, ax in enumerate(fig.axes)]
+    return [(ax.get_title().lower(), ways[i // 2]) for i, ax in enumerate(fig.axes)]
 
 
 def test_pretraining_shows_paired_differences_in_the_order_of_the_radius():
@@ -283,9 +282,9 @@ def test_names_lie_where_they_have_room():
 def test_what_rows_have_in_common_is_said_in_words():
     frame = pd.DataFrame({"task": "mnist", "sparsity": [0.5, 0.9], "n_train": 1000, "seed": 0})
     frame = frame.assign(recalibrate=True, mode="linear")
-    said = figures.style.shared(frame, "task", "sparsity", "n_train", "recalibrate", "seed")
-    assert said == "mnist, 1,000 training images, BN re-estimated, seed 0"
-    assert figures.style.shared(frame.assign(n_train=None), "n_train", "sparsity") == "all images"
+    said = figures.names.shared(frame, "task", "sparsity", "n_train", "recalibrate", "seed")
+    assert said == "MNIST, 1,000 training images, BN re-estimated, seed 0"
+    assert figures.names.shared(frame.assign(n_train=None), "n_train", "sparsity") == "all images"
 
 
 def test_masks_of_each_pattern_and_their_overlaps_are_drawn():
@@ -342,18 +341,18 @@ def test_properties_have_a_panel_each_and_a_row_in_the_table():
         curves = lines(ax)
         assert list(curves) == ["natural", robust]
         for (x, y, reached), own in zip(curves.values(), (first[:2], first[2:]), strict=True):
-            assert x == pytest.approx([1, 10], rel=0.05) and y == pytest.approx(own + 0.005)
-            assert reached == pytest.approx(half([0, 0.01]))
-        assert sorted(small(ax)) == pytest.approx(sorted([*first, *(first + 0.01)]))
+            assert x == pytest.approx([1, 10], rel=0.05) and y == pytest.approx(100 * own + 0.5)
+            assert reached == pytest.approx(half([0, 1]))
+        assert sorted(small(ax)) == pytest.approx(sorted([*(100 * first), *(100 * first + 1)]))
     table = figures.property_table(frames)
-    attacked, ece = "accuracy under AutoAttack", "calibration error (ECE)"
+    attacked, ece = "accuracy under AutoAttack (%)", "calibration error, ECE (%)"
     assert list(table.property) == [attacked, attacked, ece, ece, ece, ece]
     assert list(table.sparsity) == [0.0, 0.9] * 3
     assert set(table.images) == {100} and set(table.seeds) == {2}
     assert list(table.columns[-3:]) == ["natural", robust, f"{robust} − natural"]
-    # Two seeds, 0.01 apart: Student's factor of 12.7 over the root of 2, times the deviation.
-    assert table.natural[0] == "0.505 [0.441, 0.569]" and table[robust][1].startswith("0.375 [")
-    assert list(table.iloc[:, -1]) == ["+0.050 [+0.050, +0.050]"] * 6
+    # Two seeds, a point apart: Student's factor of 12.7 over the root of 2, times the deviation.
+    assert table.natural[0] == "50.5 [44.1, 56.9]" and table[robust][1].startswith("37.5 [")
+    assert list(table.iloc[:, -1]) == ["+5.0 [+5.0, +5.0]"] * 6
     saved = figures.property_rows(frames)
     assert len(saved) == 3 * 8 and list(saved.n) == [100] * 24
 
@@ -383,9 +382,11 @@ def test_reliability_adds_up_seeds_and_leaves_out_empty_bins():
     lines = figures.table_rows(tables)
     fig = figures.reliability(lines)
     curve = fig.axes[0].lines[1]
-    assert list(curve.get_xdata()) == pytest.approx([0.6]), "not that of two images"
+    assert list(curve.get_xdata()) == pytest.approx([60]), "not that of two images"
     assert len(fig.axes[0].collections[0].get_offsets()) == 2
-    assert list(curve.get_ydata()) == pytest.approx([(10 * 0.3 + 20 * 0.6) / 30]) and inside(fig)
+    assert list(curve.get_ydata()) == pytest.approx([100 * (10 * 0.3 + 20 * 0.6) / 30]) and inside(
+        fig
+    )
     assert list(lines["count"]) == [0, 10, 1, 0, 20, 1] and list(lines.seed) == [0] * 3 + [1] * 3
     assert list(lines.key.unique()) == [specs.key(spec) for spec in tables]
 
@@ -402,10 +403,10 @@ def test_certified_accuracy_falls_with_the_radius_in_a_panel_a_sparsity():
     fig = figures.certified(lines)
     panels = [ax for ax in fig.axes if ax.axison]
     titles = [f"sparsity {s}, noise σ = {noise}" for noise in ("0.1", "0.2") for s in ("0", "0.9")]
-    assert [ax.get_title() for ax in panels] == titles and inside(fig) and "mnist" in note(fig)
+    assert [ax.get_title() for ax in panels] == titles and inside(fig) and "MNIST" in note(fig)
     curves = [ax.lines[-1].get_ydata().tolist() for ax in panels]
-    assert curves[0] == pytest.approx([0.85, 0.65]) and curves[1] == pytest.approx([0.4, 0.2])
-    assert curves[2] == pytest.approx([0.75, 0.55]), "two noises are not one curve"
+    assert curves[0] == pytest.approx([85, 65]) and curves[1] == pytest.approx([40, 20])
+    assert curves[2] == pytest.approx([75, 55]), "two noises are not one curve"
     assert set(lines.evaluation_sigma) == {0.1, 0.2}
 
 
@@ -432,7 +433,7 @@ def test_similarity_by_layer_tells_dense_from_natural_and_keeps_the_layers_order
     assert means[1][0].get_ydata().tolist() == pytest.approx([0.91, 0.81, 0.71])
     assert means[1][1].get_ydata().tolist() == pytest.approx([0.51, 0.41, 0.31])
     assert any("and dense" in t for t in texts(fig)) and any("and natural" in t for t in texts(fig))
-    assert "mnist" in note(fig)
+    assert "MNIST" in note(fig)
 
 
 def test_clean_accuracy_is_shown_once_and_without_a_radius():
@@ -445,10 +446,10 @@ def test_clean_accuracy_is_shown_once_and_without_a_radius():
     }
     table = figures.property_table(frames).drop_duplicates(["property", "asked"])
     assert list(zip(table.property, table.asked, strict=True)) == [
-        ("clean accuracy", "not attacked"),
-        ("accuracy under AutoAttack", "cheap, L2 ε = 0.1"),
-        ("accuracy under AutoAttack", "cheap, L∞ ε = 1/255"),
-        ("accuracy on corruptions", "corruption"),
+        ("clean accuracy (%)", "not attacked"),
+        ("accuracy under AutoAttack (%)", "cheap, L2 ε = 0.1"),
+        ("accuracy under AutoAttack (%)", "cheap, L∞ ε = 1/255"),
+        ("accuracy on corruptions (%)", "corruption"),
     ]
     assert len([ax for ax in figures.properties(frames).axes if ax.axison]) == 4
 

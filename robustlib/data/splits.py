@@ -39,9 +39,6 @@ class Split:
         return len(self.y)
 
 
-MaskSplit = Split
-
-
 @dataclass(frozen=True)
 class FileSplit:
     """Images too many for memory: N file paths, y int64 [N]; decoded to `size` px when read."""

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from robustlib import stats
-from robustlib.figures.ablations import single
-from robustlib.figures.style import OTHER, PAGE, labelled, legend, looks, panels, shared, style
+from robustlib.figures import grid
+from robustlib.figures.names import alike, labelled, ordered, shared
+from robustlib.figures.style import OTHER, PAGE, looks, style
 from robustlib.specs import n_of_m
 
 _MARKERS = {
@@ -28,6 +29,7 @@ _ACROSS = 3
 _LATENCY = re.compile(r"latency_(\d+)_ratio")
 
 
+@style()
 def edge(frame: pd.DataFrame) -> Figure:
     """Accuracy against each cost, as a fraction of the dense network's, on one log scale.
 
@@ -37,29 +39,41 @@ def edge(frame: pd.DataFrame) -> Figure:
     or several tasks.
     """
     frame = _kinds(frame)
-    colours = looks(frame.sort_values(["objective", "eps"]).label)
-    costs = _costs(frame)
-    kinds = [k for k in _MARKERS if k in set(frame.kind)]
-    rows = -(-(len(costs) + 1) // _ACROSS)
-    with style():
-        size = PAGE, 0.3 + 1.9 * rows
-        fig, grid = panels(rows, _ACROSS, *size, sharex=True, sharey=True)
-        axes = list(grid.flat)
-        for ax, (cost, title) in zip(axes, costs.items(), strict=False):
-            own = frame if cost.startswith(("bytes", "latency")) else frame[frame.form == "fp32"]
-            _points(ax, own, cost, colours)
-            ax.set_title(title)
-            ax.tick_params(labelbottom=True)
-        axes[0].set_xscale("log", base=2)
-        axes[0].xaxis.set_major_locator(LogLocator(base=2))
-        axes[0].xaxis.set_major_formatter(FuncFormatter(_fraction))
-        axes[0].xaxis.set_minor_formatter(NullFormatter())
-        for ax in axes[len(costs) :]:
-            ax.set_axis_off()
-        _key(axes[len(costs)], colours, kinds, "int8" in set(frame.form))
-        axes[len(costs)].get_legend().set_title(shared(frame, "task", "seed"))
-        fig.supxlabel("fraction of the dense network's (log scale)", fontsize=8)
-        fig.supylabel("accuracy (%)", fontsize=8)
+    colours, costs = looks(ordered(frame)), _costs(frame)
+    kept = ["label", "kind", "form", "sparsity", "accuracy"]
+    rows = frame.melt(kept, list(costs), "cost", "x")
+    timed = rows.cost.str.startswith(("bytes", "latency"))
+    rows = rows[timed | (rows.form == "fp32")]
+    rows = grid.wrapped(rows, list(costs), "cost", _ACROSS)
+    lines = -(-(len(costs) + 1) // _ACROSS)
+    rows["line"] = pd.Categorical(rows.line, range(lines))
+    fig, cells = grid.facets(
+        rows, PAGE, 0.3 + 1.9 * lines, "line", "place", sharex=True, sharey=True
+    )
+    for ax, own in cells:
+        _points(ax, own, colours)
+        ax.set_title(costs[own.cost.iloc[0]])
+        ax.tick_params(labelbottom=True)
+        plt.setp(ax.get_xticklabels(), visible=True)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(LogLocator(base=2))
+    ax.xaxis.set_major_formatter(FuncFormatter(_fraction))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    own = [
+        plt.Line2D([], [], color=look["color"], ls=look["ls"], lw=2, label=name)
+        for name, look in colours.items()
+    ]
+    black: dict[str, Any] = {"color": "black", "ls": "", "mew": 0}
+    for kind in (k for k in _MARKERS if k in set(frame.kind)):
+        dot: dict[str, Any] = {"marker": _MARKERS[kind], "ms": 6.5 if kind == "dense" else 4}
+        own.append(plt.Line2D([], [], label=kind, **dot, **black))
+    if "int8" in set(frame.form):
+        hollow = black | {"mfc": "none", "mew": 0.8, "marker": "o", "ms": 4}
+        own.append(plt.Line2D([], [], label="hollow: int8", **hollow))
+    said = shared(frame, "task", "seed")
+    fig.axes[len(costs)].legend(handles=own, loc="center", title=said)
+    fig.supxlabel("fraction of the dense network's (log scale)", fontsize=8)
+    fig.supylabel("accuracy (%)", fontsize=8)
     return fig
 
 
@@ -130,38 +144,23 @@ def _costs(frame: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def _points(ax: Axes, frame: pd.DataFrame, cost: str, colours: dict[str, dict[str, Any]]) -> None:
+def _points(ax: Axes, rows: pd.DataFrame, colours: grid.Looks) -> None:
     ax.axvline(1, color=OTHER, lw=0.8, zorder=0)
-    for (label, kind, form), own in frame.groupby(["label", "kind", "form"], sort=False):
+    for (label, kind, form), own in rows.groupby(["label", "kind", "form"], sort=False):
         look = colours[label]
-        at = own.groupby("sparsity")[[cost, "accuracy"]].mean()
+        at = own.groupby("sparsity")[["x", "accuracy"]].mean()
         line = {"color": look["color"], "ls": look["ls"], "lw": 0.5, "mec": "white", "mew": 0.3}
         if form == "int8":
             line |= {"mfc": "none", "mec": look["color"], "mew": 0.8, "ls": ""}
         size = 6.5 if kind == "dense" else 4
-        ax.plot(at[cost], 100 * at.accuracy, marker=_MARKERS[kind], ms=size, **line)
+        ax.plot(at.x, 100 * at.accuracy, marker=_MARKERS[kind], ms=size, **line)
 
 
 def _fraction(x: float, _place: object) -> str:
     return f"{x:g}" if x >= 1 else f"1/{1 / x:g}"
 
 
-def _key(ax: Axes, colours: dict[str, dict[str, Any]], kinds: list[str], reduced: bool) -> None:
-    """The legend, in a panel of its own."""
-    own = [
-        plt.Line2D([], [], color=look["color"], ls=look["ls"], lw=2, label=name)
-        for name, look in colours.items()
-    ]
-    plain = {"color": "black", "ls": "", "mew": 0}
-    for kind in kinds:
-        size = 6.5 if kind == "dense" else 4
-        own.append(plt.Line2D([], [], marker=_MARKERS[kind], ms=size, label=kind, **plain))
-    if reduced:
-        hollow = plain | {"mfc": "none", "mew": 0.8}
-        own.append(plt.Line2D([], [], marker="o", ms=4, label="hollow: int8", **hollow))
-    ax.legend(handles=own, loc="center", ncols=1)
-
-
+@style()
 def channels(table: pd.DataFrame) -> Figure:
     """Time against arithmetic of channel tickets, as fractions of dense, with the diagonal on which
     time follows arithmetic.
@@ -170,25 +169,28 @@ def channels(table: pd.DataFrame) -> Figure:
     ranked across layers, hollow: within each, so that all layers lose the same fraction. Raises
     ValueError for several tasks.
     """
-    single(table, "task")
+    alike(table, "task")
     table = labelled(table)
-    colours = looks(table.sort_values(["objective", "eps"]).label)
-    times = [c for c in table if c.startswith(("latency_", "training_step"))]
-    with style():
-        fig, ((*axes,),) = panels(1, len(times), PAGE, 2.9, sharey=True)
-        for ax, column in zip(axes, times, strict=True):
-            ax.plot([0, 1], [0, 1], color=OTHER, lw=0.8, zorder=0)
-            for name, look in colours.items():
-                for scope, fill in (("global", look["color"]), ("layer", "none")):
-                    own = table[(table.label == name) & (table.scope == scope)]
-                    dot = {"color": look["color"], "marker": look["marker"], "mfc": fill, "ms": 4}
-                    ax.plot(own.multiply_adds, own[column], ls="", **dot)
-            batch = column.removeprefix("latency_")
-            title = "training step" if column == "training_step" else f"latency at batch {batch}"
-            ax.set(title=title, xlim=(0, 1.1), ylim=(0, max(1.1, 1.05 * table[times].max().max())))
-        axes[0].set_ylabel("time over dense")
-        fig.supxlabel("multiply-adds over dense", fontsize=8)
-        note = f"channel tickets, {shared(table, 'task', 'seed')}\n"
-        note += "filled: ranked across layers; hollow: within each; line: time is arithmetic"
-        legend(fig, colours, note)
+    colours = looks(ordered(table))
+    times = {
+        column: f"latency at batch {column.removeprefix('latency_')}"
+        for column in table
+        if column.startswith("latency_")
+    }
+    times |= {"training_step": "training step"} if "training_step" in table else {}
+    rows = table.melt(["label", "scope", "multiply_adds"], list(times), "column", "time")
+    fig, cells = grid.facets(rows, PAGE, 2.9, None, "column", sharey=True)
+    for ax, own in cells:
+        ax.plot([0, 1], [0, 1], color=OTHER, lw=0.8, zorder=0)
+        for (name, scope), dots in own.groupby(["label", "scope"], sort=False):
+            look = (
+                colours[name] | {"ls": "", "ms": 4} | ({"mfc": "none"} if scope == "layer" else {})
+            )
+            ax.plot(dots.multiply_adds, dots.time, **look)
+        top = max(1.1, 1.05 * rows.time.max())
+        ax.set(title=times[own.column.iloc[0]], xlim=(0, 1.1), ylim=(0, top))
+    cells[0][0].set_ylabel("time over dense")
+    fig.supxlabel("multiply-adds over dense", fontsize=8)
+    note = "filled: ranked across layers; hollow: within each; line: time is arithmetic"
+    grid.legend(fig, colours, f"channel tickets, {shared(table, 'task', 'seed')}", note)
     return fig

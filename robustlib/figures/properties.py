@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from robustlib import stats
-from robustlib.figures.ablations import beside, single, within
-from robustlib.figures.style import (
-    OTHER,
-    PAGE,
-    label,
-    labelled,
-    legend,
-    looks,
-    panels,
-    radius,
-    shared,
-    style,
-)
+from robustlib.figures import grid
+from robustlib.figures.names import TASKS, alike, label, labelled, ordered, radius, shared
+from robustlib.figures.style import OTHER, PAGE, looks, style
 from robustlib.specs import Evaluation, Ticket, columns, key
 
 PROPERTIES = {
-    "clean_accuracy": "clean accuracy",
-    "pgd_accuracy": "accuracy under PGD-20",
-    "autoattack_accuracy": "accuracy under AutoAttack",
-    "corruption_accuracy": "accuracy on corruptions",
-    "ece": "calibration error (ECE)",
+    "clean_accuracy": "clean accuracy (%)",
+    "pgd_accuracy": "accuracy under PGD-20 (%)",
+    "autoattack_accuracy": "accuracy under AutoAttack (%)",
+    "corruption_accuracy": "accuracy on corruptions (%)",
+    "ece": "calibration error, ECE (%)",
     "nll": "negative log-likelihood",
     "brier": "Brier score",
-    "msp_auroc": "AUROC, softmax",
-    "energy_auroc": "AUROC, energy",
-    "msp_fpr95": "FPR at 95 %, softmax",
-    "energy_fpr95": "FPR at 95 %, energy",
-    "smoothed_accuracy": "smoothed accuracy",
+    "msp_auroc": "AUROC, softmax (%)",
+    "energy_auroc": "AUROC, energy (%)",
+    "msp_fpr95": "FPR at 95 %, softmax (%)",
+    "energy_fpr95": "FPR at 95 %, energy (%)",
+    "smoothed_accuracy": "smoothed accuracy (%)",
     "mean_radius": "certified radius, mean",
-    "abstained": "images abstained on",
+    "abstained": "images abstained on (%)",
     "cka": "CKA",
     "mask_overlap": "overlap of the masks",
     "mask_chance": "overlap of random masks",
@@ -56,74 +45,62 @@ ACROSS = 3
 FEW = 10
 """Images in a bin below which its accuracy says little."""
 
+Frames: TypeAlias = Mapping[str, pd.DataFrame] | pd.DataFrame
 
-def properties(frames: Mapping[str, pd.DataFrame]) -> Figure:
+
+@style()
+def properties(frames: Frames) -> Figure:
     """Each property of natural and robust tickets against sparsity, a panel each.
 
-    frames: rows of evaluations by the name of what was asked (`study.evaluations`), of one task.
-    Lines join means over seeds, small dots are the seeds, bars 95 % intervals of the mean.
+    frames: rows of evaluations by the name of what was asked (`study.evaluations`), of one task, or
+    their `property_rows`. Lines join means over seeds, small dots are the seeds, bars 95 %
+    intervals of the mean.
     """
-    cells = [cell for cell in _cells(frames) if cell[1] not in IN_TABLE_ALONE]
-    for _, _, rows in cells:
-        single(rows, "task", "mode", "arch", "scheme", "pattern")
-    labels = pd.concat(labelled(rows) for _, _, rows in cells)
-    colours = looks(labels.sort_values(["objective", "eps"]).label)
-    down = -(-len(cells) // ACROSS)
-    with style():
-        fig, grid = panels(down, ACROSS, PAGE, 0.8 + 1.35 * down)
-        for ax in grid.flat[len(cells) :]:
-            ax.set_axis_off()
-        for ax, (name, column, rows) in zip(grid.flat, cells, strict=False):
-            means = labelled(stats.summary(rows, [*stats.PRETRAINING, "sparsity"], column))
-            seeds = labelled(rows)
-            for i, (network, look) in enumerate(colours.items()):
-                shift = 1 + 0.06 * (i - (len(colours) - 1) / 2)
-                dots = seeds[seeds.label == network]
-                small = {"color": look["color"], "marker": look["marker"], "ms": 1.8, "mew": 0}
-                at = shift / (1 - dots.sparsity)
-                ax.plot(0.95 * at, dots[column], ls="", alpha=0.6, **small)
-                line = means[means.label == network].sort_values("sparsity")
-                half = (line.high - line["mean"]).fillna(0)
-                bars = {"yerr": half, "capsize": 1.5, "elinewidth": 0.7}
-                ax.errorbar(shift / (1 - line.sparsity), line["mean"], **bars, **look)
-            within(ax, rows[column], scale=1)
-            ax.set_xscale("log")
-            values = sorted(rows.sparsity.unique())
-            ax.set_xticks([1 / (1 - s) for s in values], [f"{s:g}" for s in values])
-            ax.set_xlim(0.8 / (1 - values[0]), 1.25 / (1 - values[-1]))
-            ax.xaxis.set_minor_locator(NullLocator())
-            arrow = "↓" if column in LOW_IS_GOOD else "↑"
-            what = f"{PROPERTIES[column]} {'' if column == 'cka' else arrow}"
-            where = f"{_asked(name, column, rows)}, {_images(rows).iloc[0]:,} images"
-            ax.set_title(f"{what}\n{where}", fontsize=7)
-        fig.supxlabel("sparsity (fraction of convolution weights removed)", fontsize=8)
-        note = "dots: seeds; bars: 95 % interval over seeds, cut off at the panel; arrows: better"
-        legend(fig, colours, shared(cells[0][2], "task", "mode", "seed"), note)
+    rows = labelled(_long(frames))
+    rows = rows[~rows.property.isin(IN_TABLE_ALONE)].assign(x=1 / (1 - rows.sparsity))
+    rows = rows.assign(at=rows.groupby(["asked", "property"], sort=False).ngroup())
+    rows = grid.wrapped(rows, list(rows["at"].unique()), "at", ACROSS)
+    colours = looks(ordered(rows))
+    height = 0.8 + 1.35 * (rows.line.max() + 1)
+    fig, cells = grid.facets(rows, PAGE, height, "line", "place", sharex=False, sharey=False)
+    notes = set()
+    for ax, own in cells:
+        grid.by_sparsity(ax, own.sparsity)
+        row, scale = own.iloc[0], _scale(own.property.iloc[0])
+        grid.marks(ax, own, "value", colours, "value", joined=True, scale=scale)
+        notes.add(grid.fit([ax], least=0.005 * scale))
+        arrow = "" if row.property == "cka" else "↓" if row.property in LOW_IS_GOOD else "↑"
+        where = f"{row['where']}, {row.n:,} images"
+        ax.set_title(f"{PROPERTIES[row.property]} {arrow}\n{where}", fontsize=7)
+    fig.supxlabel(grid.SPARSITY, fontsize=8)
+    note = f"{grid.DOTS}; {max(notes, key=len)}; arrows: better"
+    grid.legend(fig, colours, shared(rows, "task", "seed"), note)
     return fig
 
 
-def property_table(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def property_table(frames: Frames) -> pd.DataFrame:
     """Natural and robust networks beside each other, a row a property and sparsity.
 
-    Columns: property, asked, images (measured on), sparsity, seeds; each network's mean with its
-    95 % interval over seeds; for each robust one what it has over the natural one, paired by seed.
-    Empty where a property is of robust networks alone.
+    frames: as `properties` takes them. Columns: property, asked, images (measured on), sparsity,
+    seeds; each network's mean with its 95 % interval over seeds; for each robust one what it has
+    over the natural one, paired by seed. Empty where a property is of robust networks alone.
     """
     lines = []
     labels: list[str] = []
-    for name, column, rows in _cells(frames):
-        each = labelled(stats.summary(rows, [*stats.PRETRAINING, "sparsity"], column))
+    for (_, column), rows in _long(frames).groupby(["asked", "property"], sort=False):
+        each = labelled(stats.summary(rows, [*stats.PRETRAINING, "sparsity"], "value"))
         labels += each.label.to_list()
         added = each[:0]
         if (rows.objective == "natural").any() and (rows.objective != "natural").any():
-            added = labelled(stats.advantage(rows, ["sparsity"], column))
-        images = int(_images(rows).iloc[0])
+            added = labelled(stats.advantage(rows, ["sparsity"], "value"))
+        named = {"property": PROPERTIES[column], "asked": rows["where"].iloc[0]}
+        named["images"] = int(rows.n.iloc[0])
         for sparsity, own in each.groupby("sparsity"):
-            line = {"property": PROPERTIES[column], "asked": _asked(name, column, rows)}
-            line |= {"images": images, "sparsity": sparsity, "seeds": own.seeds.min()}
-            line |= {row["label"]: _cell(row) for row in own.to_dict("records")}
+            line = named | {"sparsity": sparsity, "seeds": own.seeds.min()}
+            line |= {row["label"]: _cell(row, column) for row in own.to_dict("records")}
             more = added[added.sparsity == sparsity].to_dict("records")
-            lines.append(line | {MINUS.format(row["label"]): _cell(row, "+") for row in more})
+            more = {MINUS.format(row["label"]): _cell(row, column, "+") for row in more}
+            lines.append(line | more)
     networks = list(looks(labels))
     differences = [MINUS.format(n) for n in networks if n != "natural"]
     order = ["property", "asked", "images", "sparsity", "seeds", *networks, *differences]
@@ -132,11 +109,16 @@ def property_table(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 def property_rows(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The rows behind `properties`, one a network and property: columns of the specs, n (images),
-    asked, property and value."""
+    asked, the same in words (where), property and value."""
+    for rows in frames.values():
+        alike(rows, "task", "mode", "arch", "scheme", "pattern")
+    kept = ["asked", "where", "property", "value", "task", "sparsity", *stats.PRETRAINING]
     return pd.concat(
-        rows.assign(asked=name, property=column, value=rows[column], n=_images(rows))
-        for name, column, rows in _cells(frames)
-    )[["asked", "property", "value", "task", "sparsity", *stats.PRETRAINING, "seed", "n", "key"]]
+        rows.assign(asked=name, property=column, value=rows[column], n=_images(rows)).assign(
+            where=_asked(name, column, rows)
+        )
+        for name, column, rows in _measured(frames)
+    )[[*kept, "seed", "n", "key"]]
 
 
 def table_rows(tables: Mapping[Evaluation, list[dict]]) -> pd.DataFrame:
@@ -148,76 +130,64 @@ def table_rows(tables: Mapping[Evaluation, list[dict]]) -> pd.DataFrame:
     kept = ["task", "sparsity", *stats.PRETRAINING, "seed"]
     lines = []
     for spec, table in tables.items():
-        told = columns(spec)
-        own = {c: told[c] for c in kept}
+        values = columns(spec)
+        own = {c: values[c] for c in kept}
         if spec.suite == "certified":
             own["evaluation_sigma"] = spec.sigma
         if spec.suite == "similarity":
-            dense = spec.other.ticket == Ticket(spec.of.ticket.pretrain)
-            own["against"] = "dense" if dense else label(columns(spec.other))
+            of: Any = spec.of
+            other: Any = spec.other
+            dense = other.ticket == Ticket(of.ticket.pretrain)
+            own["against"] = "dense" if dense else label(columns(other))
         lines += [own | line | {"key": key(spec)} for line in table]
     return labelled(pd.DataFrame(lines))
 
 
+@style()
 def certified(rows: pd.DataFrame) -> Figure:
     """Certified accuracy against radius, the mean over seeds: a panel for each sparsity, a row of
     panels for each noise.
 
     rows: `table_rows` of the table `radii` of certified evaluations.
     """
-    single(rows, "task")
-    colours = looks(rows.sort_values(["objective", "eps"]).label)
-    colours = {name: look | {"marker": None} for name, look in colours.items()}
-    with style():
-        fig, cells = _by_sparsity(rows, 0.8, "evaluation_sigma")
-        for ax, here in cells:
-            for name, look in colours.items():
-                own = here[here.label == name]
-                for _, seed in own.groupby("seed"):
-                    ax.plot(seed.radius, seed.certified_accuracy, **_thin(look))
-                means = own.groupby("radius").certified_accuracy.mean()
-                ax.plot(means.index, means, **look)
-            ax.set(ylim=(0, 1), xlabel="L2 radius")
-            ax.set_title(f"{ax.get_title()}, noise σ = {here.evaluation_sigma.iloc[0]:g}")
-        cells[0][0].set_ylabel("certified accuracy")
-        legend(fig, colours, f"{shared(rows, 'task', 'seed')}; thin lines: single seeds")
+    colours = {name: look | {"marker": None} for name, look in looks(ordered(rows)).items()}
+    fig, cells = _by_sparsity(rows, 0.8, "evaluation_sigma")
+    for ax, own in cells:
+        grid.curves(ax, own, "radius", "certified_accuracy", colours, scale=100)
+        ax.set(ylim=(0, 100), xlabel="L2 radius")
+        ax.set_title(f"{ax.get_title()}, noise σ = {own.evaluation_sigma.iloc[0]:g}")
+    cells[0][0].set_ylabel("certified accuracy (%)")
+    grid.legend(fig, colours, f"{shared(rows, 'task', 'seed')}; thin lines: single seeds")
     return fig
 
 
+@style()
 def layers(rows: pd.DataFrame) -> Figure:
     """CKA by layer, a panel for each sparsity: a full line for tickets beside their dense networks,
     a dashed one for those beside another pretraining's. Means over seeds.
 
     rows: `table_rows` of the table `layers` of similarity evaluations.
     """
-    single(rows, "task")
-    colours = looks(rows.sort_values(["objective", "eps"]).label)
+    colours = looks(ordered(rows))
     pairs = rows.drop_duplicates(["label", "against"])[["label", "against"]]
     pairs = pairs.sort_values("against", key=lambda column: column != "dense", kind="stable")
-    curves = {
-        (name, other): colours[name]
+    lines = {
+        f"{name} and {other}": colours[name]
         | {"label": f"{name} and {other}", "ls": "-" if other == "dense" else "--"}
         for name, other in pairs.itertuples(index=False)
     }
     names = list(dict.fromkeys(rows.layer))
-    with style():
-        fig, cells = _by_sparsity(rows, 0.8)
-        for ax, here in cells:
-            for (name, other), look in curves.items():
-                own = here[(here.label == name) & (here.against == other)]
-                if own.empty:  # A dense network beside itself.
-                    continue
-                for _, seed in own.groupby("seed"):
-                    ax.plot([names.index(n) for n in seed.layer], seed.cka, "-", **_thin(look))
-                means = own.groupby("layer").cka.mean().reindex(names).dropna()
-                ax.plot([names.index(n) for n in means.index], means, **look)
-            turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
-            ax.set_xticks(range(len(names)), names, **turned)
-        cells[0][0].set(ylim=(None, 1), ylabel="CKA")
-        legend(fig, curves, f"{shared(rows, 'task', 'seed')}; thin lines: single seeds")
+    rows = rows.assign(label=rows.label + " and " + rows.against, x=rows.layer.map(names.index))
+    fig, cells = _by_sparsity(rows, 0.8)
+    for ax, own in cells:
+        grid.curves(ax, own, "x", "cka", lines)
+        ax.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+    cells[0][0].set(ylim=(None, 1), ylabel="CKA")
+    grid.legend(fig, lines, f"{shared(rows, 'task', 'seed')}; thin lines: single seeds")
     return fig
 
 
+@style()
 def reliability(rows: pd.DataFrame) -> Figure:
     """Reliability diagrams, a panel for each sparsity, seeds added up.
 
@@ -225,78 +195,68 @@ def reliability(rows: pd.DataFrame) -> Figure:
 
     rows: `table_rows` of the table `reliability` of calibration evaluations.
     """
-    single(rows, "task")
     rows = rows[rows["count"] > 0]
     rows = rows.assign(sure=rows.confidence * rows["count"], right=rows.accuracy * rows["count"])
-    colours = looks(rows.sort_values(["objective", "eps"]).label)
-    with style():
-        fig, cells = _by_sparsity(rows, 1)
-        for ax, here in cells:
-            ax.plot([0, 1], [0, 1], color=OTHER, lw=0.8, zorder=0)
-            for name, look in colours.items():
-                own = here[here.label == name]
-                sums = own.groupby("bin")[["count", "sure", "right"]].sum()
-                x, y = sums.sure / sums["count"], sums.right / sums["count"]
-                many = sums["count"] >= FEW
-                ax.plot(x[many], y[many], **(look | {"marker": None}))
-                area = 3 + 60 * sums["count"] / sums["count"].sum()
-                ax.scatter(x, y, s=area, color=look["color"], marker=look["marker"])
-            ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence")
-        cells[0][0].set_ylabel("accuracy")
-        note = f"area: share of the images; no line to bins of fewer than {FEW}"
-        legend(fig, colours, f"{shared(rows, 'task', 'seed')}; {note}")
+    colours = looks(ordered(rows))
+    fig, cells = _by_sparsity(rows, 1)
+    for ax, here in cells:
+        ax.plot([0, 100], [0, 100], color=OTHER, lw=0.8, zorder=0)
+        for name, look in colours.items():
+            sums = here[here.label == name].groupby("bin")[["count", "sure", "right"]].sum()
+            x, y = (100 * sums[part] / sums["count"] for part in ("sure", "right"))
+            many = sums["count"] >= FEW
+            ax.plot(x[many], y[many], **(look | {"marker": None}))
+            area = 3 + 60 * sums["count"] / sums["count"].sum()
+            dots = {"color": look["color"], "marker": look["marker"], "clip_on": False}
+            ax.scatter(x, y, s=area, **dots)
+        ax.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)")
+    cells[0][0].set_ylabel("accuracy (%)")
+    note = f"area: share of the images; no line to bins of fewer than {FEW}"
+    grid.legend(fig, colours, f"{shared(rows, 'task', 'seed')}; {note}")
     return fig
 
 
+@style()
 def corruptions(rows: pd.DataFrame) -> Figure:
     """Accuracy on each corruption at the highest sparsity, severities averaged.
 
     rows: `table_rows` of the table `corruptions` of corruption evaluations. Small dots are the
     seeds, large ones their means.
     """
-    single(rows, "task")
+    alike(rows, "task")
     rows = rows[rows.sparsity == rows.sparsity.max()]
-    colours = looks(rows.sort_values(["objective", "eps"]).label)
+    colours = looks(ordered(rows))
     rows = rows.assign(corruption=rows.corruption.str.replace("_", " "))
+    places = list(dict.fromkeys(rows.corruption))
     each = rows.groupby(["label", "corruption", "seed"], sort=False).accuracy.mean().reset_index()
-    places = list(dict.fromkeys(each.corruption))
-    with style():
-        fig, ((ax,),) = panels(1, 1, PAGE, 2.6)
-        beside(ax, each, "accuracy", colours, "corruption", places)
-        within(ax, each.accuracy)
-        ax.set_ylabel("accuracy (%)")
-        legend(
-            fig, colours, f"{shared(rows, 'task', 'sparsity', 'seed')}; small dots: single seeds"
-        )
+    fig = grid.plain(PAGE, 2.6)
+    ax = fig.subplots()
+    grid.marks(ax, each.assign(x=each.corruption.map(places.index)), "accuracy", colours)
+    grid.by_name(ax, places)
+    grid.fit([ax])
+    ax.set_ylabel("accuracy (%)")
+    said = shared(rows, "task", "sparsity", "seed")
+    grid.legend(fig, colours, f"{said}; {grid.DOTS}")
     return fig
 
 
-def _by_sparsity(
-    rows: pd.DataFrame, shape: float, down: str = "task"
-) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
-    """A figure with a panel for each sparsity, `shape` as high as it is wide, and its rows; a row
-    of panels for each value of the column `down`."""
-    sparsities = sorted(rows.sparsity.unique())
-    across = max(3, len(sparsities))
-    values = sorted(rows[down].unique())
-    size = PAGE, 0.6 + (0.2 + shape * PAGE / across) * len(values)
-    fig, grid = panels(len(values), across, *size, sharey=True)
-    cells = []
-    for line, value in zip(grid, values, strict=True):
-        for ax in line[len(sparsities) :]:
-            ax.set_axis_off()
-        for ax, s in zip(line, sparsities, strict=False):
-            ax.set_title(f"sparsity {s:g}")
-            cells.append((ax, rows[(rows.sparsity == s) & (rows[down] == value)]))
+def _by_sparsity(rows: pd.DataFrame, shape: float, down: str = "task") -> tuple[Figure, grid.Cells]:
+    """A panel for each sparsity, `shape` as high as it is wide, of rows of one task; a row of
+    panels for each value of the column `down`."""
+    alike(rows, "task")
+    across = max(3, rows.sparsity.nunique())
+    height = 0.6 + (0.2 + shape * PAGE / across) * rows[down].nunique()
+    fig, cells = grid.facets(rows, PAGE, height, down, "sparsity", sharex=False, sharey=True)
+    for ax, own in cells:
+        ax.set_title(f"sparsity {own.sparsity.iloc[0]:g}")
     return fig, cells
 
 
-def _thin(look: Mapping) -> dict:
-    """How a single seed's line is drawn beside the mean's."""
-    return {"color": look["color"], "lw": 0.4}
+def _long(frames: Frames) -> pd.DataFrame:
+    return frames if isinstance(frames, pd.DataFrame) else property_rows(frames)
 
 
-def _cells(frames: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, str, pd.DataFrame]]:
+def _measured(frames: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, str, pd.DataFrame]]:
     clean = False
     for name, rows in frames.items():
         for column in (c for c in PROPERTIES if c in rows):
@@ -315,7 +275,7 @@ def _asked(name: str, column: str, rows: pd.DataFrame) -> str:
         part = "cheap, " if (column, row.attack) == ("autoattack_accuracy", "cheap") else ""
         return part + radius(row.evaluation_norm, row.evaluation_eps)
     if row.against:
-        return f"against {row.against}"
+        return f"against {TASKS.get(row.against, row.against)}"
     if row.suite == "calibration":
         return "scaled on val" if row.scaled else "not scaled"
     return f"σ = {row.evaluation_sigma:g}" if row.evaluation_sigma else name
@@ -326,6 +286,12 @@ def _images(rows: pd.DataFrame) -> pd.Series:
     return rows[next(c for c in ("n", "n_images", "n_inside") if c in rows)].astype(int)
 
 
-def _cell(row: Mapping, sign: str = "") -> str:
-    mean, low, high = (row[c] for c in ("mean", "low", "high"))
-    return f"{mean:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+def _scale(column: str) -> int:
+    return 100 if "%" in PROPERTIES[column] else 1
+
+
+def _cell(row: Mapping, column: str, sign: str = "") -> str:
+    scale = _scale(column)
+    form = f"{sign}.{1 if scale == 100 else 3}f"
+    mean, low, high = (f"{scale * row[c]:{form}}" for c in ("mean", "low", "high"))
+    return mean if pd.isna(row["low"]) else f"{mean} [{low}, {high}]"

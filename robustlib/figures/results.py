@@ -1,42 +1,21 @@
-"""Figures of a study's results: what tickets are worth, by task and sparsity."""
+"""Figures of a study's results: what tickets are worth, by task, sparsity, labels and detail."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from robustlib import stats
-from robustlib.figures.ablations import within
-from robustlib.figures.style import (
-    COLUMN,
-    NATURAL,
-    PAGE,
-    labelled,
-    legend,
-    looks,
-    panels,
-    shared,
-    style,
-    told,
-)
+from robustlib.figures import grid
+from robustlib.figures.names import labelled, ordered, shared, titles, with_way
+from robustlib.figures.style import COLUMN, PAGE, looks, style
 from robustlib.specs import Transfer, columns
 
-ACROSS = 4
-"""Panels side by side, at most: more would be too small on a page."""
-
-AXES = {
-    "sparsity": "sparsity (fraction of convolution weights removed)",
-    "n_train": "training images of the task",
-}
+AXES = {"sparsity": grid.SPARSITY, "n_train": "training images of the task"}
 MEASURES = {"accuracy": "accuracy", "miou": "mean IoU"}
-
-Looks = Mapping[str, dict[str, Any]]
 
 
 def accuracy_vs_sparsity(
@@ -50,23 +29,12 @@ def accuracy_vs_sparsity(
     by seed, around the robust mean: where it does not reach the natural line, robust and natural
     differ. Raises ValueError when a robust row has no natural partner.
     """
-    frame = _all_images(frame, against)
     ways = panel_columns(frame, against)
-    cells = [*ways, "task", against]
-    lines = stats.summary(frame, [*stats.PRETRAINING, *cells], value).drop(columns=["low", "high"])
-    paired = stats.advantage(frame, cells, value)
-    bars = paired.assign(half=(paired.high - paired.low) / 2)
-    on = [*stats.PRETRAINING, *cells]
-    lines = labelled(lines.merge(bars[[*on, "half"]], on=on, how="left"))
-    seeds = labelled(frame)
-
-    def draw(ax: Axes, cell: Mapping[str, Any], looks: Looks) -> None:
-        _lines(ax, _of(lines, cell), _of(seeds, cell), value, against, looks)
-
-    note = "dots: single seeds; bars: 95 % interval of the difference\n"
-    note += "to natural, paired by seed (cut off at the panel)"
+    rows = pd.concat([frame[frame.objective == "natural"], stats.differences(frame, value)])
+    # Ways to transfer alike, such as two rankings, are there to be compared: on one scale.
+    same = "col" if rows["mode"].nunique() == 1 else False
     ylabel = f"{MEASURES.get(value, value)} (%)"
-    return _blocks(seeds, ways, draw, ylabel, looks(_ordered(seeds)), note, against)
+    return _panels(rows, value, against, ways, ylabel, same, "of the difference\nto natural")
 
 
 def accuracy_vs_labels(frame: pd.DataFrame) -> Figure:
@@ -85,90 +53,135 @@ def advantage(frame: pd.DataFrame, value: str = "accuracy", against: str = "spar
     frame, value and against as for `accuracy_vs_sparsity`; small dots are the seeds. Raises
     ValueError when a robust row has no natural partner, or there is no robust row.
     """
-    frame = _all_images(frame, against)
     ways = panel_columns(frame, against)
-    seeds = labelled(stats.differences(frame, value))
-    lines = labelled(stats.advantage(frame, [*ways, "task", against], value))
-    lines = lines.assign(half=(lines.high - lines.low) / 2)
-    colours = {k: v for k, v in looks(_ordered(labelled(frame))).items() if k != "natural"}
-
-    def draw(ax: Axes, cell: Mapping[str, Any], looks: Looks) -> None:
-        ax.axhline(0, color=NATURAL, lw=1, zorder=0)
-        _lines(ax, _of(lines, cell), _of(seeds, cell), "difference", against, looks)
-
-    note = "dots: single seeds; bars: 95 % interval over seeds"
-    ylabel = "robust − natural\n(points)"
-    return _blocks(seeds, ways, draw, ylabel, colours, note, against, sharey=True)
+    rows = stats.differences(frame, value)
+    return _panels(rows, "difference", against, ways, "robust − natural\n(points)", "row")
 
 
-def _all_images(frame: pd.DataFrame, against: str) -> pd.DataFrame:
-    """With `n_train` the axis, all images are as many as there were."""
-    if against != "n_train":
-        return frame
-    return frame.assign(n_train=frame.n_train.fillna(frame.n_train_measured))
-
-
-def _lines(
-    ax: Axes, means: pd.DataFrame, seeds: pd.DataFrame, value: str, against: str, looks: Looks
-) -> None:
-    # Beside each other, else the bars of the lines cover each other; the dots left of their bar.
-    step = min(0.04, 0.12 / len(looks))
-    for i, (name, look) in enumerate(looks.items()):
-        shift = 10 ** (step * (i - (len(looks) - 1) / 2))
-        dots = seeds[seeds.label == name]
-        small = {"color": look["color"], "marker": look["marker"], "ms": 1.8, "mew": 0}
-        at = _x(dots, against) * shift * 10**-0.03
-        ax.plot(at, 100 * dots[value], ls="", alpha=0.6, **small)
-        line = means[means.label == name].sort_values(against)
-        bars = {"yerr": 100 * line.half, "capsize": 1.5, "elinewidth": 0.7}
-        ax.errorbar(_x(line, against) * shift, 100 * line["mean"], **bars, **look)
-    if seeds.seed.nunique() == 2:  # intervals of two are a dozen times as long as they are apart
-        within(ax, seeds[value])
-
-
-def _blocks(
-    frame: pd.DataFrame,
-    ways: Sequence[str],
-    draw: Callable[[Axes, Mapping[str, Any], Looks], None],
-    ylabel: str,
-    looks: Looks,
-    note: str,
+@style()
+def _panels(
+    rows: pd.DataFrame,
+    value: str,
     against: str,
-    sharey: bool = False,
+    ways: list[str],
+    ylabel: str,
+    sharey: str | bool,
+    whose: str = "",
 ) -> Figure:
-    """A block of rows for each way to transfer, a panel for each task in it."""
-    tasks = list(dict.fromkeys(frame.task))
-    blocks = frame[[*ways]].drop_duplicates().to_dict("records")
-    across = min(ACROSS, len(tasks))
-    down = -(-len(tasks) // across)
+    """A block of lines of panels for each way to transfer, a panel for each task in it."""
+    if against == "n_train":  # all images are as many as there were
+        rows = rows.assign(n_train=rows.n_train.fillna(rows.n_train_measured))
+    rows = with_way(labelled(rows), ways).sort_values(ways, kind="stable")
+    x = 1 / (1 - rows.sparsity) if against == "sparsity" else rows[against]
+    names = titles(rows)
+    across = len(names) if len(names) <= 4 else 5 if len(names) > 8 else 4
+    rows = grid.wrapped(rows.assign(x=x), list(names), "task", across)
+    if sharey == "col" and across < len(names):
+        sharey = False
     width = COLUMN if across <= 2 else PAGE
-    height = 0.75 + len(blocks) * down * (width / across * (0.45 if across == 1 else 0.68) + 0.2)
-    with style():
-        rows = len(blocks) * down
-        # Ways to transfer alike, such as two rankings, are there to be compared: on one scale.
-        alike = "col" if down == 1 and frame["mode"].nunique() == 1 else False
-        fig, grid = panels(rows, across, width, height, sharey="row" if sharey else alike)
-        for b, way in enumerate(blocks):
-            for t, ax in enumerate(grid[b * down : (b + 1) * down].flat):
-                if t >= len(tasks):
-                    ax.set_axis_off()
-                    continue
-                draw(ax, {**way, "task": tasks[t]}, looks)
-                _axis(ax, against, frame[frame.task == tasks[t]])
-                ax.set_title(tasks[t])
-                if t % across == 0:
-                    ax.set_ylabel(f"{told(way)}\n{ylabel}")
-        fig.align_ylabels()
-        fig.supxlabel(AXES[against], fontsize=8)
-        whose = shared(frame, *(c for c in AXES if c not in (against, *ways)), "seed")
-        legend(fig, looks, whose, note)
+    lines = rows.line.max() + 1
+    taller = 0.1 * any("\n" in name for name in names.values())
+    longest = 0.068 * rows.way.str.len().max()  # it stands upright
+    each = max(width / across * (0.45 if across == 1 else 0.68), longest) + 0.2 + taller
+    fig, cells = grid.facets(
+        rows, width, 0.75 + lines * each, "line", "place", sharey=sharey, sharex=False
+    )
+    colours = looks(ordered(rows))
+    for ax, own in cells:
+        if against == "sparsity":
+            grid.by_sparsity(ax, own.sparsity)
+        else:
+            grid.by_log(ax, {x: f"{x:g}" for x in sorted(own.x.unique())}, rotation=90)
+        if value == "difference":
+            grid.no_difference(ax)
+        grid.marks(ax, own, value, colours, "difference", joined=True)
+        ax.set_title(names[own.task.iloc[0]])
+        if grid.place(ax).is_first_col():
+            ax.set_ylabel(f"{own.way.iloc[0]}\n{ylabel}")
+    bars = grid.fit((ax for ax, _ in cells), zero=value == "difference")
+    fig.align_ylabels()
+    fig.supxlabel(AXES[against], fontsize=8)
+    if bars and whose:
+        bars = bars.replace("over seeds", f"{whose}, paired by seed")
+    said = shared(rows, *(c for c in AXES if c not in (against, *ways)), "seed")
+    grid.legend(fig, colours, said, grid.DOTS, bars)
     return fig
+
+
+@style()
+def detail(frame: pd.DataFrame, value: str = "accuracy") -> Figure:
+    """Robust minus natural against the detail of the task's images, and both accuracies below.
+
+    frame: rows of `sweep` that differ in `detail`, of one robust pretraining; where there is but
+    one, they are left out. A column for each task, two lines of panels for each way to transfer.
+    Lines join means over seeds, the darker the sparser; small dots are seeds, bars 95 % intervals
+    of differences paired by seed. Images as they are have the detail `native_detail`. Raises
+    ValueError for no task with several details, several robust pretrainings, or a robust row
+    without its partner.
+    """
+    ways = [column for column in panel_columns(frame, "detail") if column != "sparsity"]
+    rows = pd.concat([frame[frame.objective == "natural"], stats.differences(frame, value)])
+    own = rows.native_detail if "native_detail" in rows else rows["size"]
+    rows = with_way(labelled(rows.assign(x=rows.detail.fillna(own).clip(upper=own))), ways)
+    rows = rows[rows.groupby(["task", "way", "sparsity"]).x.transform("nunique") > 1]
+    rows = rows.sort_values(ways, kind="stable")
+    if rows.empty:
+        raise ValueError("detail: no task has rows of several; this figure draws against it")
+    if len(networks := ordered(rows)) != 2:
+        raise ValueError(f"rows of {'; '.join(networks)}: must be natural and one robust")
+    sparsities = sorted(rows.sparsity.unique())
+    colours = looks(networks)
+    shades = {
+        (name, s): look
+        | {
+            "color": _shade(look["color"], i / max(1, len(sparsities) - 1)),
+            "marker": "os^Dv<>P"[i % 8],
+            "label": f"{name}, sparsity {s:g}",
+        }
+        for i, s in enumerate(sparsities)
+        for name, look in colours.items()
+    }
+    rows = rows.assign(label=list(zip(rows.label, rows.sparsity, strict=True)))
+    robust = rows[rows.objective != "natural"]
+    both = pd.concat([robust.assign(panel=0), rows.assign(panel=1)])
+    names = titles(rows)
+    both["line"] = 2 * both.way.map(list(dict.fromkeys(both.way)).index) + both.panel
+    size = PAGE if len(names) > 1 else COLUMN, 1.0 + 1.25 * both.line.nunique()
+    fig, cells = grid.facets(
+        both, *size, "line", "task", col_order=list(names), sharex=True, sharey=False
+    )
+    for ax, own in cells:
+        grid.by_log(ax, {x: f"{x:g}" for x in sorted(rows.x.unique())})
+        compared = own.panel.iloc[0] == 0
+        if compared:
+            grid.no_difference(ax)
+            grid.marks(ax, own, "difference", shades, "difference", joined=True)
+        else:
+            grid.marks(ax, own, value, shades, joined=True)
+        if own.line.iloc[0] == 0:
+            ax.set_title(names[own.task.iloc[0]])
+        if grid.place(ax).is_first_col():
+            what = "robust − natural\n(points)" if compared else f"{MEASURES.get(value, value)} (%)"
+            ax.set_ylabel(f"{own.way.iloc[0]}\n{what}")
+    differences = [ax for ax, own in cells if own.panel.iloc[0] == 0]
+    bars = grid.fit(differences, zero=True)
+    grid.fit(ax for ax, _ in cells if ax not in differences)
+    fig.align_ylabels()
+    fig.supxlabel("detail of the task's images (px, log scale)", fontsize=8)
+    grid.legend(fig, shades, shared(rows, "n_train", "seed"), grid.DOTS, bars)
+    return fig
+
+
+def _shade(color: Any, place: float) -> tuple[float, ...]:
+    """The colour made lighter at 0, darker at 1."""
+    mixed, share = (1.0, 0.55 * (1 - 2 * place)) if place < 0.5 else (0.0, 0.55 * (2 * place - 1))
+    return tuple((1 - share) * c + share * mixed for c in to_rgb(color))
 
 
 def panel_columns(frame: pd.DataFrame, against: str = "sparsity") -> list[str]:
     """The columns, beside task, axis, seed and pretraining, that are needed to tell rows apart: a
     panel must not average over two ways to transfer. Statistics that were re-estimated are always
-    told: a linear evaluation depends on it."""
+    named: a linear evaluation depends on it."""
     if frame.empty:
         raise ValueError("there are no rows to draw")
     given = [*stats.RECIPE, against, "task", "seed", "pretrain_seed", "ticket_seed"]
@@ -177,32 +190,7 @@ def panel_columns(frame: pd.DataFrame, against: str = "sparsity") -> list[str]:
     chosen: list[str] = []
     for column in [*(c for c in first if c in rest), *(c for c in rest if c not in first)]:
         cell = [*chosen, "task", against, "seed", *stats.PRETRAINING]
-        told = column == "mode" or (column == "recalibrate" and frame[column].any())
-        if told or frame.groupby(cell, dropna=False)[column].nunique(False).max() > 1:
+        needed = column == "mode" or (column == "recalibrate" and frame[column].any())
+        if needed or frame.groupby(cell, dropna=False)[column].nunique(False).max() > 1:
             chosen.append(column)
     return chosen
-
-
-def _ordered(labelled: pd.DataFrame) -> list[str]:
-    return list(labelled.sort_values(["objective", "norm", "eps", "sigma"]).label.unique())
-
-
-def _of(rows: pd.DataFrame, cell: Mapping[str, Any]) -> pd.DataFrame:
-    """The rows of a cell; None and nan are one value."""
-    keep = np.ones(len(rows), dtype=bool)
-    for name, value in cell.items():
-        keep &= (rows[name].isna() if pd.isna(value) else rows[name] == value).to_numpy()
-    return rows[keep]
-
-
-def _axis(ax: Axes, against: str, frame: pd.DataFrame) -> None:
-    """Log of density: 0.9 to 0.95 is half the weights, and as far as 0.8 to 0.9; log of images."""
-    values = frame[[against]].drop_duplicates().sort_values(against)
-    ax.set_xscale("log")
-    names = [f"{v:g}" for v in values[against]]
-    ax.set_xticks(_x(values, against), names, rotation=90 if against == "n_train" else 0)
-    ax.xaxis.set_minor_locator(NullLocator())
-
-
-def _x(rows: pd.DataFrame, against: str) -> Any:
-    return 1 / (1 - rows.sparsity) if against == "sparsity" else rows[against]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,18 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from robustlib.figures.ablations import beside, single
-from robustlib.figures.style import (
-    COLUMN,
-    PAGE,
-    labelled,
-    legend,
-    looks,
-    panels,
-    shared,
-    style,
-    written,
-)
+from robustlib.figures import grid
+from robustlib.figures.names import alike, labelled, ordered, shared
+from robustlib.figures.style import COLUMN, PAGE, looks, style, written
 
 IGNORED = "#FFFFFF"
 
@@ -42,29 +34,22 @@ def scenes(
     rows = {"image": images, "truth": masks, **predicted}
     n, (high, wide) = len(images), images.shape[1:3]
     # 60 colours: VOC has 21 classes, and twenty would give two of them one.
-    colours = [c for name in ("tab20", "tab20b", "tab20c") for c in colormaps[name].colors]
-    shown = [colours[i % len(colours)] for i in range(len(class_names))]
-    known = ListedColormap(shown).with_extremes(bad=IGNORED)
-    height = len(rows) * (PAGE / n * high / wide + 0.08) + 0.5
+    maps: list[Any] = [colormaps[name] for name in ("tab20", "tab20b", "tab20c")]
+    colours = [colour for part in maps for colour in part.colors]
+    own = [colours[i % len(colours)] for i in range(len(class_names))]
+    known = ListedColormap(own).with_extremes(bad=IGNORED)
+    scale = {"cmap": known, "vmin": -0.5, "vmax": len(own) - 0.5, "interpolation": "nearest"}
     labels = [masks, *predicted.values()]
-    present = [i for i in range(len(class_names)) if any(bool((m == i).any()) for m in labels)]
+    present = [i for i in range(len(own)) if any(bool((m == i).any()) for m in labels)]
     with style(class_names):
-        fig, grid = panels(len(rows), n, PAGE, height)
-        for line, (name, pictures) in zip(grid, rows.items(), strict=True):
-            for ax, picture in zip(line, pictures, strict=True):
-                ax.set(xticks=[], yticks=[])
-                ax.grid(visible=False)
+        height = len(rows) * (PAGE / n * high / wide + 0.08) + 0.5
+        fig, axes = grid.pictures(len(rows), n, PAGE, height)
+        for line, (name, drawn) in zip(axes, rows.items(), strict=True):
+            for ax, picture in zip(line, drawn.numpy(), strict=True):
                 if name == "image":
-                    ax.imshow(picture.numpy())
-                    continue
-                labels = np.ma.masked_equal(picture.numpy(), ignore)
-                ax.imshow(
-                    labels,
-                    cmap=known,
-                    vmin=-0.5,
-                    vmax=len(class_names) - 0.5,
-                    interpolation="nearest",
-                )
+                    ax.imshow(picture)
+                else:
+                    ax.imshow(np.ma.masked_equal(picture, ignore), **scale)
             line[0].set_ylabel(name)
         patches = [Patch(fc=known(i), label=written(class_names[i])) for i in present]
         fig.legend(handles=patches, loc="outside upper center", ncols=6)
@@ -78,20 +63,17 @@ def by_class(frame: pd.DataFrame) -> Figure:
     and iou. Small dots are the seeds, large ones their means. Raises ValueError for rows that
     differ in what has no place here, the task for one.
     """
-    single(frame, "task", "arch", "n_train", "scheme", "pattern", "scope")
+    alike(frame, "task", "arch", "n_train", "scheme", "pattern", "scope")
     rows = labelled(frame)
-    rows = rows.assign(place=rows["name"].map(written))
-    places = list(dict.fromkeys(rows.place))
-    colours = looks(rows.sort_values(["objective", "eps"]).label)
-    sparsities = sorted(rows.sparsity.unique())
+    places = list(dict.fromkeys(map(written, rows["name"])))
+    rows = rows.assign(x=[places.index(written(name)) for name in rows["name"]])
+    colours = looks(ordered(rows))
     with style(rows["name"].unique()):
-        size = PAGE if len(places) > 6 else COLUMN, 1.2 + 1.2 * len(sparsities)
-        fig, grid = panels(len(sparsities), 1, *size, sharex=True, sharey=True)
-        for (ax,), sparsity in zip(grid, sparsities, strict=True):
-            here = rows[rows.sparsity == sparsity]
-            beside(ax, here, "iou", colours, "place", places)
-            ax.set(title=f"sparsity {sparsity:g}", ylim=(-2, 102))
-            ax.set_ylabel("IoU (%)")
-        whose = shared(rows, "task", "seed")
-        legend(fig, colours, f"{whose}\nsmall dots: single seeds; large: their means")
+        size = PAGE if len(places) > 6 else COLUMN, 1.2 + 1.2 * rows.sparsity.nunique()
+        fig, cells = grid.facets(rows, *size, "sparsity", sharex=True, sharey=True)
+        for ax, own in cells:
+            grid.marks(ax, own, "iou", colours)
+            grid.by_name(ax, places)
+            ax.set(title=f"sparsity {own.sparsity.iloc[0]:g}", ylim=(-2, 102), ylabel="IoU (%)")
+        grid.legend(fig, colours, shared(rows, "task", "seed"), grid.DOTS)
     return fig

@@ -6,6 +6,8 @@ marker and a dash of its own. Widths are those of a text column and of a page.
 
 from __future__ import annotations
 
+import math
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -32,8 +33,20 @@ PAGE = figsizes.icml2022_full()["figure.figsize"][0]
 NATURAL = "#0072B2"
 # Okabe and Ito's orange and vermilion, and a brown: ordered in lightness, so in grey print too.
 ROBUST = LinearSegmentedColormap.from_list("robust", ["#E69F00", "#D55E00", "#5E2A00"])
+_RAMPS = {
+    family: LinearSegmentedColormap.from_list(family, colours)
+    for family, colours in {
+        "robust, L∞": ["#DDA0C4", "#B04A86", "#4A1237"],
+        "trades": ["#66C2A5", "#009E73", "#00402F"],
+        "free": ["#B8B03A", "#7F7A1C", "#3A3808"],
+        "noise": ["#B5A6D6", "#7A5FB0", "#33205C"],
+    }.items()
+}
 OTHER = "#7F7F7F"
-_MARKERS, _DASHES = "s^Dv<>P", ["--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1))]
+_MARKERS = "s^Dv<>P"
+# No dots: dotted is what figures explain in words.
+_DASHES: list[Any] = ["--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1))]
+_DASHES += [(0, (9, 2)), (0, (2, 1))]
 _FIRST = ["task", "mode", "scheme", "pattern", "sparsity", *stats.PRETRAINING, "n_train", "seed"]
 _FIRST += ["accuracy", "n"]
 
@@ -46,7 +59,8 @@ def style(names: Iterable[str] = ()) -> Iterator[None]:
     rc |= {"legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7}
     rc |= {"legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
     rc |= {"axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 150, "pdf.fonttype": 42}
-    others = {_face(c) for name in names for c in name} - {None, plt.rcParams["font.family"][0]}
+    faces = {_face(c) for name in names for c in name}
+    others = {face for face in faces if face} - {plt.rcParams["font.family"][0]}
     rc |= {"font.family": [*plt.rcParams["font.family"], *sorted(others)]}
     with plt.rc_context(rc):
         yield
@@ -80,110 +94,25 @@ def _face(char: str) -> str | None:
     return None
 
 
-def plain(width: float, height: float) -> Figure:
-    """An empty figure, width and height in inches."""
-    with plt.ioff():
-        fig = plt.figure(figsize=(width, height), layout="constrained")
-    plt.close(fig)  # The caller shows it; pyplot would show it a second time.
-    return fig
-
-
-def panels(
-    rows: int, across: int, width: float, height: float, **options: Any
-) -> tuple[Figure, np.ndarray]:
-    """A figure of rows x across panels, and its array of axes; options as in Figure.subplots."""
-    fig = plain(width, height)
-    return fig, fig.subplots(rows, across, squeeze=False, **options)
-
-
-def label(row: Mapping[str, Any]) -> str:
-    """How a way to pretrain is called: "natural", "robust, L2 ε = 0.5", "trades, L∞ ε = 8/255".
-
-    row: anything with the columns of stats.PRETRAINING, a spec's `specs.columns` for one.
-    """
-    if row["objective"] == "natural":
-        return "natural"
-    if row["objective"] == "smoothing":
-        return f"noise σ = {row['sigma']:g}"
-    more = f", {row['steps']:g} steps" if row["steps"] > 1 else ""
-    ball = radius(row["norm"], row["eps"]) + more
-    return f"robust, {ball}" if row["objective"] == "pgd" else f"{row['objective']}, {ball}"
-
-
-def radius(norm: str, eps: float) -> str:
-    """A radius in words: "L2 ε = 0.5", "L∞ ε = 8/255"."""
-    steps = round(255 * eps)
-    if norm == "linf" and abs(255 * eps - steps) < 1e-6 and steps:
-        return f"L∞ ε = {steps}/255"
-    return f"{'L2' if norm == 'l2' else 'L∞'} ε = {eps:.3g}"
-
-
-def told(values: Mapping[str, Any]) -> str:
-    """Columns and their values in words: "linear, BN re-estimated, sparsity 0.9". Words stand for
-    themselves."""
-    said = []
-    for column, value in values.items():
-        if column == "n_train":
-            said.append("all images" if pd.isna(value) else f"{value:,g} training images")
-        elif column == "recalibrate":
-            said += ["BN re-estimated"] if value else []
-        else:
-            number = f"{value:g}" if isinstance(value, float) else value
-            said.append(value if isinstance(value, str) else f"{column} {number}")
-    return ", ".join(said)
-
-
-def shared(rows: pd.DataFrame, *columns: str) -> str:
-    """What all rows are of, for a note: "cifar10, finetune, sparsity 0.9, 3 seeds": those of the
-    columns that have one value, as `told`; several seeds are counted."""
-    values = {c: rows[c].iloc[0] for c in columns if rows[c].nunique(dropna=False) == 1}
-    if "seed" in columns and (seeds := rows.seed.nunique()) > 1:
-        values["seed"] = f"{seeds} seeds"
-    return told(values)
-
-
-def with_way(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with a column `way`, how the ticket was transferred: "finetune", "linear, BN
-    re-estimated"."""
-    return rows.assign(way=[told(r) for r in rows[["mode", "recalibrate"]].to_dict("records")])
-
-
-def labelled(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with a column `label`, from stats.PRETRAINING where they have none yet."""
-    if "label" in rows or rows.empty:
-        return rows.assign(label=rows.get("label", ""))
-    return rows.assign(label=[label(r) for r in rows[stats.PRETRAINING].to_dict("records")])
-
-
 def looks(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and dash of each label, natural first, the others in the order given."""
+    """Colour, marker and dash of each label, natural first, the others in the order given. A way to
+    pretrain looks the same in every figure: its family is a ramp of colours, its radius the place
+    on it."""
     labels = sorted(dict.fromkeys(labels), key=lambda name: name != "natural")
-    robust = [name for name in labels if name != "natural"]
-    out: dict[str, dict[str, Any]] = {}
-    for name in labels:
-        i = robust.index(name) if name in robust else 0
-        place = i / (len(robust) - 1) if len(robust) > 1 else 0.5
-        plain = {"color": NATURAL, "marker": "o", "ls": "-"}
-        own = {"color": ROBUST(place), "marker": _MARKERS[i % 7], "ls": _DASHES[i % 5]}
-        out[name] = (plain if name == "natural" else own) | {"ms": 3.0, "label": name}
-    return out
+    return {name: {**_look(name), "ms": 3.0, "label": name} for name in labels}
 
 
-def legend(fig: Figure, looks: Mapping[str, dict[str, Any]], *notes: str) -> None:
-    """One legend above all panels, where it covers no data; the notes, a line each and empty ones
-    left out, say what the rows are of and explain dots and bars."""
-    if not looks:
-        return
-    handles = [plt.Line2D([], [], **look) for look in looks.values()]
-    fits = 4 if fig.get_figwidth() > COLUMN else 2
-    box = fig.legend(
-        handles=handles,
-        loc="outside upper center",
-        ncols=min(fits, len(handles)),
-        title="\n".join(filter(None, notes)) or None,
-        title_fontsize=6.5,
-    )
-    box.get_title().set_multialignment("center")
+def _look(name: str) -> dict[str, Any]:
+    if name == "natural":
+        return {"color": NATURAL, "marker": "o", "ls": "-"}
+    ramp = next((r for family, r in _RAMPS.items() if name.startswith(family)), ROBUST)
+    place = 0.5
+    if found := re.search(r"[εσ] = ([\d.e-]+)(/255)?", name):
+        # An L∞ ball holds about what an L2 one of sixteen times its radius does.
+        size = float(found[1]) / (255 if found[2] else 1) * (16 if "L∞" in name else 1)
+        place = min(max(math.log(max(size, 1e-9) / 0.05) / math.log(30), 0.0), 1.0)
+    i = round(6 * place) + 3 * ("steps" in name)
+    return {"color": ramp(place), "marker": _MARKERS[i % 7], "ls": _DASHES[i % 7]}
 
 
 def folder(name: str) -> Path | None:

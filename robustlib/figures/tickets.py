@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -15,28 +16,20 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from robustlib import stats
-from robustlib.figures.style import (
-    COLUMN,
-    NATURAL,
-    OTHER,
-    PAGE,
-    labelled,
-    legend,
-    looks,
-    panels,
-    plain,
-    style,
-)
+from robustlib.figures import grid
+from robustlib.figures.names import labelled
+from robustlib.figures.style import COLUMN, OTHER, PAGE, looks, style
 from robustlib.tickets import Mask
 
 CHANNELS = 24
 """Channels of a layer in the picture of a mask, at most: more would be smaller than a pixel."""
-
-
 START = "natural before training"
 """The label of the network that natural and robust pretraining of one seed both start from."""
+WHITE = "#F0F0F0"
+"""What is removed, in the picture of a mask."""
 
 
+@style()
 def layer_density(frame: pd.DataFrame) -> Figure:
     """What fraction of each layer the tickets keep, and that over what the natural one keeps.
 
@@ -45,49 +38,49 @@ def layer_density(frame: pd.DataFrame) -> Figure:
     is kept is a gap in a line.
     """
     rows = labelled(frame)
-    rows = rows.assign(density=rows.density.where(rows.density > 0))
+    rows = rows.assign(density=100 * rows.density.where(rows.density > 0))
     natural = rows[rows.label == "natural"][["sparsity", "layer", "density"]]
     rows = rows.merge(natural, on=["sparsity", "layer"], how="left", suffixes=("", "_natural"))
-    rows = rows.assign(ratio=rows.density / rows.density_natural)
-    colours = _colours(rows.label)
-    with style():
-        fig, grid = _by_layer(rows, ["density (fraction kept)", "density ÷ natural density"])
-        for axes, (sparsity, here) in zip(grid, rows.groupby("sparsity"), strict=True):
-            for name, look in colours.items():
-                own = here[here.label == name]
-                axes[0].plot(np.arange(len(own)), own.density, **look)
-                if name != START:
-                    axes[1].plot(np.arange(len(own)), own.ratio, **look)
-            axes[0].axhline(1 - sparsity, color=OTHER, lw=0.8, ls=":", zorder=0)
-            axes[0].set(yscale="log", ylim=(0.7 * here.density.min(), 1.2))
-            axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=20))
-            axes[0].yaxis.set_major_formatter("{x:g}")
-            axes[0].yaxis.set_minor_formatter(NullFormatter())
-        legend(fig, colours, "dotted: the density of the whole ticket")
+    titles = {"density": "density (% kept)", "ratio": "density ÷ natural density"}
+    rows = pd.concat(
+        [
+            rows.assign(what="density", y=rows.density),
+            rows.assign(what="ratio", y=rows.density / rows.density_natural),
+        ]
+    )
+    rows = rows[(rows.what == "density") | (rows.label != START)]
+    fig, cells, colours = _by_layer(rows, titles)
+    for ax, own in cells:
+        grid.curves(ax, own, "x", "y", colours)
+        if own.what.iloc[0] == "density":
+            ax.axhline(100 * (1 - own.sparsity.iloc[0]), color=OTHER, lw=0.8, ls=":", zorder=0)
+            ax.set(yscale="log", ylim=(0.7 * own.y.min(), 120))
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=20))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(NullFormatter())
+    grid.legend(fig, colours, "dotted: the density of the whole ticket")
     return fig
 
 
+@style()
 def mask_overlap(frame: pd.DataFrame) -> Figure:
     """Overlap of masks with the natural one by layer, beside chance, a panel for each sparsity.
 
     frame: rows of `stats.mask_overlap` with the columns of stats.PRETRAINING or label, which say
     whose the second mask is, and sparsity; layers in the order of the network.
     """
-    rows = labelled(frame)
-    colours = _colours(rows.label)
-    with style():
-        fig, grid = _by_layer(rows, ["overlap with natural (Jaccard)"])
-        for (ax,), (_, here) in zip(grid, rows.groupby("sparsity"), strict=True):
-            for name, look in colours.items():
-                own = here[here.label == name]
-                ax.plot(np.arange(len(own)), own.overlap, **look)
-                chance = {"color": look["color"], "lw": 0.8, "ls": (0, (1, 2))}
-                ax.plot(np.arange(len(own)), own.chance, **chance)
-            ax.set_ylim(0, 1)
-        legend(fig, colours, "dotted, same colour: two random masks of these densities")
+    titles = {"overlap": "overlap with natural (Jaccard)"}
+    fig, cells, colours = _by_layer(labelled(frame).assign(what="overlap"), titles)
+    chance = {"lw": 0.8, "ls": (0, (1, 2)), "marker": None}
+    for ax, own in cells:
+        grid.curves(ax, own, "x", "overlap", colours)
+        grid.curves(ax, own, "x", "chance", {n: look | chance for n, look in colours.items()})
+        ax.set_ylim(0, 1)
+    grid.legend(fig, colours, "dotted, same colour: two random masks of these densities")
     return fig
 
 
+@style()
 def filters(
     weights: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None, note: str = "ticket"
 ) -> Figure:
@@ -103,23 +96,23 @@ def filters(
     across, side = len(weights), max(w.shape[-1] + 1 for w in weights.values())
     tall = max(-(-min(64, len(w)) // 8) for w in weights.values())
     width = PAGE if across > 2 else COLUMN * 1.4
-    with style():
-        height = len(rows) * (0.35 + width / across * tall / 8) + 0.1
-        fig, grid = panels(len(rows), across, width, height)
-        fig.get_layout_engine().set(wspace=0.08)
-        for line, (note, shown) in zip(grid, rows.items(), strict=True):
-            for ax, (name, w) in zip(line, shown.items(), strict=True):
-                scale = 2 * float(weights[name].detach().abs().max()) or 1.0
-                sheet = np.ones((tall * side - 1, 8 * side - 1, 3))
-                for i, one in enumerate((0.5 + w.detach().cpu() / scale)[:64]):
-                    y, x, k = i // 8 * side, i % 8 * side, one.shape[-1]
-                    sheet[y : y + k, x : x + k] = one.permute(1, 2, 0).numpy()
-                ax.imshow(sheet, interpolation="nearest")
-                ax.set_title(name + note)
-                ax.set_axis_off()
+    height = len(rows) * (0.35 + width / across * tall / 8) + 0.1
+    fig, axes = grid.pictures(len(rows), across, width, height)
+    fig.set_layout_engine("constrained", wspace=0.08)
+    for line, (below, drawn) in zip(axes, rows.items(), strict=True):
+        for ax, (name, w) in zip(line, drawn.items(), strict=True):
+            scale = 2 * float(weights[name].detach().abs().max()) or 1.0
+            sheet = np.ones((tall * side - 1, 8 * side - 1, 3))
+            for i, one in enumerate((0.5 + w.detach().cpu() / scale)[:64]):
+                y, x, k = i // 8 * side, i % 8 * side, one.shape[-1]
+                sheet[y : y + k, x : x + k] = one.permute(1, 2, 0).numpy()
+            ax.imshow(sheet, interpolation="nearest")
+            ax.set_title(name + below)
+            ax.set_axis_off()
     return fig
 
 
+@style()
 def masks(natural: Mask, robust: Mask, layer: str, name: str) -> Figure:
     """One layer of two masks laid over each other, and their overlap in every layer.
 
@@ -128,38 +121,36 @@ def masks(natural: Mask, robust: Mask, layer: str, name: str) -> Figure:
     """
     table = stats.mask_overlap(natural, robust)
     here = table[table.layer == layer].iloc[0]
-    kinds = ["by neither", "by natural alone", "by robust alone", "by both"]
-    colours = ["#F0F0F0", NATURAL, "#E69F00", "#000000"]
-    with style():
-        fig = plain(PAGE, 3.3)
-        # Each side has a layout of its own: long layer names must not shrink the picture.
-        left, right = (part.subplots() for part in fig.subfigures(1, 2, width_ratios=[1, 1.2]))
-        left.imshow(
-            overlay(natural[layer], robust[layer]),
-            cmap=ListedColormap(colours),
-            vmin=0,
-            vmax=3,
-            interpolation="nearest",
-        )
-        left.set(xticks=[], yticks=[], xlabel="input channels", ylabel="output channels")
-        left.set_title(
-            f"{_layer_name(layer)}: {here.overlap:.2f} overlap, {here.chance:.2f} by chance"
-        )
-        patches = [Patch(fc=c, ec="grey", label=k) for c, k in zip(colours, kinds, strict=True)]
-        title = f"sparsity {natural.sparsity:.3g}; natural and {name}; kept:"
-        fig.legend(
-            handles=patches, loc="outside upper center", ncols=4, title=title, title_fontsize=8
-        )
-        at = np.arange(len(table))
-        right.bar(at, table.overlap, color="#BBBBBB", width=0.7, label="these two")
-        right.bar(at[table.layer == layer], here.overlap, color="#555555", width=0.7)
-        right.hlines(table.chance, at - 0.45, at + 0.45, color="#D55E00", lw=1.5, label="by chance")
-        _layer_axis(right, list(table.layer))
-        right.set(ylim=(0, 1), ylabel="overlap (Jaccard)")
-        right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    pair = looks(["natural", name])
+    kinds = {
+        "by neither": WHITE,
+        "by natural alone": pair["natural"]["color"],
+        "by robust alone": pair[name]["color"],
+        "by both": "#000000",
+    }
+    fig = grid.plain(PAGE, 3.3)
+    # Each side has a layout of its own: long layer names must not shrink the picture.
+    sides: Any = fig.subfigures(1, 2, width_ratios=[1, 1.2])
+    left, right = (side.subplots() for side in sides)
+    _show(left, overlay(natural[layer], robust[layer]), list(kinds.values()))
+    left.grid(visible=False)
+    left.set(xticks=[], yticks=[], ylabel="output channels")
+    left.set_xlabel(f"input channels{_cut(natural[layer])}")
+    left.set_title(f"{_layer_name(layer)}: {here.overlap:.2f} overlap, {here.chance:.2f} by chance")
+    patches = [Patch(fc=colour, ec="grey", label=kind) for kind, colour in kinds.items()]
+    title = f"sparsity {natural.sparsity:.3g}; natural and {name}; kept:"
+    fig.legend(handles=patches, loc="outside upper center", ncols=4, title=title, title_fontsize=8)
+    at = np.arange(len(table))
+    right.bar(at, table.overlap, color="#BBBBBB", width=0.7, label="these two")
+    right.bar(at[table.layer == layer], here.overlap, color="#555555", width=0.7)
+    right.hlines(table.chance, at - 0.45, at + 0.45, color="#000000", lw=1.5, label="by chance")
+    _layer_axis(right, list(table.layer))
+    right.set(ylim=(0, 1), ylabel="overlap (Jaccard)")
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return fig
 
 
+@style()
 def patterns(masks: Mapping[str, Mask], layer: str, note: str = "") -> Figure:
     """One layer of several masks of one network, a panel each: black is kept.
 
@@ -168,64 +159,57 @@ def patterns(masks: Mapping[str, Mask], layer: str, note: str = "") -> Figure:
     """
     across = min(5, len(masks))
     down = -(-len(masks) // across)
-    with style():
-        fig, grid = panels(down, across, PAGE, 0.6 + down * (0.3 + 0.92 * PAGE / across))
-        for ax in grid.flat[len(masks) :]:
-            ax.set_axis_off()
-        for ax, (name, mask) in zip(grid.flat, masks.items(), strict=False):
-            shown = ListedColormap(["#F0F0F0", "#000000"])
-            kept = overlay(mask[layer], mask[layer]) > 0
-            ax.imshow(kept, cmap=shown, vmin=0, vmax=1, interpolation="nearest")
-            ax.set(xticks=[], yticks=[])
-            ax.set_title(f"{name}\n{float(mask[layer].float().mean()):.2f} kept")
-        fig.suptitle(f"{note}; black: kept" if note else "black: kept", fontsize=8)
-        fig.supxlabel(f"input channels of {_layer_name(layer)}", fontsize=8)
-        fig.supylabel("output channels", fontsize=8)
+    fig, axes = grid.pictures(down, across, PAGE, 0.6 + down * (0.3 + 0.92 * PAGE / across))
+    for ax in axes.flat[len(masks) :]:
+        ax.set_axis_off()
+    for ax, (name, mask) in zip(axes.flat, masks.items(), strict=False):
+        _show(ax, overlay(mask[layer], mask[layer]) > 0, [WHITE, "#000000"])
+        ax.set_title(f"{name}\n{100 * float(mask[layer].float().mean()):.0f} % kept")
+    fig.suptitle(f"{note}; black: kept" if note else "black: kept", fontsize=8)
+    wide = next(iter(masks.values()))[layer]
+    fig.supxlabel(f"input channels of {_layer_name(layer)}{_cut(wide)}", fontsize=8)
+    fig.supylabel("output channels", fontsize=8)
     return fig
 
 
+@style()
 def overlaps(masks: Mapping[str, Mask], note: str = "") -> Figure:
     """How far each two of several masks of one network keep the same weights, as a table of
-    colours; the number in a cell is the overlap (Jaccard), the small one below it that of chance
-    with their densities by layer.
+    colours; the number in a cell is the overlap (Jaccard), the one in brackets that of chance with
+    their densities by layer.
 
     note: what they have in common, the task and the sparsity for one. More than 6 masks take the
     width of a page.
     """
     side = len(masks)
     narrow = side <= 6
-    lines = [name.replace(", ", ",\n", 1) if narrow else name for name in masks]
-    names = [f"{name}  {i}" for i, name in enumerate(lines, 1)]
     table = pair_overlaps(masks)
     values = table.overlap.to_numpy().reshape(side, side)
-    chance = table.chance.to_numpy().reshape(side, side)
-    with style():
-        fig = plain(COLUMN if narrow else PAGE, 0.7 + 0.28 * side)
-        ax = fig.subplots()
-        ax.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-        for i in range(side):
-            for j in range(side):
-                ink = "white" if values[i, j] < 0.5 else "black"
-                here = {"ha": "center", "va": "center", "color": ink}
-                ax.text(j, i - 0.19, f"{values[i, j]:.2f}", fontsize=6, **here)
-                ax.text(j, i + 0.25, f"{chance[i, j]:.2f}", fontsize=5, **here)
-        # Names once, at the rows, for a column would be as wide as its name.
-        ax.set_xticks(range(side), range(1, side + 1))
-        ax.set_yticks(range(side), names, fontsize=6 if narrow else 7)
-        ax.tick_params(length=0)
-        ax.grid(visible=False)
-        said = "overlap of masks (Jaccard); small: by chance"
-        fig.suptitle(f"{note}\n{said}" if note else said, fontsize=8)
+    said = [f"{row.overlap:.2f}\n({row.chance:.2f})" for row in table.itertuples()]
+    cells = np.array(said).reshape(side, side)
+    fig = grid.plain(COLUMN if narrow else PAGE, 0.7 + 0.3 * side)
+    ax = fig.subplots()
+    colours = {"cmap": "cividis", "vmin": 0, "vmax": 1, "cbar": False}
+    sns.heatmap(values, annot=cells, fmt="", annot_kws={"size": 5.5}, ax=ax, **colours)
+    # Names once, at the rows, for a column would be as wide as its name.
+    lines = [name.replace(", ", ",\n", 1) if narrow else name for name in masks]
+    names = [f"{name}  {i}" for i, name in enumerate(lines, 1)]
+    ax.set_xticks(np.arange(side) + 0.5, [str(i) for i in range(1, side + 1)])
+    ax.set_yticks(np.arange(side) + 0.5, names, fontsize=6 if narrow else 7, rotation=0)
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    fig.suptitle(f"{note}\noverlap of masks (Jaccard); in brackets: by chance".strip(), fontsize=8)
     return fig
 
 
 def pair_overlaps(masks: Mapping[str, Mask]) -> pd.DataFrame:
     """Overlap of each two masks of one network, and that of chance with their densities by layer.
     Columns: first, second, overlap, chance."""
-    rows = []
-    for first, a in masks.items():
-        for second, b in masks.items():
-            rows.append([first, second, a.overlap(b), a.chance(b)])
+    rows = [
+        [first, second, a.overlap(b), a.chance(b)]
+        for first, a in masks.items()
+        for second, b in masks.items()
+    ]
     return pd.DataFrame(rows, columns=["first", "second", "overlap", "chance"])
 
 
@@ -239,23 +223,34 @@ def overlay(natural: Tensor, robust: Tensor) -> np.ndarray:
     return code.permute(0, 2, 1, 3).reshape(o * kh, i * kw).numpy()
 
 
-def _colours(labels: pd.Series) -> dict[str, dict[str, Any]]:
+def _cut(mask: Tensor) -> str:
+    return f" (the first {CHANNELS} x {CHANNELS})" if max(mask.shape[:2]) > CHANNELS else ""
+
+
+def _show(ax: Axes, picture: np.ndarray, colours: Sequence[str]) -> None:
+    """Whole numbers as these colours."""
+    limits: dict[str, Any] = {"vmin": 0, "vmax": len(colours) - 1}
+    ax.imshow(picture, cmap=ListedColormap(colours), interpolation="nearest", **limits)
+
+
+def _by_layer(
+    rows: pd.DataFrame, titles: Mapping[str, str]
+) -> tuple[Figure, grid.Cells, dict[str, dict[str, Any]]]:
+    """Panels over the layers of a network: a row a sparsity, a column for each `what` of the rows;
+    and how the networks look."""
+    names = list(dict.fromkeys(rows.layer))
+    rows = rows.assign(x=rows.layer.map(names.index))
+    size = PAGE, 1.5 + 1.15 * rows.sparsity.nunique()
+    fig, cells = grid.facets(rows, *size, "sparsity", "what", sharex=True, sharey=False)
+    for ax, own in cells:
+        if grid.place(ax).is_first_col():
+            ax.set_ylabel(f"sparsity {own.sparsity.iloc[0]:g}")
+        if grid.place(ax).is_first_row():
+            ax.set_title(titles[own.what.iloc[0]])
+        _layer_axis(ax, names)
     start = {"color": OTHER, "marker": "x", "ls": "-", "ms": 3.0, "label": START}
-    return looks(labels[labels != START]) | ({START: start} if (labels == START).any() else {})
-
-
-def _by_layer(rows: pd.DataFrame, columns: Sequence[str]) -> tuple[Figure, np.ndarray]:
-    """Panels over the layers of a network: a row a sparsity, a column for each quantity."""
-    sparsities = sorted(rows.sparsity.unique())
-    size = PAGE, 1.5 + 1.15 * len(sparsities)
-    fig, grid = panels(len(sparsities), len(columns), *size, sharex=True)
-    for axes, sparsity in zip(grid, sparsities, strict=True):
-        axes[0].set_ylabel(f"sparsity {sparsity:g}")
-    for ax, column in zip(grid[0], columns, strict=True):
-        ax.set_title(column)
-    for ax in grid[-1]:
-        _layer_axis(ax, list(rows.layer.unique()))
-    return fig, grid
+    found = looks(rows.label[rows.label != START])
+    return fig, cells, found | ({START: start} if (rows.label == START).any() else {})
 
 
 def _layer_axis(ax: Axes, layers: Sequence[str]) -> None:

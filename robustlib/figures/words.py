@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from robustlib import stats
+from robustlib.figures.names import labelled, radius
 from robustlib.figures.results import panel_columns
-from robustlib.figures.style import labelled, radius
 
 
 def robustness(frame: pd.DataFrame) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustlib import models, specs
-from robustlib.data.splits import LEAST_FOR_VAL, MaskSplit
+from robustlib.data.splits import LEAST_FOR_VAL
 from robustlib.specs import Spec
 from robustlib.store import Artifact
 
@@ -53,7 +53,7 @@ def check_train(data: Any, name: str, n_train: int | None, mode: str = "") -> No
 
 def _check_labelled(data: Any, part: str, name: str) -> None:
     split = getattr(data, part)
-    if isinstance(split, MaskSplit) and bool((split.y == data.ignore).all()):
+    if bool((split.y == data.ignore).all()):
         raise ValueError(
             f"{name}: no pixel of its {len(split)} {part} images has a class; 1 at least must"
         )

@@ -1,0 +1,132 @@
+"""What figures call things: ways to pretrain, tasks, what rows have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from robustlib import stats
+from robustlib.specs import Transfer, columns
+
+TASKS = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "gtsrb": "GTSRB",
+    "svhn": "SVHN",
+    "omniglot_small": "Omniglot",
+    "omniglot": "Omniglot",
+    "brain_mri4": "Brain MRI",
+    "flowers5": "Flowers",
+    "rsscn7": "RSSCN7",
+    "tinyimagenet50": "Tiny ImageNet-50",
+    "tinyimagenet200": "Tiny ImageNet",
+    "camvid_seg": "CamVid",
+    "digits": "Digits",
+}
+"""Data sets that are written otherwise than they are named in specs."""
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """How a way to pretrain is called: "natural", "robust, L2 ε = 0.5", "trades, L∞ ε = 8/255".
+
+    row: anything with the columns of stats.PRETRAINING, a spec's `specs.columns` for one.
+    """
+    if row["objective"] == "natural":
+        return "natural"
+    if row["objective"] == "smoothing":
+        return f"noise σ = {row['sigma']:g}"
+    more = f", {row['steps']:g} steps" if row["steps"] > 1 else ""
+    ball = radius(row["norm"], row["eps"]) + more
+    return f"robust, {ball}" if row["objective"] == "pgd" else f"{row['objective']}, {ball}"
+
+
+def radius(norm: str, eps: float) -> str:
+    """A radius in words: "L2 ε = 0.5", "L∞ ε = 8/255"."""
+    steps = round(255 * eps)
+    if norm == "linf" and abs(255 * eps - steps) < 1e-6 and steps:
+        return f"L∞ ε = {steps}/255"
+    return f"{'L2' if norm == 'l2' else 'L∞'} ε = {eps:.3g}"
+
+
+def in_words(values: Mapping[str, Any]) -> str:
+    """Columns and their values in words: "linear, BN re-estimated, sparsity 0.9"."""
+    parts = []
+    for column, value in values.items():
+        if column == "n_train":
+            parts.append("all images" if pd.isna(value) else f"{value:,g} training images")
+        elif column == "detail":
+            parts += [] if pd.isna(value) else [f"images of {value:g} px"]
+        elif column == "recalibrate":
+            parts += ["BN re-estimated"] if value else []
+        elif isinstance(value, str):
+            parts.append(TASKS.get(value, value))
+        else:
+            parts.append(f"{column} {value:g}" if isinstance(value, float) else f"{column} {value}")
+    return ", ".join(parts)
+
+
+def shared(rows: pd.DataFrame, *names: str) -> str:
+    """What all rows are of, for a note: "CIFAR-10, finetune, sparsity 0.9, 3 seeds": those of the
+    columns that have one value, `in_words`; several seeds are counted."""
+    values = {c: rows[c].iloc[0] for c in names if rows[c].nunique(dropna=False) == 1}
+    if "seed" in names and (seeds := rows.seed.nunique()) > 1:
+        values["seed"] = f"{seeds} seeds"
+    return in_words(values)
+
+
+def with_way(rows: pd.DataFrame, ways: list[str]) -> pd.DataFrame:
+    """The rows with a column `way`, the columns `ways` in words: "linear, BN re-estimated"."""
+    return rows.assign(way=[in_words(r) for r in rows[ways].to_dict("records")])
+
+
+def labelled(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a column `label`, from stats.PRETRAINING where they have none yet."""
+    if "label" in rows or rows.empty:
+        return rows.assign(label=rows.get("label", ""))
+    return rows.assign(label=[label(r) for r in rows[stats.PRETRAINING].to_dict("records")])
+
+
+def ordered(rows: pd.DataFrame) -> list[str]:
+    """The labels of rows by objective and strength."""
+    by = [c for c in ("objective", "norm", "eps", "sigma", "steps") if c in rows]
+    return list((rows.sort_values(by) if by else rows).label.unique())
+
+
+def titles(rows: pd.DataFrame) -> dict[str, str]:
+    """The tasks of rows and what their panels are called: those whose images have the detail that
+    the source's have first, by name, where the rows tell (`native_detail`)."""
+    tasks = rows.drop_duplicates("task")
+    if "native_detail" not in rows:
+        return {task: TASKS.get(task, task) for task in tasks.task}
+    tasks = tasks.sort_values("task")
+    full = tasks.native_detail >= tasks["size"]
+    names = {
+        task: f"{TASKS.get(task, task)}\n{'full' if whole else 'coarse'}, {detail:g} px"
+        for task, detail, whole in zip(tasks.task, tasks.native_detail, full, strict=True)
+    }
+    return {task: names[task] for task in [*tasks.task[full], *tasks.task[~full]]}
+
+
+def alike(frame: pd.DataFrame, *names: str) -> None:
+    """Refuses rows that differ in what a figure has no place for: it would average over it."""
+    for column in names:
+        if frame[column].nunique(dropna=False) > 1:
+            values = ", ".join(map(str, frame[column].unique()))
+            raise ValueError(f"{column}: the rows have {values}; this figure draws one at a time")
+
+
+def distinct(rows: pd.DataFrame, *place: str) -> None:
+    """Refuses several rows of one seed in one place: a figure would average over what they differ
+    in, and nothing would show it."""
+    cells = [*place, "seed"]
+    twice = rows[rows.duplicated(cells, keep=False)]
+    if len(twice):
+        same = twice[(twice[cells] == twice[cells].iloc[0]).all(axis=1)]
+        names = [c for c in columns(Transfer()) if c in same and same[c].nunique(False) > 1]
+        where = ", ".join(f"{c}={same[c].iloc[0]}" for c in cells)
+        values = "; ".join(f"{c} {', '.join(map(str, same[c].unique()))}" for c in names)
+        raise ValueError(f"{len(same)} rows at {where}, of {values or 'one spec'}: must be one")
