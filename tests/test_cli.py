@@ -53,7 +53,7 @@ def test_each_command_has_help(name, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["pretrain", "--eps", "0.5"], "objective='natural' has no attack"),
+        (["pretrain", "--eps", "0.5"], "objective='natural' does not use it"),
         (["pretrain", "--epochs", "-1"], "epochs=-1"),
         (["pretrain", "--source", "digitz"], "did you mean 'digits'"),
         (["pretrain", "--objective", "pgd", "--eps", "nan"], "eps=nan"),

@@ -23,7 +23,7 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -127,16 +127,16 @@ values = plain | odd_objects
 
 def fitting(name: str) -> st.SearchStrategy:
     """Values that a field takes, so that an odd one in another field is met, and combinations."""
-    declared = next(f.type for cls in SPECS for f in fields(cls) if f.name == name)
-    if declared in specs._CHOICES:
-        return st.sampled_from(specs._CHOICES[declared])
-    if declared.startswith("float"):
+    declared = next(get_type_hints(c)[name] for c in SPECS if name in get_type_hints(c))
+    if get_origin(declared) is Literal:
+        return st.sampled_from(get_args(declared))
+    if declared in (float, float | None):
         return st.sampled_from([0, 0.5, "1/4", 0.0, 1])
-    if declared.startswith("int"):
+    if declared in (int, int | None):
         return st.sampled_from([0, 1, 8, 2.0])
-    if declared == "bool":
+    if declared is bool:
         return st.booleans()
-    if declared.startswith("tuple"):
+    if get_origin(declared) is tuple:
         return st.sampled_from([(), [0.5], ["1/4", 0.5]])
     if name == "mask_from":
         return st.sampled_from([None, Pretrain(), Pretrain(seed=1)])
