@@ -49,16 +49,17 @@ def study(
         retries: How many times more a spec is tried that failed.
         dry_run: Print the grid with counts and an estimate of cost, and run nothing.
     """
-    from robustlib import cluster
-    from robustlib import study as studies
+    from robustlib import batch, cluster, profiles
 
     cluster.check(workers, scheduler, retries)
     if dry_run:
-        print(studies.plan(profile))
+        print(profiles.plan(profile))
         return
     out = out or Path("runs") / Path(profile).stem
-    frame = studies.run_study(profile, out, workers, scheduler=scheduler, retries=retries)
-    print(f"\n{studies.table(frame).to_string(index=False)}")
+    frame = batch.run_study(profile, out, workers, scheduler=scheduler, retries=retries)
+    from robustlib.figures.table import table
+
+    print(f"\n{table(frame).to_string(index=False)}")
     print("\nMeans over tasks and seeds; [95 % interval over seeds]; differences paired by seed.")
     for what in ("notebooks", "figures", "results.csv"):
         print(f"{what}: {out / what}")
@@ -87,12 +88,11 @@ def sweep(
         dry_run: Print how many specs there are, how many are stored, and the script of a Slurm
             job, and run nothing.
     """
-    from robustlib import cluster, store, sweeps
-    from robustlib import study as studies
+    from robustlib import cluster, profiles, store, sweeps
 
     cluster.check(workers, scheduler, retries)
     _check_csv(csv)
-    wanted = studies.wanted(what)
+    wanted = profiles.wanted(what)
     if dry_run:
         stored = sum(map(store.has, wanted))
         missing = [s for s in sweeps.closure(wanted) if not store.has(s)]
@@ -129,7 +129,7 @@ def batch(
     from robustlib import batch as batches
 
     out = out or Path("runs") / "batch" / notebook.stem
-    fixed = {name: value for name, (value,) in batches.parse(parameter, split=False).items()}
+    fixed = {name: value for name, (value,) in batches.parse(parameter, several=False).items()}
     tables = batches.batch(
         notebook,
         batches.parse(grid),

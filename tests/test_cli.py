@@ -7,12 +7,12 @@ import sys
 import pytest
 
 import robustlib
-from robustlib import store, study
+from robustlib import profiles, store
 from robustlib.cli import main
 from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer
 
 COMMANDS = ["study", "sweep", "batch", "pretrain", "ticket", "transfer", "data", "results", "bench"]
-PROFILES = ", ".join(study.profiles())
+PROFILES = ", ".join(profiles.profiles())
 TINY = ["--source", "digits", "--width", "4", "--n-train", "100", "--epochs", "1"]
 
 

@@ -33,7 +33,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import robustlib
-from robustlib import batch, bench, checkpoints, cli, models, specs, store, study, sweeps
+from robustlib import batch, bench, checkpoints, cli, models, profiles, specs, store, sweeps
 from robustlib.data import load, packs, sources
 from robustlib.specs import Pretrain, Ticket, Transfer, columns, from_dict, key, to_dict
 
@@ -621,7 +621,16 @@ toml_values = st.one_of(
 )
 toml_keys = st.one_of(
     st.sampled_from([f.name for cls in SPECS for f in fields(cls)]),
-    st.sampled_from([*sorted(study.TABLES), '"a\\nb"', "''", "pretrain.width", "é", LONG]),
+    st.sampled_from(
+        [
+            *sorted({"about", "seeds", *profiles.TABLES}),
+            '"a\\nb"',
+            "''",
+            "pretrain.width",
+            "é",
+            LONG,
+        ]
+    ),
 )
 toml_lines = st.one_of(
     st.tuples(toml_keys, toml_values).map(" = ".join),
@@ -630,13 +639,13 @@ toml_lines = st.one_of(
 )
 
 
-def read_profile(content: bytes) -> study.Profile | None:
+def read_profile(content: bytes) -> profiles.Profile | None:
     with room() as here:
         path = here / "files" / "mine.toml"
         path.write_bytes(content)
-        profile = attempt(lambda: study.profile(str(path)), here, "mine.toml")
+        profile = attempt(lambda: profiles.profile(str(path)), here, "mine.toml")
     if profile is not None:
-        assert study.grid(profile)
+        assert profiles.grid(profile)
         assert isinstance(profile.about, str)
     return profile
 
@@ -703,7 +712,7 @@ def test_a_bad_profile_says_what_is_bad(old, new, says):
         path = here / "files" / "mine.toml"
         path.write_text(text.replace(old, new))
         with pytest.raises(ValueError, match=f"mine.toml: .*{says}") as error:
-            study.profile(str(path))
+            profiles.profile(str(path))
     one_line(str(error.value))
 
 
@@ -714,7 +723,7 @@ def test_a_bad_profile_says_what_is_bad(old, new, says):
 @example("\0.toml")
 def test_a_profile_of_no_such_name(name):
     with room() as here:
-        assert attempt(lambda: study.profile(name), here, "profile=") is None
+        assert attempt(lambda: profiles.profile(name), here, "profile=") is None
 
 
 # --- the command line
@@ -733,8 +742,7 @@ def said(argv: list[str]) -> tuple[int, str]:
     out, err = io.StringIO(), io.StringIO()
     with room() as here, pytest.MonkeyPatch.context() as patch:
         patch.setattr(robustlib, "run", no_run, raising=False)
-        patch.setattr(study, "_speed", lambda: 1.0)
-        patch.setattr(study, "run_study", no_work)
+        patch.setattr(batch, "run_study", no_work)
         patch.setattr(sweeps, "sweep", no_work)
         patch.setattr(batch.cluster, "compute", no_work)
         patch.setattr(bench, "main", no_work)

@@ -14,8 +14,9 @@ import papermill
 import pytest
 
 from robustlib import figures, models, specs, tickets
+from robustlib.batch import NOTEBOOKS
+from robustlib.profiles import PROFILES, grid
 from robustlib.specs import Pretrain, Ticket
-from robustlib.study import NOTEBOOKS, PROFILES, grid
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 CHECKED = {

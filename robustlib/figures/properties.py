@@ -60,7 +60,7 @@ FEW = 10
 def properties(frames: Mapping[str, pd.DataFrame]) -> Figure:
     """Each property of natural and robust tickets against sparsity, a panel each.
 
-    frames: rows of evaluations by the name of what was asked (`study.evaluations`), of one task.
+    frames: rows of evaluations by the name of what was asked (`profiles.evaluations`), of one task.
     Lines join means over seeds, small dots are the seeds, bars 95 % intervals of the mean.
     """
     cells = [cell for cell in _cells(frames) if cell[1] not in IN_TABLE_ALONE]

@@ -1,4 +1,4 @@
-"""Studies: a profile says which grid of specs, the notebooks tell what it shows."""
+"""Profiles: TOML files that say which grid of specs a study is."""
 
 from __future__ import annotations
 
@@ -8,30 +8,21 @@ import math
 import os
 import re
 import string
-import time
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from robustlib import specs
 from robustlib.specs import Evaluation, Pretrain, Spec, Ticket, Transfer, one_of, reason, shown
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 PROFILES = Path(__file__).parent / "profiles"
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-TABLES = {"about", "seeds", "pretrain", "objective", "ticket", "transfer", "evaluation"}
-OPTIONAL = {"about", "evaluation"}
-NEEDS = {
-    "04_segmentation": "segmentation",
-    "06_properties": "properties",
-    "07_edge_deployment": "patterns",
-}
-"""The ablation that a notebook draws; it is left out of the study of a profile without it."""
+TABLES = {"pretrain": Pretrain, "objective": Pretrain, "ticket": Ticket, "transfer": Transfer}
+TABLES |= {"evaluation": Evaluation}
+"""The tables of a profile, and the spec whose fields each holds."""
+REQUIRED = {"seeds", "pretrain", "objective", "ticket", "transfer"}
 OTHERS = ("dense", "natural")
 """What an evaluation may compare a ticket with: the dense network, or the natural ticket."""
 ABLATION = "ablation"
@@ -40,6 +31,8 @@ MAX_BYTES = 2**20
 """Of a profile; a larger file is something else."""
 MAX_GRID = 100_000
 """Specs of a profile: seconds to write down, and years of computing. More is a slip in an axis."""
+SPEED = 1e10
+"""Multiply-adds a second that one core sustains in training: a guess for the estimate of cost."""
 _FORMAT = r"[.0-9]{0,3}[defg]?"
 """How a field may be written into the name of a checkpoint."""
 
@@ -118,43 +111,32 @@ def _raw(name: str) -> tuple[Path, dict[str, Any], str]:
 
 def _profile(name: str, raw: dict[str, Any]) -> Profile:
     for key in raw:
-        one_of("table", key, sorted(TABLES))
-    if missing := sorted(TABLES - OPTIONAL - set(raw)):
+        one_of("table", key, sorted({"about", "seeds", *TABLES}))
+    if missing := sorted(REQUIRED - set(raw)):
         raise ValueError(f"table {missing[0]!r} is missing")
-    raw = {"evaluation": [], **raw}
-    own = {"pretrain": Pretrain, "objective": Pretrain, "ticket": Ticket, "transfer": Transfer}
-    own["evaluation"] = Evaluation
-    for table, cls in own.items():
-        several = table != "pretrain"
-        if table == "ticket" and isinstance(raw[table], dict):
-            raw[table] = [raw[table]]
-        if not isinstance(raw[table], list if several else dict):
-            kind = f"a list of tables, [[{table}]]" if several else f"a table, [{table}]"
+    raw = {"about": "", "evaluation": [], **raw}
+    if isinstance(raw["ticket"], dict):
+        raw["ticket"] = [raw["ticket"]]
+    for table, cls in TABLES.items():
+        expected, kind = (list, f"a list of tables, [[{table}]]")
+        if table == "pretrain":
+            expected, kind = (dict, f"a table, [{table}]")
+        if not isinstance(raw[table], expected):
             raise ValueError(f"{table}={shown(raw[table])}: must be {kind}")
-        for entry in raw[table] if several else [raw[table]]:
+        for entry in _axis(raw[table]):
             _known_fields(table, entry, cls)
-    if not isinstance(raw["seeds"], list):
-        raise ValueError(f"seeds={shown(raw['seeds'])}: must be a list of whole numbers")
-    if not isinstance(raw.get("about", ""), str):
+    if not isinstance(raw["seeds"], list) or not raw["seeds"]:
+        raise ValueError(f"seeds={shown(raw['seeds'])}: must be a list of at least one number")
+    if not isinstance(raw["about"], str):
         raise ValueError(f"about={shown(raw['about'])}: must be text")
-    out = Profile(
-        name,
-        raw.get("about", ""),
-        tuple(specs.integer("seeds", s, 0) for s in raw["seeds"]),
-        raw["pretrain"],
-        tuple(raw["objective"]),
-        tuple(raw["ticket"]),
-        tuple(raw["transfer"]),
-        tuple(raw["evaluation"]),
-    )
-    if not out.seeds:
-        raise ValueError("seeds=[]: needs at least one")
+    seeds = tuple(specs.integer("seeds", s, 0) for s in raw["seeds"])
+    tables = [tuple(raw[t]) for t in ("objective", "ticket", "transfer", "evaluation")]
+    out = Profile(name, raw["about"], seeds, raw["pretrain"], *tables)
     if (size := _grid_size(out)) > MAX_GRID:
         raise ValueError(f"its grid has {shown(size)} specs, at most {MAX_GRID} are allowed")
     if not (transfers := grid(out)):
         raise ValueError("its grid is empty")
-    if out.evaluations:
-        evaluations(replace(out, seeds=out.seeds[:1]), transfers[:1])
+    evaluations(replace(out, seeds=out.seeds[:1]), transfers[:1])
     return out
 
 
@@ -172,7 +154,7 @@ def _grid_size(profile: Profile) -> int:
 def _known_fields(table: str, values: dict[str, Any], cls: type) -> None:
     if not isinstance(values, dict):
         raise ValueError(f"{table}={shown(values)}: must be a table of fields")
-    own = {f.name for f in fields(cls)} - set(specs.KINDS) - {"seed"}
+    own = {f.name for f in fields(cls)} - {*specs.KINDS, "seed"}
     for name, value in values.items():
         one_of(f"field of [{table}]", name, sorted(own))
         if name == "mask_from":
@@ -323,8 +305,8 @@ def evaluations(
             if other is not None:
                 one_of("other", other, OTHERS)
             suite = values.get("suite", Evaluation.suite)
-            told = [_told(k, v) for k, v in values.items() if isinstance(entry[k], list)]
-            name = " ".join([suite, *told, *([f"with {other}"] if other else [])])
+            differing = [_value_name(k, v) for k, v in values.items() if isinstance(entry[k], list)]
+            name = " ".join([suite, *differing, *([f"with {other}"] if other else [])])
             if name in out:
                 raise ValueError(
                     f"evaluation: two are called {name!r}; write the values that differ as a list"
@@ -337,7 +319,7 @@ def evaluations(
     return out
 
 
-def _told(name: str, value: Any) -> str:
+def _value_name(name: str, value: Any) -> str:
     return ("" if value else "not ") + name if isinstance(value, bool) else f"{name} {value}"
 
 
@@ -388,10 +370,7 @@ def wanted(what: str) -> list[Spec]:
     out = []
     for i, row in enumerate(rows):
         try:
-            if not isinstance(row, dict) or len(row) != 1:
-                raise ValueError(f"must be a table of one of {', '.join(specs.KINDS)}")
-            ((kind, fields_),) = row.items()
-            out.append(specs.from_dict(specs.KINDS[one_of("kind", kind, specs.KINDS)], fields_))
+            out.append(specs.from_tagged("kind", row))
         except ValueError as e:
             raise ValueError(f"{what}: spec {i}: {e}") from None
     return out
@@ -462,112 +441,14 @@ def plan(study: str | Profile) -> str:
     for name in ("objective", "eps", "sparsity", "task", "mode", "n_train", "seed"):
         values = dict.fromkeys(specs.columns(t)[name] for t in transfers)
         lines.append(f"  {name:10} {', '.join(map(str, values))}")
-    missing = [s for s in everything if not store.has(s)]
-    total = sum(map(cost, missing))
-    speed = _speed()
-    lines += [
-        "",
-        f"to compute: {total:.3g} multiply-adds",
-        f"  this machine, one core at the {speed:.2g} a second just measured: "
-        f"{total / speed / 3600:.1f} core hours",
-        f"  a GPU that sustained 1e13 a second (an assumption): {total / 1e13 / 3600:.1f} hours",
-    ]
-    return "\n".join(lines)
-
-
-def _speed() -> float:
-    """Multiply-adds a second of training a small ResNet on one thread, timed for a second."""
-    import torch
-
-    from robustlib import models
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        model = models.build("resnet10s", 10, width=32, stem_stride=2)
-        x = torch.rand(64, 3, 32, 32)
-        per_step = 3 * 64 * models.multiply_adds(model, 32)
-        model(x).sum().backward()
-        started, steps = time.perf_counter(), 0
-        while time.perf_counter() - started < 1:
-            model(x).sum().backward()
-            steps += 1
-        return steps * per_step / (time.perf_counter() - started)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Natural against robust by mode and sparsity, averaged over tasks, in percent.
-
-    Intervals are Student's 95 % over seeds; the difference is paired by seed.
-    """
-    import pandas as pd
-
-    from robustlib import stats
-
-    by = ["mode", "recalibrate", "sparsity"]
-    cells = [*stats.PRETRAINING, *by]
-    each = stats.summary(frame, cells)
-    natural = each[each.objective == "natural"].set_index(by)
-    own = each.set_index(cells)
-    rows = []
-    for robust in stats.advantage(frame, by).to_dict("records"):
-        place = tuple(robust[c] for c in by)
-        rows.append(
-            dict(zip(by, place, strict=True))
-            | {
-                "robust": f"{robust['objective']} {robust['norm']} {robust['eps']:g}",
-                "natural %": _percent(natural.loc[place]),
-                "robust %": _percent(own.loc[tuple(robust[c] for c in cells)]),
-                "difference, points": _percent(robust, sign="+"),
-                "seeds": robust["seeds"],
-            }
-        )
-    out = pd.DataFrame(rows).sort_values([*by[:2], "robust", "sparsity"], ignore_index=True)
-    return out if out.recalibrate.nunique() > 1 else out.drop(columns="recalibrate")
-
-
-def _percent(cell: Any, sign: str = "") -> str:
-    mean, low, high = (100 * cell[c] for c in ("mean", "low", "high"))
-    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
-
-
-def run_study(
-    name: str, out: Path, workers: int | None = None, *, scheduler: str = "", retries: int = 0
-) -> pd.DataFrame:
-    """Computes a study's grid, then runs every notebook on it; returns the transfers' rows.
-
-    `workers`, `scheduler` and `retries` are those of `sweep`; the notebooks run here. Executed ones
-    go to out/notebooks, figures to out/figures, the rows to out/results.csv.
-    """
-    import papermill
-    from tqdm.auto import tqdm
-
-    from robustlib import parameters
-    from robustlib.sweeps import sweep
-
-    study = profile(name)
-    if ":" in study.name:
-        raise ValueError(f"profile={name!r}: a study has all ablations; `robustlib sweep` has one")
-    if not NOTEBOOKS.is_dir():
-        raise ValueError(f"{NOTEBOOKS}: not there; a study runs from a clone of the project")
-    frame = sweep(grid(study), workers, scheduler=scheduler, retries=retries)
-    (out / "notebooks").mkdir(parents=True, exist_ok=True)
-    frame.to_csv(out / "results.csv", index=False)
-    given = {"profile": name, "figures": str((out / "figures").resolve()), "workers": workers or 0}
-    given["seed"] = study.seeds[0]
-    bar = tqdm(sorted(NOTEBOOKS.glob("[0-9]*.ipynb")), unit="notebook", dynamic_ncols=True)
-    here = ablations(name)
-    for notebook in bar:
-        bar.set_description(notebook.stem)
-        if notebook.stem in NEEDS and NEEDS[notebook.stem] not in here:
-            bar.write(f"{notebook.stem}: left out, {name} has no [ablation.{NEEDS[notebook.stem]}]")
-            continue
-        papermill.execute_notebook(
-            notebook,
-            out / "notebooks" / notebook.name,
-            parameters={k: given[k] for k in given if k in parameters.types(notebook)},
-            progress_bar=False,
-        )
-    return frame
+    total = sum(cost(s) for s in everything if not store.has(s))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"to compute: {total:.3g} multiply-adds",
+            f"  one core at {SPEED:.0e} a second: {total / SPEED / 3600:.1f} core hours",
+            f"  a GPU at 1e13 a second: {total / 1e13 / 3600:.1f} hours",
+            "  (speeds are assumptions; `robustlib bench` measures this machine)",
+        ]
+    )
