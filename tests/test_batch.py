@@ -8,6 +8,7 @@ import pytest
 from test_cluster import _workers_import_this_file  # noqa: F401
 
 from robustlib import batch as batches
+from robustlib import parameters
 from robustlib.batch import batch
 from robustlib.cli import main
 from robustlib.sweeps import SweepFailed
@@ -194,9 +195,9 @@ if epochs > 1:
     ],
 )
 def test_text_is_read_as_annotation_default_or_papermill_say(given, value, tmp_path):
-    known = batches.types(notebook(tmp_path / "mine.ipynb", KINDS))
+    known = parameters.types(notebook(tmp_path / "mine.ipynb", KINDS))
     ((name, (text,)),) = batches.parse([given], several=False).items()
-    found = batches.value(known, name, text)
+    found = parameters.value(known, name, text)
     assert (found, type(found)) == (value, type(value))
     assert repr(found) == repr(value)  # the elements' types too
 
@@ -217,17 +218,17 @@ def test_text_is_read_as_annotation_default_or_papermill_say(given, value, tmp_p
     ],
 )
 def test_text_of_another_type_is_refused(given, says, tmp_path):
-    known = batches.types(notebook(tmp_path / "mine.ipynb", KINDS))
+    known = parameters.types(notebook(tmp_path / "mine.ipynb", KINDS))
     ((name, (text,)),) = batches.parse([given], several=False).items()
     with pytest.raises(ValueError, match=says):
-        batches.value(known, name, text)
+        parameters.value(known, name, text)
 
 
 def test_no_annotation_is_run(tmp_path):
     text = "a: __import__('os').mkdir('made') = 1\nb: (lambda: 3)() = 2\nc: ''.__class__ = 3"
-    assert set(batches.types(notebook(tmp_path / "mine.ipynb", text)).values()) == {int}
+    assert set(parameters.types(notebook(tmp_path / "mine.ipynb", text)).values()) == {int}
     with pytest.raises(ValueError, match="mine.ipynb': line 2 of its parameters is not Python"):
-        batches.types(notebook(tmp_path / "mine.ipynb", "a = 1\nb = = 2"))
+        parameters.types(notebook(tmp_path / "mine.ipynb", "a = 1\nb = = 2"))
 
 
 def test_parameters_reach_the_notebook_as_what_they_are(tmp_path, monkeypatch):

@@ -33,7 +33,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import robustlib
-from robustlib import batch, bench, checkpoints, cli, models, profiles, specs, store, sweeps
+from robustlib import (
+    batch,
+    bench,
+    checkpoints,
+    cli,
+    models,
+    profile_files,
+    profiles,
+    specs,
+    store,
+    sweeps,
+)
 from robustlib.data import load, packs, sources
 from robustlib.specs import Pretrain, Ticket, Transfer, columns, from_dict, key, to_dict
 
@@ -623,7 +634,7 @@ toml_keys = st.one_of(
     st.sampled_from([f.name for cls in SPECS for f in fields(cls)]),
     st.sampled_from(
         [
-            *sorted({"about", "seeds", *profiles.TABLES}),
+            *sorted({"about", "seeds", *profile_files.TABLES}),
             '"a\\nb"',
             "''",
             "pretrain.width",

@@ -15,7 +15,8 @@ import pytest
 
 from robustlib import figures, models, specs, tickets
 from robustlib.batch import NOTEBOOKS
-from robustlib.profiles import PROFILES, grid
+from robustlib.profile_files import PROFILES
+from robustlib.profiles import grid
 from robustlib.specs import Pretrain, Ticket
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))

@@ -1,0 +1,202 @@
+"""Parameters of notebooks: their names and types, read from the cell that sets them, and values of
+these types, read from text."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from robustlib.specs import integer, number, one_of, shown
+
+_BAD_LITERAL = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)
+# What text can be read as, the narrowest first: anything is a str.
+_TYPES = (NoneType, bool, int, float, list, tuple, dict, Literal, str, Any)
+_NAMES = {t.__name__: t for t in (bool, int, float, list, tuple, dict, str)}
+_TYPING = ("List", "Tuple", "Dict", "Any", "Optional", "Union", "Literal")
+_NAMES |= {n: getattr(typing, n) for n in _TYPING}
+_ANNOTATION = (ast.Name, ast.Constant, ast.Subscript, ast.Tuple, ast.UnaryOp, ast.USub)
+_ANNOTATION += (ast.BinOp, ast.BitOr, ast.Load)
+_ARITHMETIC = (ast.Constant, ast.UnaryOp, ast.UAdd, ast.USub)
+_ARITHMETIC += (ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div)
+
+
+def types(notebook: Path) -> dict[str, Any]:
+    """The names that a notebook's first cell tagged `parameters` sets, each with its type: that of
+    the annotation, else that of the default; Any where neither says.
+
+    Raises ValueError for what is no notebook, or has no such cell.
+    """
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    start = f"notebook={str(notebook)!r}"
+    tagged = [c for c in cells(notebook) if "parameters" in c.get("metadata", {}).get("tags", [])]
+    if not tagged:
+        raise ValueError(f"{start}: no cell is tagged `parameters`")
+    try:  # lines such as %matplotlib inline are no Python yet
+        tree = ast.parse(TransformerManager().transform_cell("".join(tagged[0]["source"])))
+    except SyntaxError as e:
+        raise ValueError(f"{start}: line {e.lineno} of its parameters is not Python") from None
+    known: dict[str, Any] = {}
+    for name, annotation, default in _assigned(tree):
+        kind = _annotated(ast.unparse(annotation)) if annotation else known.get(name)
+        found = _of_default(default) if default else Any
+        if kind is None:
+            kind = Any if found is NoneType else found
+        elif found is NoneType:
+            kind = kind | None
+        known[name] = kind
+    return known
+
+
+def value(known: Mapping[str, Any], name: str, given: Any) -> Any:
+    """A value of a parameter among those of `types`: text is read as its type, a list from
+    "[0, 1]" and "0,1" alike. Raises ValueError for another name, and for text that is no such
+    value."""
+    kind = known[one_of("parameter", name, sorted(known))]
+    return _read(name, kind, given) if isinstance(given, str) else given
+
+
+def cells(notebook: Path) -> list[dict[str, Any]]:
+    """The cells of a notebook. Raises ValueError for what is none."""
+    if notebook.suffix != ".ipynb" or not notebook.is_file():
+        raise ValueError(f"notebook={str(notebook)!r}: there is no such notebook")
+    try:
+        found = json.loads(notebook.read_text("utf-8"))["cells"]
+        return [dict(c, source=c["source"]) for c in found]
+    except (ValueError, LookupError, TypeError) as e:
+        raise ValueError(f"notebook={str(notebook)!r}: is not a notebook ({e})") from None
+
+
+def split(text: str) -> list[str]:
+    """Text cut at the commas outside of brackets, without the spaces around."""
+    parts, depth = [""], 0
+    for c in text:
+        depth += (c in "[({") - (c in "])}")
+        if c == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return [p.strip() for p in (parts if depth == 0 else text.split(","))]
+
+
+def _assigned(tree: ast.Module) -> Iterator[tuple[str, ast.expr | None, ast.expr | None]]:
+    """The names that a cell assigns, each with its annotation and its default."""
+
+    def pairs(target: ast.expr, default: ast.expr | None) -> Iterator[tuple]:
+        if isinstance(target, ast.Name):
+            yield target.id, None, default
+        names, defaults = getattr(target, "elts", []), getattr(default, "elts", [])
+        for i, each in enumerate(names):
+            yield from pairs(each, defaults[i] if len(defaults) == len(names) else None)
+
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id, node.annotation, node.value
+        elif isinstance(node, ast.Assign):
+            for target in node.targets:
+                yield from pairs(target, node.value)
+
+
+def _annotated(text: str) -> Any:
+    """The type that an annotation says; None for one that text is not read as."""
+    try:
+        tree = ast.parse(text.replace("typing.", ""), mode="eval")
+        # Names, brackets and bars alone: nothing in it can call anything.
+        if not all(isinstance(n, _ANNOTATION) for n in ast.walk(tree.body)):
+            return None
+        kind = eval(compile(tree, "annotation", "eval"), {"__builtins__": {}}, _NAMES)
+    except (NameError, *_BAD_LITERAL):
+        return None
+    if isinstance(kind, str):
+        return _annotated(kind)
+    kind = NoneType if kind is None else kind
+    return kind if _readable(kind) else None
+
+
+def _readable(kind: Any) -> bool:
+    known = (get_origin(kind) or kind) in (Union, UnionType, ..., *_TYPES)
+    return get_origin(kind) is Literal or (known and all(map(_readable, get_args(kind))))
+
+
+def _of_default(node: ast.expr) -> Any:
+    """The type of a default that is written out, arithmetic such as 8 / 255 too; else Any."""
+    if isinstance(node, ast.JoinedStr):
+        return str
+    try:
+        return _kind(ast.literal_eval(node))
+    except _BAD_LITERAL:
+        parts = list(ast.walk(node))
+    constants = {type(p.value) for p in parts if isinstance(p, ast.Constant)}
+    if not all(isinstance(p, _ARITHMETIC) for p in parts) or not constants <= {int, float}:
+        return Any
+    divides = any(isinstance(p, ast.Div) for p in parts)
+    return float if divides or float in constants else int
+
+
+def _kind(given: Any) -> Any:
+    """The type of a value, with that of the elements of a list."""
+    if not isinstance(given, list | tuple):
+        return type(given) if type(given) in _TYPES else Any
+    kinds = {_kind(v) for v in given}
+    kinds = {float} if kinds == {int, float} else kinds
+    return list[kinds.pop() if len(kinds) == 1 and NoneType not in kinds else Any]
+
+
+def _read(name: str, kind: Any, text: str) -> Any:
+    """Text as a value of a type. A tuple is a list, for papermill writes no other."""
+    origin, parts = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, UnionType):
+        for each in sorted(parts, key=lambda p: _TYPES.index(get_origin(p) or p)):
+            try:
+                return _read(name, each, text)
+            except ValueError:
+                continue
+        names = ("None" if p is NoneType else getattr(p, "__name__", str(p)) for p in parts)
+        raise ValueError(f"{name}={shown(text)}: must be {' or '.join(names)}")
+    if origin is Literal:
+        values = {str(p): p for p in parts}
+        return values[one_of(name, text, values)]
+    if kind is NoneType:
+        return None if one_of(name, text, ["None"]) else text
+    if kind is bool:
+        return one_of(name, text.lower(), ["true", "false"]) == "true"
+    if kind is int and re.fullmatch(r" *[+-]?[0-9]{1,30} *", text):
+        return integer(name, int(text), -(2**63), 2**63)  # a float has 53 bits
+    if kind in (int, float):
+        x = number(name, text, -1e308, 1e308)
+        return integer(name, x, -(2**63), 2**63) if kind is int else x
+    if origin in (list, tuple, dict):
+        return _contained(name, origin, parts, text)
+    if kind is Any:
+        from papermill.cli import _resolve_type  # as its own command reads -p
+
+        return _resolve_type(text)
+    return text
+
+
+def _contained(name: str, origin: type, parts: tuple, text: str) -> Any:
+    """Text as a list or a dict, as Python writes them; a list of words without quotes too."""
+    try:
+        given = ast.literal_eval(text.strip())
+        given = given if isinstance(given, list | tuple | dict) else [text]
+    except _BAD_LITERAL:
+        inner = re.fullmatch(r"\s*[\[(](.*)[\])]\s*", text, re.DOTALL)
+        given = [v for v in split(inner[1] if inner else text) if v]
+    if isinstance(given, dict) != (origin is dict):
+        raise ValueError(f"{name}={shown(text)}: must be a {origin.__name__}")
+    if origin is dict:
+        return given
+    fixed = origin is tuple and parts and parts[-1] is not ...
+    kinds = parts if fixed else (*parts[:1], Any)[:1] * len(given)
+    if len(kinds) != len(given):
+        raise ValueError(f"{name}={shown(text)}: must be {len(kinds)} values")
+    return [
+        v if k is Any and not isinstance(v, str) else _read(name, k, str(v))
+        for k, v in zip(kinds, given, strict=True)
+    ]
