@@ -25,6 +25,22 @@ app = App(
     # A network of its own has no flags.
     default_parameter=Parameter(parse=re.compile("^(?!mask_from$|other$)")),
 )
+_FLAT = Parameter(name="*", consume_multiple=True)
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Where many things are computed."""
+
+    workers: int | None = None
+    """Processes, one thread each (default: one a GPU, or else one a core)."""
+    scheduler: str = ""
+    """tcp://HOST:PORT of a running Dask scheduler, or the TOML file of a Slurm cluster."""
+    retries: int = 0
+    """How many times more is tried what failed."""
+
+
+_HERE = _Where()
 data = App(name="data", help="List the datasets, or build one from a folder of images.")
 app.command(data)
 
@@ -34,9 +50,7 @@ def study(
     *,
     profile: str = "quick",
     out: Path | None = None,
-    workers: int | None = None,
-    scheduler: str = "",
-    retries: int = 0,
+    where: Annotated[_Where, _FLAT] = _HERE,
     dry_run: bool = False,
 ) -> None:
     """Run a study: its grid of specs, then every notebook on the results.
@@ -44,21 +58,18 @@ def study(
     Args:
         profile: quick, cpu, paper, or the path of a TOML file of yours.
         out: Folder for executed notebooks, figures and results (default: runs/PROFILE).
-        workers: Processes, one thread each (default: one a GPU, or else one a core).
-        scheduler: tcp://HOST:PORT of a running Dask scheduler, or the TOML file of a Slurm cluster.
-        retries: How many times more a spec is tried that failed.
         dry_run: Print the grid with counts and an estimate of cost, and run nothing.
     """
     from robustlib import batch, cluster, profiles
 
-    cluster.check(workers, scheduler, retries)
+    cluster.check(**vars(where))
     if dry_run:
         print(profiles.plan(profile))
         return
     from robustlib.figures.table import table
 
     out = out or Path("runs") / Path(profile).stem
-    frame = batch.run_study(profile, out, workers, scheduler=scheduler, retries=retries)
+    frame = batch.run_study(profile, out, **vars(where))
     print(f"\n{table(frame).to_string(index=False)}")
     print("\nMeans over tasks and seeds; [95 % interval over seeds]; differences paired by seed.")
     for what in ("notebooks", "figures", "results.csv"):
@@ -70,9 +81,7 @@ def sweep(
     what: str,
     /,
     *,
-    workers: int | None = None,
-    scheduler: str = "",
-    retries: int = 0,
+    where: Annotated[_Where, _FLAT] = _HERE,
     csv: Path | None = None,
     dry_run: bool = False,
 ) -> None:
@@ -81,26 +90,23 @@ def sweep(
     Args:
         what: A profile (quick, cpu, paper, or your TOML file), or a JSON file: a list of specs,
             [{"transfer": {"ticket": {...}, "task": "digits"}}, ...].
-        workers: Processes, one thread each (default: one a GPU, or else one a core).
-        scheduler: tcp://HOST:PORT of a running Dask scheduler, or the TOML file of a Slurm cluster.
-        retries: How many times more a spec is tried that failed.
         csv: Write the rows here, all columns, instead of printing.
         dry_run: Print how many specs there are, how many are stored, and the script of a Slurm
             job, and run nothing.
     """
     from robustlib import cluster, profiles, store, sweeps
 
-    cluster.check(workers, scheduler, retries)
+    cluster.check(**vars(where))
     _check_csv(csv)
     wanted = profiles.wanted(what)
     if dry_run:
         stored = sum(map(store.has, wanted))
         missing = [s for s in sweeps.closure(wanted) if not store.has(s)]
         print(f"{len(wanted)} specs, {stored} stored; {len(missing)} to compute, parents included")
-        if scheduler.endswith(".toml"):
-            print(cluster.slurm_script(scheduler), end="")
+        if where.scheduler.endswith(".toml"):
+            print(cluster.slurm_script(where.scheduler), end="")
         return
-    _show(sweeps.sweep(wanted, workers, scheduler=scheduler, retries=retries), csv)
+    _show(sweeps.sweep(wanted, **vars(where)), csv)
 
 
 @app.command
@@ -111,9 +117,7 @@ def batch(
     grid: Annotated[tuple[str, ...], Parameter(alias="-g", negative=())] = (),
     parameter: Annotated[tuple[str, ...], Parameter(alias="-p", negative=())] = (),
     out: Path | None = None,
-    workers: int | None = None,
-    scheduler: str = "",
-    retries: int = 0,
+    where: Annotated[_Where, _FLAT] = _HERE,
 ) -> None:
     """Run a notebook once for every point of a grid of its parameters, and gather the rows.
 
@@ -122,23 +126,12 @@ def batch(
         grid: NAME=VALUE,VALUE,... of a parameter that varies (lists in brackets); may be repeated.
         parameter: NAME=VALUE of one that does not; may be repeated.
         out: Folder for executed notebooks, figures and rows (default: runs/batch/NOTEBOOK).
-        workers: Processes, one thread each (default: one a GPU, or else one a core).
-        scheduler: tcp://HOST:PORT of a running Dask scheduler, or the TOML file of a Slurm cluster.
-        retries: How many times more a point is tried that failed.
     """
     from robustlib import batch as batches
 
     out = out or Path("runs") / "batch" / notebook.stem
     fixed = {name: value for name, (value,) in batches.parse(parameter, several=False).items()}
-    tables = batches.batch(
-        notebook,
-        batches.parse(grid),
-        out,
-        fixed,
-        workers,
-        scheduler=scheduler,
-        retries=retries,
-    )
+    tables = batches.batch(notebook, batches.parse(grid), out, fixed, **vars(where))
     print(f"executed notebooks: {out / 'points'}")
     for name, rows in tables.items():
         print(f"{len(rows)} rows: {out / name}.csv")
@@ -161,8 +154,7 @@ def _add(name: str, cls: type, about: str, called: str = "") -> None:
         print(f"{'stored in':22} {artifact.path}")
 
     read = pydantic.PlainValidator(partial(_read, KINDS[name], cls))
-    flat = Parameter(name="*", consume_multiple=True)
-    command.__annotations__["spec"] = Annotated[cls, flat, read]
+    command.__annotations__["spec"] = Annotated[cls, _FLAT, read]
     command.__doc__ = f"{about}\n\nArgs:\n    recompute: Replace a stored result.\n"
     app.command(command, name=called or name)
 

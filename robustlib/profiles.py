@@ -20,8 +20,10 @@ from robustlib.specs import Evaluation, Pretrain, Spec, Ticket, Transfer, one_of
 
 OTHERS = ("dense", "natural")
 """What an evaluation may compare a ticket with: the dense network, or the natural ticket."""
-SPEED = 1e10
-"""Multiply-adds a second that one core sustains in training: a guess for the estimate of cost."""
+SPEEDS = {"one core": 1e10, "a GPU": 1e13}
+"""Multiply-adds a second that each sustains in training: a guess for the estimate of cost."""
+Some = str | Sequence[Any]
+"""Some values of an axis: a sequence, or comma-separated text."""
 _FORMAT = r"[.0-9]{0,3}[defg]?"
 """How a field may be written into the name of a checkpoint."""
 
@@ -52,15 +54,13 @@ def profile(name: str) -> Profile:
         raise ValueError(f"{path}: {e}") from None
 
 
-def ablations(name: str, chosen: str | Sequence[str] = "") -> list[str]:
+def ablations(name: str, chosen: Some = "") -> list[str]:
     """The names of a profile's ablations, in its order; or those chosen among them (a sequence, or
     comma-separated text). Raises ValueError that lists them."""
     return _choose("ablations", chosen, list(read(name)[1].get(ABLATION, {})), str)
 
 
-def pretrains(
-    study: str | Profile, *, seeds: str | Sequence[int] = "", eps: str | Sequence[float] = ""
-) -> list[Pretrain]:
+def pretrains(study: str | Profile, *, seeds: Some = "", eps: Some = "") -> list[Pretrain]:
     """The source networks of a study, natural ones first, by seed.
 
     `seeds` and `eps` choose among the profile's (sequences, or comma-separated text; empty: all);
@@ -82,11 +82,7 @@ def pretrains(
 
 
 def family(
-    study: str | Profile,
-    *,
-    seed: int | None = None,
-    eps: str | Sequence[float] = "",
-    arch: str = "",
+    study: str | Profile, *, seed: int | None = None, eps: Some = "", arch: str = ""
 ) -> list[Pretrain]:
     """A natural network of a study and the robust ones that differ from it in nothing but how they
     were pretrained.
@@ -133,11 +129,11 @@ def _filled(checkpoint: str, values: dict[str, Any]) -> str:
 def grid(
     study: str | Profile,
     *,
-    seeds: str | Sequence[int] = "",
-    eps: str | Sequence[float] = "",
-    tasks: str | Sequence[str] = "",
-    modes: str | Sequence[str] = "",
-    sparsities: str | Sequence[float] = "",
+    seeds: Some = "",
+    eps: Some = "",
+    tasks: Some = "",
+    modes: Some = "",
+    sparsities: Some = "",
     n_train: int = 0,
 ) -> list[Transfer]:
     """The transfers of a study, robust and natural paired by seed: one seed drives the chain.
@@ -149,7 +145,9 @@ def grid(
     study = study if isinstance(study, Profile) else profile(study)
     given: dict[str, Any] = {}
     if values := items("tasks", tasks, str):
-        known = _datasets()
+        from robustlib.data import sources
+
+        known = {row.name: row.masks for row in sources.available()}
         given["task"] = [one_of("tasks", t, known) for t in values]
     if specs.integer("n_train", n_train, 0):
         given["n_train"] = n_train
@@ -169,7 +167,10 @@ def grid(
             word = "labels each image" if mode == "segment" else "labels each pixel"
             raise ValueError(f"tasks: {task!r} {word}, which is not for mode={mode!r}")
         if n_train and mode in kept:
-            _load(task, mode, n_train)  # refuses more images than there are
+            from robustlib.data import load, load_segmentation
+
+            # refuses more images than there are
+            (load_segmentation if mode == "segment" else load)(task, n_train=n_train)
     chosen = _choose("seeds", seeds, study.seeds, int)
     out: dict[str, Transfer] = {}
     for pretrain, drawn, way in itertools.product(
@@ -304,19 +305,6 @@ def _choose(name: str, value: Any, among: Sequence[Any], to: type) -> list[Any]:
     return chosen
 
 
-def _load(name: str, mode: str, n_train: int) -> None:
-    from robustlib.data import load, load_segmentation
-
-    (load_segmentation if mode == "segment" else load)(name, n_train=n_train)
-
-
-def _datasets() -> dict[str, bool]:
-    """The sets by name, and whether their labels are masks."""
-    from robustlib.data import sources
-
-    return {row.name: row.masks for row in sources.available()}
-
-
 def plan(study: str | Profile) -> str:
     """What a study would run, with counts, what is stored already, and an estimate of cost."""
     from robustlib import store
@@ -334,13 +322,7 @@ def plan(study: str | Profile) -> str:
         values = dict.fromkeys(specs.columns(t)[name] for t in transfers)
         lines.append(f"  {name:10} {', '.join(map(str, values))}")
     total = sum(cost(s) for s in everything if not store.has(s))
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"to compute: {total:.3g} multiply-adds",
-            f"  one core at {SPEED:.0e} a second: {total / SPEED / 3600:.1f} core hours",
-            f"  a GPU at 1e13 a second: {total / 1e13 / 3600:.1f} hours",
-            "  (speeds are assumptions; `robustlib bench` measures this machine)",
-        ]
-    )
+    lines += ["", f"to compute: {total:.3g} multiply-adds; at speeds that are assumptions,"]
+    for name, speed in SPEEDS.items():
+        lines.append(f"  {name} at {speed:.0e} a second: {total / speed / 3600:.1f} hours")
+    return "\n".join(lines)
