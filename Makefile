@@ -17,7 +17,7 @@ NOTEBOOKS := find . -maxdepth 2 -name '*.ipynb' -exec
 
 # Each target is one job that uses every core itself, so `make -j` runs them one by one too.
 .NOTPARALLEL:
-.PHONY: help env study test gpu lint format figures lab lock clean
+.PHONY: help env study test gpu lint docs format figures lab lock clean
 
 help:
 	@echo 'make study    run a study: PROFILE=quick (minutes, needs no data), cpu, paper'
@@ -25,10 +25,11 @@ help:
 	@echo 'make figures  draw figures/ again, from the stored results of PROFILE=cpu make study'
 	@echo 'make test     ruff, then every test and every notebook; ARGS go to pytest'
 	@echo 'make gpu      measure a GPU in 9 minutes: benchmarks/gpu.csv, and the tests that need one'
-	@echo 'make lint     ruff, and notebooks without outputs'
+	@echo 'make lint     ruff, mypy, and notebooks without outputs'
+	@echo 'make docs     the pages of docs/ and the API reference, as HTML in docs/_build/html'
 	@echo 'make format   fix what `make lint` finds, where that can be done without you'
 	@echo 'make env      make .venv, or bring it up to pyproject.toml and constraints.txt'
-	@echo 'make lock     pin in constraints.txt what .venv has; render environment.yml'
+	@echo 'make lock     pin in constraints.txt what .venv has'
 	@echo 'make clean    remove .venv and caches; results under runs/ stay'
 	@echo 'Datasets are read from ROBUSTLIB_DATA=/folder/of/packs. PYTHON=python3.12 picks a Python.'
 
@@ -64,6 +65,9 @@ test: lint
 gpu: env
 	.venv/bin/python benchmarks/gpu.py --out benchmarks/gpu.csv $(ARGS)
 
+docs: env
+	$(RUN) sphinx -q -W --keep-going -b html docs docs/_build/html
+
 format: env
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
@@ -77,11 +81,8 @@ figures: env
 lab: env
 	$(RUN) jupyterlab --ServerApp.root_dir=notebooks
 
-environment.yml: pyproject.toml .ci/requirements.py | $(READY)
-	.venv/bin/python .ci/requirements.py $@
-
-lock: env environment.yml
-	.venv/bin/python .ci/requirements.py constraints.txt
+lock: env
+	.venv/bin/python .ci/constraints.py > constraints.txt
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis

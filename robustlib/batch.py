@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,6 @@ def run_study(
     `workers`, `scheduler` and `retries` are those of `sweep`; the notebooks run here. Executed ones
     go to out/notebooks, figures to out/figures, the rows to out/results.csv.
     """
-    import papermill
     from tqdm.auto import tqdm
 
     study = profiles.profile(name)
@@ -57,12 +57,9 @@ def run_study(
         if (needed := NEEDS.get(notebook.stem, "")) not in here:
             bar.write(f"{notebook.stem}: left out, {name} has no [ablation.{needed}]")
             continue
-        papermill.execute_notebook(
-            notebook,
-            out / "notebooks" / notebook.name,
-            parameters={k: given[k] for k in given if k in parameters.types(notebook)},
-            progress_bar=False,
-        )
+        known = parameters.types(notebook)
+        own = {k: v for k, v in given.items() if k in known}
+        execute(notebook, out / "notebooks" / notebook.name, own)
     return frame
 
 
@@ -120,6 +117,29 @@ def batch(
     return _gathered(points, out)
 
 
+def execute(notebook: Path | str, out: Path | str, given: Mapping[str, Any]) -> None:
+    """Runs a notebook with papermill; the executed one goes to the file `out`, up to the cell that
+    failed where one does. Raises papermill.PapermillExecutionError then.
+
+    Its kernel is reached by sockets in a folder of this user's alone. Over TCP, Jupyter's default,
+    others could read what is run, and the kernel says so on the terminal.
+    """
+    import papermill
+    from traitlets.config import Config
+
+    # The path of a socket has 107 characters at most.
+    short = None if len(tempfile.gettempdir()) < 70 else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="robustlib-", dir=short) as folder:
+        ipc = {"transport": "ipc", "ip": os.path.join(folder, "kernel")}
+        papermill.execute_notebook(
+            notebook,
+            out,
+            parameters=given,
+            progress_bar=False,
+            config=Config(KernelManager=ipc),
+        )
+
+
 def parse(texts: Sequence[str], several: bool = True) -> dict[str, list[str]]:
     """["sparsity=0.5,0.9", ...] as names and their values, among which a list is in brackets; one
     value each if not `several`."""
@@ -149,7 +169,7 @@ def _execute(notebook: str, given: dict[str, Any], folder: str) -> None:
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(notebook, str(running), parameters=given, progress_bar=False)
+        execute(notebook, running, given)
     except papermill.PapermillExecutionError as e:
         # Its own kind does not survive the way between processes.
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(e.traceback))

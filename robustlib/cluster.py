@@ -16,6 +16,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import spawn
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -251,12 +253,29 @@ def gpus() -> list[str]:
     return named[:count] or [str(i) for i in range(count)]
 
 
+@cache
+def _leave_main_alone() -> None:
+    """From now on the worker processes that Dask starts here do not run this program's file again.
+
+    They are spawned, and a spawned process does so first: a script without a guard of its main
+    would start itself. Workers need nothing of it, for jobs name their functions by module.
+    """
+    whole = spawn.get_preparation_data
+
+    def without_main(name: str) -> dict[str, Any]:
+        ours = name.startswith("Dask Worker")
+        return {k: v for k, v in whole(name).items() if not (ours and k.startswith("init_main"))}
+
+    spawn.get_preparation_data = without_main
+
+
 def _local(workers: int | None, jobs: int) -> Any:
     import dask
     from dask.system import CPU_COUNT
     from distributed import Nanny, Scheduler, SpecCluster
     from distributed.system import MEMORY_LIMIT
 
+    _leave_main_alone()
     own = gpus()
     n = min(workers or len(own) or CPU_COUNT, jobs)
     # A worker over its share is ended, and its job tried again elsewhere. It is not paused before:

@@ -115,6 +115,22 @@ def test_what_a_notebook_does_not_take_is_refused_and_leaves_nothing(
     assert [p.name for p in tmp_path.iterdir()] == ["mine.ipynb"]
 
 
+@pytest.mark.parametrize("folder", ["t", "t" * 90])
+def test_a_notebook_that_runs_says_nothing_on_the_terminal(folder, tmp_path, monkeypatch, capfd):
+    """Nor does it leave anything but what it was to write, where temporary folders have long
+    names too."""
+    temporary = tmp_path / folder
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.chdir(temporary)
+    book = notebook(tmp_path / "mine.ipynb", body="print(n_train)")
+    batches.execute(book, tmp_path / "out.ipynb", {"n_train": 7})
+    assert capfd.readouterr() == ("", "")
+    cells = nbformat.read(tmp_path / "out.ipynb", 4).cells
+    assert cells[-1].outputs[0].text == "7\n"
+    assert list(temporary.iterdir()) == []
+
+
 def test_what_is_no_notebook_with_parameters_is_refused(tmp_path):
     for text, says in (("", "is not a notebook"), ("{}", "is not a notebook")):
         (tmp_path / "bad.ipynb").write_text(text)

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import runpy
 import sys
 import tomllib
 from importlib import metadata
@@ -101,23 +100,12 @@ def test_constraints_leave_other_platforms_their_own_builds() -> None:
     assert not [name for name, version in pins.items() if "+" in version]
 
 
-def test_conda_environment_is_rendered_from_pyproject() -> None:
-    render = runpy.run_path(str(ROOT / ".ci" / "requirements.py"))["environment"]
-    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
-    assert text == render(PYPROJECT), "environment.yml is stale: make environment.yml"
-
-
-def test_conda_environment_has_every_dependency_once() -> None:
-    listed = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
-    by_pip = listed[-1]["pip"]
-    assert by_pip[-1] == "-e ."
-    conda_names = PYPROJECT["tool"]["robustlib"]["conda"]["names"]
-    back = {conda: pip for pip, conda in conda_names.items()}
-    by_conda = [Requirement(line) for line in listed[:-1]]
-    found = [back.get(requirement.name, requirement.name) for requirement in by_conda]
-    found += [Requirement(line).name for line in by_pip[:-1]]
-    expected = {"python", "pip"} | names(RUNTIME + TEST)
-    assert sorted(map(canonicalize_name, found)) == sorted(expected)
+def test_conda_environment_leaves_the_dependencies_to_pyproject() -> None:
+    python, pip, by_pip = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))[
+        "dependencies"
+    ]
+    assert (python, pip) == (f"python{PROJECT['requires-python']}", "pip")
+    assert by_pip == {"pip": ["-c constraints.txt", "-e .[test]"]}
 
 
 def test_the_installed_package_is_this_one() -> None:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,24 +105,39 @@ def test_a_data_set_is_loaded_once_in_a_process(monkeypatch):
 
 def test_two_sweeps_at_once_on_one_store_train_each_network_once(tmp_path):
     """Two transfers that share a ticket never both draw it, whoever asks for them."""
-    import subprocess
-    import sys
-
     code = (
         "import sys, test_sweeps\n"
         "from robustlib import sweep\n"
-        "if __name__ == '__main__':\n"
-        "    sweep(test_sweeps.transfers(seed=int(sys.argv[1])), workers=2)\n"
+        "sweep(test_sweeps.transfers(seed=int(sys.argv[1])), workers=2)\n"
     )
     script = tmp_path / "two.py"
     script.write_text(code)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
     both = [subprocess.Popen([sys.executable, str(script), s], env=env) for s in "12"]
-    assert [p.wait(120) for p in both] == [0, 0]
+    assert [p.wait(300) for p in both] == [0, 0]
     rows = {kind: len(store.frame(cls)) for kind, cls in specs.KINDS.items()}
     assert rows == {"pretrain": 1, "ticket": 2, "transfer": 4, "evaluation": 0}
     # Nobody left what another would have to clear away.
     assert not list((tmp_path / "store" / "unfinished").iterdir())
+
+
+def test_the_readmes_example_is_a_program(tmp_path):
+    """Saved as a file, without a guard of its main, it runs once, and so do its networks."""
+    readme = (HERE.parent / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    code = code.replace("epochs=3", "epochs=1, n_train=100").replace("width=16", "width=4")
+    script = tmp_path / "mine.py"
+    script.write_text(code + 'print("accuracies", len(frame.accuracy))\n')
+    env = {**os.environ, "PYTHONPATH": str(HERE.parent), "TQDM_DISABLE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=300
+    )
+    first, last = done.stdout.splitlines()
+    assert (done.returncode, done.stderr, last) == (0, "", "accuracies 3")
+    accuracy, n, sparsity = map(float, first.split())
+    assert 0 < accuracy <= 1 and n > 0 and sparsity == pytest.approx(0.9, abs=0.01)
+    rows = {kind: len(store.frame(cls)) for kind, cls in specs.KINDS.items()}
+    assert rows == {"pretrain": 1, "ticket": 1, "transfer": 3, "evaluation": 0}
 
 
 def test_the_command_computes_a_list_of_specs_here_and_exits_by_what_failed(tmp_path, capsys):

@@ -1,0 +1,343 @@
+"""The paper's claims, and one of ours: what each says, what is measured for it, and the verdict.
+
+Every claim has its estimand and its test written down here, before its rows are looked at, and its
+verdict is computed from stored rows alone. An estimand is a mean of effects, in points, each of a
+seed and a task: robust minus natural, unless the claim says otherwise. Seeds and tasks are both
+samples: the interval is that of a two-way layout with both random, so it is of tasks like these.
+
+Beside it stands what holds of these very tasks: Student's interval over seeds, of means over tasks.
+
+verdict: "no difference" where the 90 % interval lies within MARGIN of zero (two one-sided tests of
+5 %); else "supported" or "contradicted" where the 95 % interval leaves out zero; else "undecided";
+"not run" where a row of the claim's grid is missing. Nothing is adjusted for the number of claims:
+of twenty undecided ones in truth, one is decided by chance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+from robustlib import stats
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MARGIN = 1.0
+"""Points: a smaller difference is none, to somebody who chooses a network."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is claimed, of which rows, and the effects that are averaged."""
+
+    name: str
+    sentence: str
+    study: str
+    """The ablation of the profile whose grid it is of; empty: the profile's own grid."""
+    estimand: str
+    effects: Callable[[pd.DataFrame, pd.DataFrame], dict[str, pd.DataFrame]]
+    """From the grid's rows, and those of evaluations, to {part: seed, task, effect in points}; for
+    a correlation: {part: task, x, y}."""
+
+
+def interval(effects: pd.DataFrame, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean and interval of effects (columns seed, task, effect) over seeds and tasks, both random.
+
+    Several effects of a seed and task are averaged first. With one task it is Student's over seeds,
+    and of that task. Else the variance of the mean is that of the seeds' means plus that of the
+    tasks' means, with the degrees of freedom of the fewer. low and high are nan where one seed is
+    all there is. Raises ValueError where a seed lacks a task.
+    """
+    table = effects.pivot_table("effect", "seed", "task", aggfunc="mean").to_numpy()
+    if not np.isfinite(table).all():
+        raise ValueError("effects: a seed lacks a task that another has")
+    seeds, tasks = table.shape
+    mean = float(table.mean())
+    if seeds == 1 or tasks == 1:
+        return stats.mean_interval(table.mean(1), level)
+    # Single effects vary both means and are counted twice, and the degrees of freedom are those of
+    # the scarcer: an interval that is rather too wide than too narrow.
+    error = math.sqrt(table.mean(1).var(ddof=1) / seeds + table.mean(0).var(ddof=1) / tasks)
+    half = float(scipy_stats.t.ppf((1 + level) / 2, min(seeds, tasks) - 1)) * error
+    return mean, mean - half, mean + half
+
+
+def verdict(effects: pd.DataFrame, margin: float = MARGIN) -> str:
+    """What the effects decide, as this module's first lines say."""
+    _, inner_low, inner_high = interval(effects, 0.90)
+    if -margin < inner_low and inner_high < margin:
+        return "no difference"
+    _, low, high = interval(effects)
+    return "supported" if low > 0 else "contradicted" if high < 0 else "undecided"
+
+
+def of_these_tasks(effects: pd.DataFrame) -> pd.DataFrame:
+    """The effects as those of one task: their mean over tasks, seed by seed."""
+    means = effects.groupby(["seed", "task"]).effect.mean().groupby("seed").mean()
+    return means.reset_index().assign(task="these")
+
+
+def table(rows: dict[str, pd.DataFrame | None], evaluations: pd.DataFrame) -> pd.DataFrame:
+    """Every claim and part with its verdict: claim, part, sentence, estimand, verdict, mean, low
+    and high (95 %, points; for C7 a rank correlation), these_tasks, these_low and these_high (the
+    same of these very tasks), seeds, tasks.
+
+    rows: the transfers of the profile's grid (key "") and of each ablation by name; None or absent
+    where they are not all there. evaluations: all rows of evaluations that there are.
+    """
+    import pandas as pd
+
+    out = []
+    for claim in CLAIMS:
+        base = {"claim": claim.name, "sentence": claim.sentence, "estimand": claim.estimand}
+        frame = rows.get(claim.study)
+        parts = {} if frame is None else claim.effects(frame, evaluations)
+        for part, effects in parts.items() or {"": None}.items():
+            found = {"part": part, "verdict": "not run"}
+            if effects is not None and len(effects):
+                found |= _correlated(effects) if "x" in effects else _decided(effects)
+            out.append(base | found)
+    order = ["claim", "part", "sentence", "estimand", "verdict", "mean", "low", "high"]
+    order += ["these_tasks", "these_low", "these_high", "seeds", "tasks"]
+    return pd.DataFrame(out).reindex(columns=order)
+
+
+def _decided(effects: pd.DataFrame) -> dict:
+    mean, low, high = interval(effects)
+    these = of_these_tasks(effects)
+    own = dict(zip(("these_low", "these_high"), interval(these)[1:], strict=True))
+    own |= {"seeds": effects.seed.nunique(), "tasks": effects.task.nunique()}
+    own |= {"verdict": verdict(effects), "these_tasks": verdict(these)}
+    return own | {"mean": mean, "low": low, "high": high}
+
+
+def _correlated(pairs: pd.DataFrame) -> dict:
+    from robustlib.metrics.domain_gap import rank_correlation
+
+    rho, low, high, p = rank_correlation(pairs.x, pairs.y)
+    decided = "undecided" if not p < 0.05 else "supported" if rho > 0 else "contradicted"
+    return {"verdict": decided, "mean": rho, "low": low, "high": high, "tasks": len(pairs)}
+
+
+def _points(rows: pd.DataFrame, difference: pd.Series | None = None) -> pd.DataFrame:
+    found = rows.difference if difference is None else difference
+    return rows[["seed", "task"]].assign(effect=100 * found)
+
+
+def _advantage(rows: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
+    return stats.differences(rows.reset_index(drop=True), value)
+
+
+def _between(first: pd.DataFrame, second: pd.DataFrame, on: list[str]) -> pd.DataFrame:
+    """first minus second accuracy, of rows that agree `on` columns, seed and task."""
+    on = ["seed", "task", *on]
+    pairs = first.merge(second[[*on, "accuracy"]], on=on, suffixes=("", "_other"))
+    return _points(pairs, pairs.accuracy - pairs.accuracy_other)
+
+
+def _by_detail(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    full = rows.native_detail >= rows["size"]
+    return {"full tasks": _points(rows[full]), "coarse tasks": _points(rows[~full])}
+
+
+def _tickets(mode: str) -> Callable[..., dict[str, pd.DataFrame]]:
+    def effects(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        own = (rows["mode"] == mode) & (rows.sparsity > 0) & ~rows.recalibrate
+        return _by_detail(_advantage(rows[own]))
+
+    return effects
+
+
+def _patterns(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    pairs = _advantage(rows)
+    names = pairs.pattern.where(~pairs.pattern.str.contains(":"), "n:m")
+    return {name: _points(pairs[names == name]) for name in names.unique()}
+
+
+def _a_imp(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    imp = rows[rows.scheme == "imp"]
+    robust = imp[(imp.objective == "pgd") & (imp.ticket_objective == "pgd")]
+    natural = imp[(imp.objective == "natural") & (imp.ticket_objective == "natural")]
+    on = {"upstream": "", "downstream": None}
+    return {
+        name: _between(
+            *(side[(side.dataset == "") == (own == "")] for side in (robust, natural)), ["sparsity"]
+        )
+        for name, own in on.items()
+    }
+
+
+def _lmp(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return {"": _points(_advantage(rows[rows.scheme == "lmp"]))}
+
+
+def _segmentation(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return {"": _points(_advantage(rows[rows.sparsity > 0], "miou"))}
+
+
+def _gap(rows: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    own = evaluations[(evaluations.suite == "domain_gap") & (evaluations.objective == "natural")]
+    x = own.groupby("against").frechet_infinity.mean()
+    pairs = _advantage(rows[rows.sparsity == 0.9])
+    found = {}
+    for mode, each in pairs.groupby("mode"):
+        y = 100 * each.groupby("task").difference.mean()
+        both = y.index.intersection(x.index)
+        found[mode] = y[both].rename("y").to_frame().assign(x=x[both]).rename_axis("task")
+    return {mode: pairs.reset_index() for mode, pairs in found.items() if len(pairs)}
+
+
+def _kinds(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    pairs = _advantage(rows)
+    kind = pairs.objective.where(pairs.norm != "linf", "linf " + pairs.objective)
+    return {k: _points(pairs[kind == k]) for k in sorted(kind.unique()) if k != "pgd"}
+
+
+def _optimum(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    pairs = _advantage(rows)
+    pairs = pairs[(pairs.objective == "pgd") & (pairs.norm == "l2")]
+    ends = pairs.eps.isin([pairs.eps.min(), pairs.eps.max()])
+    means = [
+        p.groupby(["seed", "task", "mode"]).difference.mean() for p in (pairs[~ends], pairs[ends])
+    ]
+    both = (means[0] - means[1]).rename("difference").reset_index()
+    return {"": _points(both)}
+
+
+def _property(suite: str, column: str, sign: int = 1) -> Callable[..., dict[str, pd.DataFrame]]:
+    def effects(rows: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        own = evaluations[(evaluations.suite == suite) & evaluations.task.isin(rows.task)]
+        if suite == "calibration":
+            own = own[~own.scaled.astype(bool)]
+        cell = ["seed", "task", "sparsity", "evaluation_norm", "evaluation_eps", "against"]
+        sides = [
+            own[own.objective == o].groupby(cell, dropna=False)[column].mean()
+            for o in ("pgd", "natural")
+        ]
+        both = (sign * (sides[0] - sides[1])).dropna().rename("difference").reset_index()
+        lacking = set(rows.seed) - set(both.seed)
+        return {} if lacking or both.empty else {"": _points(both)}
+
+    return effects
+
+
+def _carrier(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    own = rows[rows.control == "none"]
+    by = {"mask": ("mask_objective", "objective"), "weights": ("objective", "mask_objective")}
+    return {
+        part: _between(own[own[what] == "pgd"], own[own[what] == "natural"], ["mode", fixed])
+        for part, (what, fixed) in by.items()
+    }
+
+
+def _detail(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    pairs = _advantage(rows).assign(accuracy=lambda p: p.difference)
+    full, coarse = pairs[pairs.detail.isna()], pairs[pairs.detail == pairs.detail.min()]
+    return {
+        mode: _between(coarse[coarse["mode"] == mode], full[full["mode"] == mode], ["sparsity"])
+        for mode in pairs["mode"].unique()
+    }
+
+
+_MEAN = "robust minus natural accuracy, mean over sparsities above 0, tasks and seeds"
+CLAIMS = (
+    Claim(
+        "C1", "Robust one-shot tickets are better when finetuned.", "", _MEAN, _tickets("finetune")
+    ),
+    Claim(
+        "C2",
+        "Robust one-shot tickets are better as frozen features.",
+        "",
+        _MEAN,
+        _tickets("linear"),
+    ),
+    Claim(
+        "C3", "Robust tickets are better in every sparsity pattern.", "patterns", _MEAN, _patterns
+    ),
+    Claim(
+        "C4",
+        "A-IMP draws better tickets from robust networks than IMP from natural ones.",
+        "schemes",
+        "accuracy of A-IMP on the robust network minus IMP on the natural one",
+        _a_imp,
+    ),
+    Claim("C5", "Robust networks are better to learn a mask on.", "schemes", _MEAN, _lmp),
+    Claim(
+        "C6",
+        "Robust tickets are better for segmentation.",
+        "segmentation",
+        _MEAN.replace("accuracy", "mean IoU"),
+        _segmentation,
+    ),
+    Claim(
+        "C7",
+        "The advantage grows with the domain gap.",
+        "",
+        "rank correlation, over tasks, of Frechet distance and advantage at sparsity 0.9; "
+        "permutation test",
+        _gap,
+    ),
+    Claim(
+        "C8a",
+        "Other robust pretraining helps too.",
+        "pretraining",
+        "this way to pretrain minus natural, mean over modes, tasks and seeds",
+        _kinds,
+    ),
+    Claim(
+        "C8b",
+        "The radius of L2 pretraining has an optimum.",
+        "pretraining",
+        "the advantage at the inner radii minus that at the least and the largest",
+        _optimum,
+    ),
+    Claim(
+        "C9a",
+        "Robust tickets keep robustness after finetuning.",
+        "properties",
+        "robust minus natural accuracy under AutoAttack",
+        _property("adversarial", "autoattack_accuracy"),
+    ),
+    Claim(
+        "C9b",
+        "Robust tickets are better on corrupted images.",
+        "properties",
+        "robust minus natural mean accuracy over corruptions",
+        _property("corruption", "corruption_accuracy"),
+    ),
+    Claim(
+        "C9c",
+        "Robust tickets are better calibrated.",
+        "properties",
+        "natural minus robust expected calibration error",
+        _property("calibration", "ece", -1),
+    ),
+    Claim(
+        "C9d",
+        "Robust tickets tell other images from the task's better.",
+        "properties",
+        "robust minus natural AUROC of the softmax score",
+        _property("ood", "msp_auroc"),
+    ),
+    Claim(
+        "C10",
+        "It is the robust mask, or the robust weights, that makes the difference.",
+        "masks",
+        "robust minus natural mask on the same weights, robust minus natural weights below the "
+        "same mask",
+        _carrier,
+    ),
+    Claim(
+        "C11",
+        "Robust tickets gain where the task's images are coarser than the source's.",
+        "detail",
+        "the advantage with the task's images at the least detail, minus that at full detail",
+        _detail,
+    ),
+)
