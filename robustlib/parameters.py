@@ -17,13 +17,12 @@ from robustlib.specs import integer, number, one_of, shown
 _BAD_LITERAL = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)
 # What text can be read as, the narrowest first: anything is a str.
 _TYPES = (NoneType, bool, int, float, list, tuple, dict, Literal, str, Any)
-_NAMES = {t.__name__: t for t in (bool, int, float, list, tuple, dict, str)}
 _TYPING = ("List", "Tuple", "Dict", "Any", "Optional", "Union", "Literal")
+_NAMES: dict[str, Any] = {t.__name__: t for t in (bool, int, float, list, tuple, dict, str)}
 _NAMES |= {n: getattr(typing, n) for n in _TYPING}
-_ANNOTATION = (ast.Name, ast.Constant, ast.Subscript, ast.Tuple, ast.UnaryOp, ast.USub)
-_ANNOTATION += (ast.BinOp, ast.BitOr, ast.Load)
-_ARITHMETIC = (ast.Constant, ast.UnaryOp, ast.UAdd, ast.USub)
-_ARITHMETIC += (ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div)
+_SIGNED = (ast.Constant, ast.UnaryOp, ast.USub, ast.BinOp)
+_ANNOTATION = (*_SIGNED, ast.Name, ast.Subscript, ast.Tuple, ast.BitOr, ast.Load)
+_ARITHMETIC = (*_SIGNED, ast.UAdd, ast.Add, ast.Sub, ast.Mult, ast.Div)
 
 
 def types(notebook: Path) -> dict[str, Any]:
@@ -145,7 +144,8 @@ def _kind(given: Any) -> Any:
         return type(given) if type(given) in _TYPES else Any
     kinds = {_kind(v) for v in given}
     kinds = {float} if kinds == {int, float} else kinds
-    return list[kinds.pop() if len(kinds) == 1 and NoneType not in kinds else Any]
+    inner: Any = kinds.pop() if len(kinds) == 1 and NoneType not in kinds else Any
+    return list[inner]
 
 
 def _read(name: str, kind: Any, text: str) -> Any:

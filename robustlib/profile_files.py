@@ -79,10 +79,9 @@ def checked(name: str, raw: dict[str, Any]) -> Profile:
     if isinstance(raw["ticket"], dict):
         raw["ticket"] = [raw["ticket"]]
     for table, cls in TABLES.items():
-        expected, kind = (list, f"a list of tables, [[{table}]]")
-        if table == "pretrain":
-            expected, kind = (dict, f"a table, [{table}]")
-        if not isinstance(raw[table], expected):
+        one = table == "pretrain"
+        kind = f"a table, [{table}]" if one else f"a list of tables, [[{table}]]"
+        if not isinstance(raw[table], dict if one else list):
             raise ValueError(f"{table}={shown(raw[table])}: must be {kind}")
         for entry in axis(raw[table]):
             _known_fields(table, entry, cls)

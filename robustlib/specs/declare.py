@@ -25,7 +25,7 @@ def Whole(low: int, high: int = 2**31) -> pydantic.BeforeValidator:
     return pydantic.BeforeValidator(lambda v, info: integer(info.field_name, v, low, high))
 
 
-def Real(low: float, high: float) -> pydantic.BeforeValidator:
+def Between(low: float, high: float) -> pydantic.BeforeValidator:
     """A float in [low, high]; "8/255" is read too."""
     return pydantic.BeforeValidator(lambda v, info: number(info.field_name, v, low, high))
 
@@ -36,8 +36,8 @@ def _share(value: Any, info: Any) -> float:
 
 Count = Annotated[int, Whole(1)]
 Natural = Annotated[int, Whole(0)]
-Radius = Annotated[float, Real(0, 1000)]
-Noise = Annotated[float, Real(0, 10)]
+Radius = Annotated[float, Between(0, 1000)]
+Noise = Annotated[float, Between(0, 10)]
 Share = Annotated[float, pydantic.BeforeValidator(_share)]
 Switch = Annotated[bool, pydantic.BeforeValidator(lambda v, info: flag(info.field_name, v))]
 Shares = Annotated[

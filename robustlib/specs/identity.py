@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any
 
 from robustlib.specs.checks import one_of, shown
@@ -24,7 +24,7 @@ def to_dict(spec: Spec, *, defaults: bool = True) -> dict[str, Any]:
     out = {}
     for f in fields(spec):
         value = getattr(spec, f.name)
-        if is_dataclass(value):
+        if hasattr(value, "__dataclass_fields__"):
             nested = to_dict(value, defaults=defaults)
             if f.name in TAGGED and (
                 nested or f.default is None or not isinstance(value, Transfer)

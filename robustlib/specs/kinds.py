@@ -11,11 +11,11 @@ from typing import Annotated, Literal, get_args
 
 from robustlib.specs.checks import shown
 from robustlib.specs.declare import (
+    Between,
     Count,
     Natural,
     Noise,
     Radius,
-    Real,
     Share,
     Shares,
     Switch,
@@ -95,7 +95,7 @@ class Pretrain:
     """Steps of the attack; one step is fast adversarial training (Wong et al., 2020)."""
     step_size: Radius | None = None
     """Size of a step; None: 1.25 eps for one step, 2.5 eps / steps for more."""
-    beta: Annotated[float, Real(0, 1000)] = 6.0
+    beta: Annotated[float, Between(0, 1000)] = 6.0
     """Weight of the robust term of trades."""
     replays: Count = 4
     """Replays of each batch of free; one epoch then costs as much as `replays` natural ones."""
@@ -103,7 +103,7 @@ class Pretrain:
     """Standard deviation of the Gaussian noise of smoothing, in pixel units."""
     epochs: Natural = 10
     """Passes over the training images."""
-    lr: Annotated[float, Real(0, 100)] = 0.2
+    lr: Annotated[float, Between(0, 100)] = 0.2
     """Peak learning rate of SGD with Nesterov momentum."""
     schedule: Schedule = "onecycle"
     """onecycle, or step: divided by 10 at 1/2 and 3/4 of the epochs."""
@@ -111,7 +111,7 @@ class Pretrain:
     """Images per step."""
     momentum: Share = 0.9
     """Nesterov momentum."""
-    weight_decay: Annotated[float, Real(0, 1)] = 5e-4
+    weight_decay: Annotated[float, Between(0, 1)] = 5e-4
     """L2 penalty."""
     decay_norms: Switch = False
     """Whether the penalty falls on norms and biases too."""
@@ -177,11 +177,11 @@ class Ticket:
     from and that the ticket has; 0: the pretrained ones."""
     epochs: Annotated[Natural, _DRAWN] = 2
     """Passes over the images: of a round of imp, or of lmp."""
-    lr: Annotated[float, Real(0, 100), _DRAWN] = 0.05
+    lr: Annotated[float, Between(0, 100), _DRAWN] = 0.05
     """Peak learning rate of imp and lmp."""
     batch_size: Annotated[int, Whole(2), _DRAWN] = 128
     """Images per step of imp and lmp."""
-    weight_decay: Annotated[float, Real(0, 1), _DRAWN] = 5e-4
+    weight_decay: Annotated[float, Between(0, 1), _DRAWN] = 5e-4
     """L2 penalty of imp and lmp."""
     augment: Annotated[Augment, _DRAWN] = "crop"
     """Augmentation of the images of imp and lmp."""
@@ -234,11 +234,11 @@ class Transfer:
     """Number of training images, class-balanced; None: all."""
     epochs: Natural = 30
     """Passes over the training images (not linear)."""
-    lr: Annotated[float, Real(0, 100)] = 0.05
+    lr: Annotated[float, Between(0, 100)] = 0.05
     """Peak learning rate of SGD with Nesterov momentum (not linear)."""
     batch_size: Annotated[int, Whole(2)] = 64
     """Images per step (not linear)."""
-    weight_decay: Annotated[float, Real(0, 1)] = 5e-4
+    weight_decay: Annotated[float, Between(0, 1)] = 5e-4
     """L2 penalty, not on norms and biases (not linear)."""
     augment: Augment = "crop"
     """Augmentation of the training images (not linear); digits and signs must not be flipped."""
@@ -314,9 +314,7 @@ class Evaluation:
                 "depends on the number of images"
             )
         if self.suite == "certified" and self.draws < 10:
-            raise ValueError(
-                f"draws={self.draws}: 10 at least, or nothing can be certified at alpha = 0.001"
-            )
+            raise ValueError(f"draws={self.draws}: 10 at least, or nothing is certified at 0.001")
         least = LEAST_MEASURED.get(self.suite, 1)
         if self.limit is not None and self.limit < least:
             raise ValueError(f"limit={self.limit}: suite={self.suite!r} needs {least} images")

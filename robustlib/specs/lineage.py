@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
+from typing import Any
 
 from robustlib.specs.kinds import Evaluation, Spec, Ticket, Transfer, n_of_m
 
@@ -45,7 +46,7 @@ def rewound(ticket: Ticket) -> Ticket | None:
         return None
     # One for all masks: how they are drawn does not enter it.
     own = ("pattern", "scope", "score", "min_channels", "rate", "rounds", "epochs")
-    default = {f.name: f.default for f in fields(ticket) if f.name in own}
+    default: dict[str, Any] = {f.name: f.default for f in fields(ticket) if f.name in own}
     return replace(ticket, **default, sparsity=0.0, mask_from=None, control="none")
 
 
