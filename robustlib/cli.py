@@ -66,10 +66,10 @@ def study(
     if dry_run:
         print(profiles.plan(profile))
         return
-    from robustlib.figures.table import table
-
     out = out or Path("runs") / Path(profile).stem
     frame = batch.run_study(profile, out, **vars(where))
+    from robustlib.figures.table import table  # matplotlib: not before it is needed
+
     print(f"\n{table(frame).to_string(index=False)}")
     print("\nMeans over tasks and seeds; [95 % interval over seeds]; differences paired by seed.")
     for what in ("notebooks", "figures", "results.csv"):

@@ -97,7 +97,7 @@ def later(name, cell, scope):
 
 
 COMMON = [
-    ("profile", "quik", "choose one of cpu, paper, quick"),
+    ("profile", "quik", "choose one of cpu, cpu32, paper, quick"),
     ("profile", "nowhere.toml", "there is no such file"),
     ("eps", 0.7, "choose among 0.5"),
     ("eps", "a", "must be float"),
