@@ -1,10 +1,11 @@
-"""Batches: a notebook run once for each point of a grid of its parameters, and the rows of all."""
+"""Everything that runs notebooks: a study, and a notebook over a grid of its parameters."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import tempfile
@@ -12,15 +13,55 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustlib import parameters, sweeps
+from robustlib import parameters, profiles, sweeps
 from robustlib.files import whole
 from robustlib.specs import integer
 
 if TYPE_CHECKING:
     import pandas as pd
 
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NEEDS = {
+    "04_segmentation": "segmentation",
+    "06_properties": "properties",
+    "07_edge_deployment": "patterns",
+}
+"""The ablation that a notebook draws; it is left out of the study of a profile without it."""
 DONE, UNFINISHED = "notebook.ipynb", "unfinished.ipynb"
 POINTS_MAX = 100_000
+
+
+def run_study(
+    name: str, out: Path, workers: int | None = None, *, scheduler: str = "", retries: int = 0
+) -> pd.DataFrame:
+    """Computes a study's grid, then runs every notebook on it; returns the transfers' rows.
+
+    `workers`, `scheduler` and `retries` are those of `sweep`; the notebooks run here. Executed ones
+    go to out/notebooks, figures to out/figures, the rows to out/results.csv.
+    """
+    from tqdm.auto import tqdm
+
+    study = profiles.profile(name)
+    if ":" in study.name:
+        raise ValueError(f"profile={name!r}: a study has all ablations; `robustlib sweep` has one")
+    if not NOTEBOOKS.is_dir():
+        raise ValueError(f"{NOTEBOOKS}: not there; a study runs from a clone of the project")
+    frame = sweeps.sweep(profiles.grid(study), workers, scheduler=scheduler, retries=retries)
+    (out / "notebooks").mkdir(parents=True, exist_ok=True)
+    frame.to_csv(out / "results.csv", index=False)
+    given = {"profile": name, "figures": str((out / "figures").resolve()), "workers": workers or 0}
+    given["seed"] = study.seeds[0]
+    bar = tqdm(sorted(NOTEBOOKS.glob("[0-9]*.ipynb")), unit="notebook", dynamic_ncols=True)
+    here = ["", *profiles.ablations(name)]
+    for notebook in bar:
+        bar.set_description(notebook.stem)
+        if (needed := NEEDS.get(notebook.stem, "")) not in here:
+            bar.write(f"{notebook.stem}: left out, {name} has no [ablation.{needed}]")
+            continue
+        known = parameters.types(notebook)
+        own = {k: v for k, v in given.items() if k in known}
+        execute(notebook, out / "notebooks" / notebook.name, own)
+    return frame
 
 
 def batch(
@@ -57,10 +98,7 @@ def batch(
             raise ValueError(f"{name}: has no value")
         if name in fixed:
             raise ValueError(f"{name}={fixed[name]!r}: is in the grid too")
-    n = 1
-    for values in grid.values():
-        n *= len(values)
-    integer("points of the grid", n, 1, POINTS_MAX)
+    integer("points of the grid", math.prod(map(len, grid.values())), 1, POINTS_MAX)
     points, jobs = {}, []
     for values in itertools.product(*grid.values()):
         own = dict(zip(grid, values, strict=True))
@@ -68,8 +106,8 @@ def batch(
         folder = out.resolve() / "points" / _name(own, given, source)
         points[folder] = own
         if not (folder / DONE).exists():
-            if "figures" in known and "figures" not in given:
-                given["figures"] = str(folder)
+            if "figures" in known:
+                given = {"figures": str(folder)} | given
             name = f"{notebook.name} {' '.join(f'{k}={v}' for k, v in own.items())}".strip()
             args = str(notebook.resolve()), given, str(folder)
             jobs.append(sweeps.Job(str(folder), name, _execute, args))
@@ -80,7 +118,7 @@ def batch(
     return _gathered(points, out)
 
 
-def execute(notebook: Path | str, out: Path | str, parameters: Mapping[str, Any]) -> None:
+def execute(notebook: Path | str, out: Path | str, given: Mapping[str, Any]) -> None:
     """Runs a notebook with papermill; the executed one goes to the file `out`, up to the cell that
     failed where one does. Raises papermill.PapermillExecutionError then.
 
@@ -97,28 +135,28 @@ def execute(notebook: Path | str, out: Path | str, parameters: Mapping[str, Any]
         papermill.execute_notebook(
             notebook,
             out,
-            parameters=parameters,
+            parameters=given,
             progress_bar=False,
             config=Config(KernelManager=ipc),
         )
 
 
-def parse(texts: Sequence[str], split: bool = True) -> dict[str, list[str]]:
+def parse(texts: Sequence[str], several: bool = True) -> dict[str, list[str]]:
     """["sparsity=0.5,0.9", ...] as names and their values, among which a list is in brackets; one
-    value each if not `split`."""
+    value each if not `several`."""
     out: dict[str, list[str]] = {}
     for text in texts:
         name, equals, values = text.partition("=")
         if not equals or not name.isidentifier():
-            raise ValueError(f"{text!r}: must be NAME=VALUE" + ",VALUE..." * split)
+            raise ValueError(f"{text!r}: must be NAME=VALUE" + ",VALUE..." * several)
         if name in out:
             raise ValueError(f"{text!r}: {name} is given twice")
-        out[name] = parameters.split(values) if split else [values]
+        out[name] = parameters.split(values) if several else [values]
     return out
 
 
 def _name(own: dict[str, Any], given: dict[str, Any], source: str) -> str:
-    """A folder's name: readable, and another one once the notebook or a parameter changes."""
+    """A folder's name: readable, and another one where the notebook or a parameter changes."""
     text = ",".join(f"{k}={v}" for k, v in own.items()) or "point"
     digest = hashlib.sha256((source + json.dumps(given, sort_keys=True)).encode()).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9_.,=-]', '-', text)[:100]}-{digest[:10]}"
@@ -147,9 +185,9 @@ def _gathered(points: dict[Path, dict[str, Any]], out: Path) -> dict[str, pd.Dat
     for folder, own in points.items():
         for file in sorted(folder.glob("*.csv")):
             rows = pd.read_csv(file)
-            for name, value in reversed(own.items()):
+            for name, given in reversed(own.items()):
                 if name not in rows:
-                    rows.insert(0, name, [value] * len(rows))  # a list is one value
+                    rows.insert(0, name, [given] * len(rows))  # a list is one value
             tables.setdefault(file.stem, []).append(rows)
     gathered = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
     for name, rows in gathered.items():

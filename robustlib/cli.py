@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import io
 import re
 import sys
 import warnings
-from collections.abc import Callable
-from fractions import Fraction
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-import tyro
+import pydantic
+from cyclopts import App, CycloptsError, Parameter
 
-from robustlib.specs import KINDS, Evaluation, Pretrain, Ticket, Transfer, printable
+import robustlib
+from robustlib.specs import KINDS, Evaluation, Pretrain, Ticket, Transfer, from_dict, printable
 
-_Flat = tyro.conf.arg(name="")
-_Repeated = tyro.conf.UseAppendAction
+app = App(
+    name="robustlib",
+    help="Robust tickets: do subnetworks of robust networks transfer better?",
+    version=robustlib.__version__,
+    # A network of its own has no flags.
+    default_parameter=Parameter(parse=re.compile("^(?!mask_from$|other$)")),
+)
+_FLAT = Parameter(name="*", consume_multiple=True)
 
 
+@dataclass(frozen=True)
+class _Where:
+    """Where many things are computed."""
+
+    workers: int | None = None
+    """Processes, one thread each (default: one a GPU, or else one a core)."""
+    scheduler: str = ""
+    """tcp://HOST:PORT of a running Dask scheduler, or slurm (see dask-jobqueue)."""
+    retries: int = 0
+    """How many times more is tried what failed."""
+
+
+_HERE = _Where()
+data = App(name="data", help="List the datasets, or build one from a folder of images.")
+app.command(data)
+
+
+@app.command
 def study(
+    *,
     profile: str = "quick",
     out: Path | None = None,
-    workers: int | None = None,
-    scheduler: str = "",
-    retries: int = 0,
+    where: Annotated[_Where, _FLAT] = _HERE,
     dry_run: bool = False,
 ) -> None:
     """Run a study: its grid of specs, then every notebook on the results.
@@ -34,31 +58,30 @@ def study(
     Args:
         profile: quick, cpu, paper, or the path of a TOML file of yours.
         out: Folder for executed notebooks, figures and results (default: runs/PROFILE).
-        workers: Processes, one thread each (default: one a GPU, or else one a core).
-        scheduler: tcp://HOST:PORT of a running Dask scheduler, or slurm (see dask-jobqueue).
-        retries: How many times more a spec is tried that failed.
         dry_run: Print the grid with counts and an estimate of cost, and run nothing.
     """
-    from robustlib import study as studies
-    from robustlib import sweeps
+    from robustlib import batch, profiles, sweeps
 
-    sweeps.check(workers, scheduler, retries)
+    sweeps.check(**vars(where))
     if dry_run:
-        print(studies.plan(profile))
+        print(profiles.plan(profile))
         return
     out = out or Path("runs") / Path(profile).stem
-    frame = studies.run_study(profile, out, workers, scheduler=scheduler, retries=retries)
-    print(f"\n{studies.table(frame).to_string(index=False)}")
+    frame = batch.run_study(profile, out, **vars(where))
+    from robustlib.figures.table import table  # matplotlib: not before it is needed
+
+    print(f"\n{table(frame).to_string(index=False)}")
     print("\nMeans over tasks and seeds; [95 % interval over seeds]; differences paired by seed.")
     for what in ("notebooks", "figures", "results.csv"):
         print(f"{what}: {out / what}")
 
 
+@app.command
 def sweep(
-    what: Annotated[str, tyro.conf.Positional],
-    workers: int | None = None,
-    scheduler: str = "",
-    retries: int = 0,
+    what: str,
+    /,
+    *,
+    where: Annotated[_Where, _FLAT] = _HERE,
     csv: Path | None = None,
     dry_run: bool = False,
 ) -> None:
@@ -67,38 +90,35 @@ def sweep(
     Args:
         what: A profile (quick, cpu, paper, or your TOML file), or a JSON file: a list of specs,
             [{"transfer": {"ticket": {...}, "task": "digits"}}, ...].
-        workers: Processes, one thread each (default: one a GPU, or else one a core).
-        scheduler: tcp://HOST:PORT of a running Dask scheduler, or slurm (see dask-jobqueue).
-        retries: How many times more a spec is tried that failed.
         csv: Write the rows here, all columns, instead of printing.
         dry_run: Print how many specs there are, how many are stored, and the script of a Slurm
             job, and run nothing.
     """
-    from robustlib import store, sweeps
-    from robustlib import study as studies
+    from robustlib import profiles, store, sweeps
 
-    sweeps.check(workers, scheduler, retries)
+    sweeps.check(**vars(where))
     _check_csv(csv)
-    wanted = studies.wanted(what)
+    wanted = profiles.wanted(what)
     if dry_run:
         stored = sum(map(store.has, wanted))
         missing = [s for s in sweeps.closure(wanted) if not store.has(s)]
         print(f"{len(wanted)} specs, {stored} stored; {len(missing)} to compute, parents included")
-        if scheduler == "slurm":
+        if where.scheduler == "slurm":
             with sweeps.slurm() as slurm:
                 print(slurm.job_script(), end="")
         return
-    _show(sweeps.sweep(wanted, workers, scheduler=scheduler, retries=retries), csv)
+    _show(sweeps.sweep(wanted, **vars(where)), csv)
 
 
+@app.command
 def batch(
-    notebook: Annotated[Path, tyro.conf.Positional],
-    grid: Annotated[tuple[str, ...], _Repeated, tyro.conf.arg(aliases=["-g"])] = (),
-    parameter: Annotated[tuple[str, ...], _Repeated, tyro.conf.arg(aliases=["-p"])] = (),
+    notebook: Path,
+    /,
+    *,
+    grid: Annotated[tuple[str, ...], Parameter(alias="-g", negative=())] = (),
+    parameter: Annotated[tuple[str, ...], Parameter(alias="-p", negative=())] = (),
     out: Path | None = None,
-    workers: int | None = None,
-    scheduler: str = "",
-    retries: int = 0,
+    where: Annotated[_Where, _FLAT] = _HERE,
 ) -> None:
     """Run a notebook once for every point of a grid of its parameters, and gather the rows.
 
@@ -107,84 +127,84 @@ def batch(
         grid: NAME=VALUE,VALUE,... of a parameter that varies (lists in brackets); may be repeated.
         parameter: NAME=VALUE of one that does not; may be repeated.
         out: Folder for executed notebooks, figures and rows (default: runs/batch/NOTEBOOK).
-        workers: Processes, one thread each (default: one a GPU, or else one a core).
-        scheduler: tcp://HOST:PORT of a running Dask scheduler, or slurm (see dask-jobqueue).
-        retries: How many times more a point is tried that failed.
     """
     from robustlib import batch as batches
 
     out = out or Path("runs") / "batch" / notebook.stem
-    fixed = {name: value for name, (value,) in batches.parse(parameter, split=False).items()}
-    tables = batches.batch(
-        notebook,
-        batches.parse(grid),
-        out,
-        fixed,
-        workers,
-        scheduler=scheduler,
-        retries=retries,
-    )
+    fixed = {name: value for name, (value,) in batches.parse(parameter, several=False).items()}
+    tables = batches.batch(notebook, batches.parse(grid), out, fixed, **vars(where))
     print(f"executed notebooks: {out / 'points'}")
     for name, rows in tables.items():
         print(f"{len(rows)} rows: {out / name}.csv")
 
 
-def pretrain(spec: Annotated[Pretrain, _Flat], recompute: bool = False) -> None:
-    """Train a source network, natural or robust, and store it.
+@dataclass(frozen=True)
+class _Measure(Evaluation):
+    """An evaluation as flags say it: of a transfer."""
 
-    Args:
-        recompute: Replace a stored result.
-    """
-    _run(spec, recompute)
+    of: Transfer = field(default_factory=Transfer)
 
 
-def ticket(
-    spec: Annotated[Ticket, _Flat, tyro.conf.AvoidSubcommands], recompute: bool = False
-) -> None:
-    """Draw a ticket from a source network and store its mask.
+def _add(name: str, cls: type, about: str, called: str = "") -> None:
+    """The command that runs a spec, of which every field is a flag."""
 
-    The field mask_from, a network of its own, has no flag: `robustlib sweep FILE.json` takes it.
+    def command(*, spec: Any = None, recompute: bool = False) -> None:
+        artifact = robustlib.run(spec or KINDS[name](), recompute)
+        for column, value in artifact.row.items():
+            print(f"{column:22} {value}")
+        print(f"{'stored in':22} {artifact.path}")
 
-    Args:
-        recompute: Replace a stored result.
-    """
-    _run(spec, recompute)
-
-
-def transfer(
-    spec: Annotated[Transfer, _Flat, tyro.conf.AvoidSubcommands], recompute: bool = False
-) -> None:
-    """Transfer a ticket to a task and store the result.
-
-    Args:
-        recompute: Replace a stored result.
-    """
-    _run(spec, recompute)
+    read = pydantic.PlainValidator(partial(_read, KINDS[name], cls))
+    command.__annotations__["spec"] = Annotated[cls, _FLAT, read]
+    command.__doc__ = f"{about}\n\nArgs:\n    recompute: Replace a stored result.\n"
+    app.command(command, name=called or name)
 
 
-def evaluate(
-    spec: Annotated[Evaluation, _Flat, tyro.conf.AvoidSubcommands], recompute: bool = False
-) -> None:
-    """Measure a transferred ticket beyond accuracy and store the result.
-
-    Networks before any transfer, and the field other, have no flags: `robustlib sweep FILE.json`
-    takes them.
-
-    Args:
-        recompute: Replace a stored result.
-    """
-    _run(spec, recompute)
+def _read(kind: type, cls: type, values: Any) -> Any:
+    of = values.pop("of", None) if cls is _Measure else None
+    typed = _typed(cls, values)
+    if of is not None:
+        typed["of"] = {"transfer": _typed(Transfer, of)}
+    return from_dict(kind, typed)
 
 
-def _run(spec: Any, recompute: bool) -> None:
-    from robustlib import run
+def _typed(cls: type, values: Any) -> Any:
+    """Text as what the fields of a spec are; the spec refuses what is left as text."""
+    hints = get_type_hints(cls)
 
-    artifact = run(spec, recompute)
-    for name, value in artifact.row.items():
-        print(f"{name:22} {value}")
-    print(f"{'stored in':22} {artifact.path}")
+    def typed(hint: Any, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _typed(hint, value) if hint in KINDS.values() else value
+        if value == "None" and NoneType in get_args(hint):
+            return None
+        for number in (int, float):
+            if isinstance(value, str) and hint in (number, number | None):
+                with suppress(ValueError):
+                    return number(value)
+        return value
+
+    return {name: typed(hints.get(name), value) for name, value in values.items()}
 
 
+_add("pretrain", Pretrain, "Train a source network, natural or robust, and store it.")
+_add(
+    "ticket",
+    Ticket,
+    "Draw a ticket from a source network and store its mask.\n\n"
+    "The field mask_from, a network of its own, has no flag: `robustlib sweep FILE.json` takes it.",
+)
+_add("transfer", Transfer, "Transfer a ticket to a task and store the result.")
+_add(
+    "evaluation",
+    _Measure,
+    "Measure a transferred ticket beyond accuracy and store the result.\n\n"
+    "Networks before any transfer, and the field other, have no flags: `robustlib sweep FILE.json` "
+    "takes them.",
+    called="evaluate",
+)
+
+
+@data.command(name="list")
 def data_list() -> None:
     """List the datasets: where each comes from, whether it is here, sizes and licence."""
     import pandas as pd
@@ -195,12 +215,9 @@ def data_list() -> None:
     print(pd.DataFrame(sources.available()).to_string(index=False))
 
 
+@data.command(name="build")
 def data_build(
-    name: Annotated[str, tyro.conf.Positional],
-    folder: Annotated[Path, tyro.conf.Positional],
-    size: int = 32,
-    test_fraction: float = 0.2,
-    seed: int = 0,
+    name: str, folder: Path, /, *, size: int = 32, test_fraction: float = 0.2, seed: int = 0
 ) -> None:
     """Build a pack in the data root from a folder of class folders.
 
@@ -219,7 +236,9 @@ def data_build(
         print(sources.build_folder(name, folder, size, test_fraction, seed))
 
 
+@app.command
 def results(
+    *,
     kind: Literal["pretrain", "ticket", "transfer", "evaluation"] = "transfer",
     csv: Path | None = None,
     all_columns: bool = False,
@@ -241,6 +260,14 @@ def results(
         _show(frame, csv, all_columns)
 
 
+@app.command
+def bench() -> None:
+    """Measure the machinery: imports, sweeps, two workers, the training loop (2 minutes)."""
+    from robustlib import bench
+
+    bench.main()
+
+
 def _check_csv(csv: Path | None) -> None:
     """Before hours of work, and not after them."""
     if csv and not csv.parent.is_dir():
@@ -257,52 +284,21 @@ def _show(frame: Any, csv: Path | None, all_columns: bool = False) -> None:
         print(frame[varied].to_string(index=False))
 
 
-def bench() -> None:
-    """Measure the machinery: imports, sweeps, two workers, the training loop (2 minutes)."""
-    from robustlib import bench
-
-    bench.main()
-
-
-def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """The command with its arguments bound but not run, so that parsing can end first."""
-
-    @functools.wraps(command)
-    def later(*args: Any, **kwargs: Any) -> Callable[[], None]:
-        return functools.partial(command, *args, **kwargs)
-
-    return later
-
-
-def data(
-    what: Annotated[
-        Annotated[Any, tyro.conf.subcommand("list", constructor=_deferred(data_list))]
-        | Annotated[Any, tyro.conf.subcommand("build", constructor=_deferred(data_build))],
-        _Flat,
-    ],
-) -> None:
-    """List the datasets, or build one from a folder of images."""
-    what()
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line; returns the exit code.
 
     Bad input is a line on stderr and exit code 2; work that failed says why and exits with 1.
     """
-    commands = (study, sweep, batch, pretrain, ticket, transfer, evaluate, data, results, bench)
-    parsing = io.StringIO()
     try:
-        with contextlib.redirect_stderr(parsing):
-            call = tyro.extras.subcommand_cli_from_dict(
-                {command.__name__: _deferred(command) for command in commands},
-                prog="robustlib",
-                description="Robust tickets: do subnetworks of robust networks transfer better?",
-                args=[_fraction(a) for a in (sys.argv[1:] if argv is None else argv)],
-            )
-        call()
-    except SystemExit as e:
-        return _refuse(_one_line(parsing.getvalue())) if e.code else 0
+        given = sys.argv[1:] if argv is None else argv
+        if not given:
+            raise ValueError(f"which command? {', '.join(n for n in app if n[0] != '-')}")
+        call, bound, _ = app.parse_args(given, exit_on_error=False, print_error=False)
+        call(*bound.args, **bound.kwargs)
+    except CycloptsError as e:
+        cause = e.__cause__  # what a spec refused, which pydantic has packed
+        refused = cause.errors()[0]["ctx"] if isinstance(cause, pydantic.ValidationError) else {}
+        return _refuse(str(refused.get("error", e)))
     except (ValueError, OSError) as e:
         return _refuse(str(e))
     except RuntimeError as e:
@@ -323,18 +319,3 @@ def _refuse(message: str) -> int:
     text = text if len(text) <= 2_500 else f"{text[:1_500]} [...] {text[-800:]}"
     print(f"robustlib: {text}", file=sys.stderr)
     return 2
-
-
-def _one_line(box: str) -> str:
-    """What the parser says in a box, without box and title, and the names of its insides."""
-    lines = re.sub(r"[\u2500-\u257f]|^ ?-+ ?$", " ", box, flags=re.M).splitlines()[1:]
-    text = re.sub(r" -{9,} ", " ", " ".join(" ".join(lines).split()))  # a rule between two parts
-    return re.sub(r"^Error parsing __tyro-dummy-inner__\S*: ", "", text)
-
-
-def _fraction(argument: str) -> str:
-    """ "8/255" as the decimal number it is, so that a flag of type float takes it."""
-    if re.fullmatch(r"\d+/[1-9]\d*", argument):
-        with contextlib.suppress(ValueError, OverflowError):  # the parser will name it
-            return repr(float(Fraction(argument)))
-    return argument

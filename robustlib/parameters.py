@@ -6,35 +6,23 @@ from __future__ import annotations
 import ast
 import json
 import re
+import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Dict, List, Literal, Optional, Tuple, Union, get_args, get_origin  # noqa: UP035
+from typing import Any, Literal, Union, get_args, get_origin
 
 from robustlib.specs import integer, number, one_of, shown
 
 _BAD_LITERAL = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)
-
 # What text can be read as, the narrowest first: anything is a str.
 _TYPES = (NoneType, bool, int, float, list, tuple, dict, Literal, str, Any)
-_NAMES = {t.__name__: t for t in (bool, int, float, list, tuple, dict, str)}
-_NAMES |= {"List": List, "Tuple": Tuple, "Dict": Dict, "Any": Any}  # noqa: UP006
-_NAMES |= {"Optional": Optional, "Union": Union, "Literal": Literal}
-_ANNOTATION = (ast.Name, ast.Constant, ast.Subscript, ast.Tuple, ast.UnaryOp, ast.USub)
-_ANNOTATION += (ast.BinOp, ast.BitOr, ast.Load)
-_ARITHMETIC = (ast.Constant, ast.UnaryOp, ast.UAdd, ast.USub)
-_ARITHMETIC += (ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div)
-
-
-def cells(notebook: Path) -> list[dict[str, Any]]:
-    """The cells of a notebook. Raises ValueError for what is none."""
-    if notebook.suffix != ".ipynb" or not notebook.is_file():
-        raise ValueError(f"notebook={str(notebook)!r}: there is no such notebook")
-    try:
-        found = json.loads(notebook.read_text("utf-8"))["cells"]
-        return [dict(c, source=c["source"]) for c in found]
-    except (ValueError, LookupError, TypeError) as e:
-        raise ValueError(f"notebook={str(notebook)!r}: is not a notebook ({e})") from None
+_TYPING = ("List", "Tuple", "Dict", "Any", "Optional", "Union", "Literal")
+_NAMES: dict[str, Any] = {t.__name__: t for t in (bool, int, float, list, tuple, dict, str)}
+_NAMES |= {n: getattr(typing, n) for n in _TYPING}
+_SIGNED = (ast.Constant, ast.UnaryOp, ast.USub, ast.BinOp)
+_ANNOTATION = (*_SIGNED, ast.Name, ast.Subscript, ast.Tuple, ast.BitOr, ast.Load)
+_ARITHMETIC = (*_SIGNED, ast.UAdd, ast.Add, ast.Sub, ast.Mult, ast.Div)
 
 
 def types(notebook: Path) -> dict[str, Any]:
@@ -43,19 +31,23 @@ def types(notebook: Path) -> dict[str, Any]:
 
     Raises ValueError for what is no notebook, or has no such cell.
     """
-    for cell in cells(notebook):
-        if "parameters" in cell.get("metadata", {}).get("tags", []):
-            source = "".join(cell["source"])
-            break
-    else:
-        raise ValueError(f"notebook={str(notebook)!r}: no cell is tagged `parameters`")
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    start = f"notebook={str(notebook)!r}"
+    tagged = [c for c in cells(notebook) if "parameters" in c.get("metadata", {}).get("tags", [])]
+    if not tagged:
+        raise ValueError(f"{start}: no cell is tagged `parameters`")
+    try:  # lines such as %matplotlib inline are no Python yet
+        tree = ast.parse(TransformerManager().transform_cell("".join(tagged[0]["source"])))
+    except SyntaxError as e:
+        raise ValueError(f"{start}: line {e.lineno} of its parameters is not Python") from None
     known: dict[str, Any] = {}
-    for name, annotation, default in _assigned(_parsed(notebook, source)):
+    for name, annotation, default in _assigned(tree):
         kind = _annotated(ast.unparse(annotation)) if annotation else known.get(name)
-        value = _of_default(default) if default else Any
+        found = _of_default(default) if default else Any
         if kind is None:
-            kind = Any if value is NoneType else value
-        elif value is NoneType:
+            kind = Any if found is NoneType else found
+        elif found is NoneType:
             kind = kind | None
         known[name] = kind
     return known
@@ -69,6 +61,17 @@ def value(known: Mapping[str, Any], name: str, given: Any) -> Any:
     return _read(name, kind, given) if isinstance(given, str) else given
 
 
+def cells(notebook: Path) -> list[dict[str, Any]]:
+    """The cells of a notebook. Raises ValueError for what is none."""
+    if notebook.suffix != ".ipynb" or not notebook.is_file():
+        raise ValueError(f"notebook={str(notebook)!r}: there is no such notebook")
+    try:
+        found = json.loads(notebook.read_text("utf-8"))["cells"]
+        return [dict(c, source=c["source"]) for c in found]
+    except (ValueError, LookupError, TypeError) as e:
+        raise ValueError(f"notebook={str(notebook)!r}: is not a notebook ({e})") from None
+
+
 def split(text: str) -> list[str]:
     """Text cut at the commas outside of brackets, without the spaces around."""
     parts, depth = [""], 0
@@ -79,20 +82,6 @@ def split(text: str) -> list[str]:
         else:
             parts[-1] += c
     return [p.strip() for p in (parts if depth == 0 else text.split(","))]
-
-
-def _parsed(notebook: Path, source: str) -> ast.Module:
-    try:
-        return ast.parse(source)
-    except SyntaxError:
-        from IPython.core.inputtransformer2 import TransformerManager
-
-        try:  # lines such as %matplotlib inline
-            return ast.parse(TransformerManager().transform_cell(source))
-        except SyntaxError as e:
-            raise ValueError(
-                f"notebook={str(notebook)!r}: line {e.lineno} of its parameters is not Python"
-            ) from None
 
 
 def _assigned(tree: ast.Module) -> Iterator[tuple[str, ast.expr | None, ast.expr | None]]:
@@ -130,9 +119,8 @@ def _annotated(text: str) -> Any:
 
 
 def _readable(kind: Any) -> bool:
-    if (origin := get_origin(kind) or kind) is Literal:
-        return True
-    return origin in (Union, UnionType, ..., *_TYPES) and all(map(_readable, get_args(kind)))
+    known = (get_origin(kind) or kind) in (Union, UnionType, ..., *_TYPES)
+    return get_origin(kind) is Literal or (known and all(map(_readable, get_args(kind))))
 
 
 def _of_default(node: ast.expr) -> Any:
@@ -156,7 +144,8 @@ def _kind(given: Any) -> Any:
         return type(given) if type(given) in _TYPES else Any
     kinds = {_kind(v) for v in given}
     kinds = {float} if kinds == {int, float} else kinds
-    return list[kinds.pop() if len(kinds) == 1 and NoneType not in kinds else Any]
+    inner: Any = kinds.pop() if len(kinds) == 1 and NoneType not in kinds else Any
+    return list[inner]
 
 
 def _read(name: str, kind: Any, text: str) -> Any:
@@ -168,8 +157,8 @@ def _read(name: str, kind: Any, text: str) -> Any:
                 return _read(name, each, text)
             except ValueError:
                 continue
-        names = " or ".join("None" if p is NoneType else _called(p) for p in parts)
-        raise ValueError(f"{name}={shown(text)}: must be {names}")
+        names = ("None" if p is NoneType else getattr(p, "__name__", str(p)) for p in parts)
+        raise ValueError(f"{name}={shown(text)}: must be {' or '.join(names)}")
     if origin is Literal:
         values = {str(p): p for p in parts}
         return values[one_of(name, text, values)]
@@ -211,7 +200,3 @@ def _contained(name: str, origin: type, parts: tuple, text: str) -> Any:
         v if k is Any and not isinstance(v, str) else _read(name, k, str(v))
         for k, v in zip(kinds, given, strict=True)
     ]
-
-
-def _called(kind: Any) -> str:
-    return str(kind) if get_args(kind) else getattr(kind, "__name__", str(kind))

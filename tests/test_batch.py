@@ -212,7 +212,7 @@ if epochs > 1:
 )
 def test_text_is_read_as_annotation_default_or_papermill_say(given, value, tmp_path):
     known = parameters.types(notebook(tmp_path / "mine.ipynb", KINDS))
-    ((name, (text,)),) = batches.parse([given], split=False).items()
+    ((name, (text,)),) = batches.parse([given], several=False).items()
     found = parameters.value(known, name, text)
     assert (found, type(found)) == (value, type(value))
     assert repr(found) == repr(value)  # the elements' types too
@@ -235,7 +235,7 @@ def test_text_is_read_as_annotation_default_or_papermill_say(given, value, tmp_p
 )
 def test_text_of_another_type_is_refused(given, says, tmp_path):
     known = parameters.types(notebook(tmp_path / "mine.ipynb", KINDS))
-    ((name, (text,)),) = batches.parse([given], split=False).items()
+    ((name, (text,)),) = batches.parse([given], several=False).items()
     with pytest.raises(ValueError, match=says):
         parameters.value(known, name, text)
 

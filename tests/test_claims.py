@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from robustlib import claims, specs, study
+from robustlib import claims, profiles, specs
 from robustlib.specs import Evaluation, Transfer
 
 ABLATIONS = ("patterns", "schemes", "segmentation", "pretraining", "properties", "masks", "detail")
@@ -99,8 +99,8 @@ def robust(spec: Transfer) -> bool:
 @pytest.fixture(scope="module")
 def grids() -> dict[str, list[Transfer]]:
     small = {"seeds": [0, 1, 2]}
-    own = {name: study.grid(f"cpu:{name}", **small) for name in ABLATIONS}
-    main = study.grid("cpu", **small, sparsities=[0, 0.9])
+    own = {name: profiles.grid(f"cpu:{name}", **small) for name in ABLATIONS}
+    main = profiles.grid("cpu", **small, sparsities=[0, 0.9])
     return own | {"": [s for s in main if not s.recalibrate]}
 
 
@@ -170,7 +170,7 @@ def test_other_ways_to_pretrain_and_the_best_radius(grids):
 
 def test_properties_and_their_signs(grids):
     transfers = grids["properties"]
-    asked = [e for own in study.evaluations("cpu:properties", transfers).values() for e in own]
+    asked = [e for own in profiles.evaluations("cpu:properties", transfers).values() for e in own]
     rows = []
     for spec in asked:
         up = robust(spec.of) * 0.05 + 0.001 * spec.of.seed

@@ -1,15 +1,18 @@
 """The command line as a user meets it."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
-from robustlib import study
+import robustlib
+from robustlib import profiles, store
 from robustlib.cli import main
+from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer
 
 COMMANDS = ["study", "sweep", "batch", "pretrain", "ticket", "transfer", "data", "results", "bench"]
-PROFILES = ", ".join(study.profiles())
+PROFILES = ", ".join(profiles.profiles())
 TINY = ["--source", "digits", "--width", "4", "--n-train", "100", "--epochs", "1"]
 
 
@@ -39,21 +42,50 @@ def test_help_lists_the_commands_without_importing_torch():
         "results",
         "bench",
     ):
-        assert f"• {name} " in out
+        assert f"│ {name} " in out
 
 
 @pytest.mark.parametrize(
-    "name", ["study", "sweep", "batch", "pretrain", "ticket", "transfer", "results", "data"]
+    "name",
+    ["study", "sweep", "batch", "pretrain", "ticket", "transfer", "evaluate", "results"]
+    + ["data build"],
 )
 def test_each_command_has_help(name, capsys):
-    assert main([name, "--help"]) == 0
+    assert main([*name.split(), "--help"]) == 0
     assert "--" in capsys.readouterr().out
+
+
+def test_the_fields_of_a_spec_explain_its_flags(capsys):
+    assert main(["transfer", "--help"]) == 0
+    out = " ".join(re.sub("[│]", " ", capsys.readouterr().out).split())
+    assert "Weight of the robust term of trades." in out and "--ticket.pretrain.eps" in out
+    assert main(["--version"]) == 0
+    assert robustlib.__version__ in capsys.readouterr().out
+
+
+def test_flags_are_read_as_what_their_fields_are(monkeypatch, capsys):
+    asked = []
+
+    def run(spec, recompute):
+        asked.append(spec)
+        return store.Artifact(spec, {}, {}, store.path(spec))
+
+    monkeypatch.setattr(robustlib, "run", run, raising=False)
+    ticket = ["--scheme", "imp", "--sparsity", ".5", "--rounds", "0.1", "2/5", "--n-train", "None"]
+    assert main(["ticket", *ticket, "--pretrain.decay-norms", "--pretrain.lr=1/4"]) == 0
+    source = Pretrain(decay_norms=True, lr=0.25)
+    assert asked.pop() == Ticket(source, "imp", sparsity=0.5, rounds=(0.1, 0.4))
+    measure = ["--suite", "ood", "--against", "gtsrb", "--of.ticket.sparsity", "0.5", "--limit=8"]
+    assert main(["evaluate", *measure, "--of.n-train", "None"]) == 0
+    of = Transfer(Ticket(sparsity=0.5), n_train=None)
+    assert asked.pop() == Evaluation(of, "ood", against="gtsrb", limit=8)
+    assert main(["transfer"]) == 0 and asked.pop() == Transfer()
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["pretrain", "--eps", "0.5"], "objective='natural' has no attack"),
+        (["pretrain", "--eps", "0.5"], "objective='natural' does not use it"),
         (["pretrain", "--epochs", "-1"], "epochs=-1"),
         (["pretrain", "--source", "digitz"], "did you mean 'digits'"),
         (["pretrain", "--objective", "pgd", "--eps", "nan"], "eps=nan"),
@@ -61,9 +93,9 @@ def test_each_command_has_help(name, capsys):
         (["transfer", "--task", "mnits", *["--ticket.pretrain.epochs", "-1"]], "epochs=-1"),
         (["study", "--profile", "quik"], f"choose one of {PROFILES}"),
         (["study", "--profile", "quick", "--workers", "0", "--dry-run"], "workers=0"),
-        (["pretrain", "--objective", "pdg"], "'natural'"),
+        (["pretrain", "--objective", "pdg"], "did you mean 'pgd'?): choose one of natural"),
         (["pretrain", "--nope", "1"], "--nope"),
-        (["pretrain", "--lr", "fast"], "--lr"),
+        (["pretrain", "--lr", "fast"], "lr='fast'"),
         (["pretrain", "--width", "5000"], "width=5000: must be a whole number"),
         (["pretrain", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
         (["transfer", "--task", "digits", "--ticket.pretrain.checkpoint", "no.pt"], "no.pt"),

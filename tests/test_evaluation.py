@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from robustlib import models, specs, stats, store, study, sweeps, tickets, training
+from robustlib import models, profiles, specs, stats, store, sweeps, tickets, training
 from robustlib.data import load, load_segmentation
 from robustlib.metrics import domain_gap
 from robustlib.metrics.sample import sample
@@ -238,7 +238,7 @@ def test_a_channel_ticket_segments_as_the_small_network_it_is(trained):
 
 
 def test_a_profile_asks_for_evaluations_by_name():
-    asked = study.evaluations("quick:properties")
+    asked = profiles.evaluations("quick:properties")
     assert {"adversarial", "similarity with dense", "similarity with natural"} <= set(asked)
     for spec in asked["similarity with dense"]:
         assert spec.other.ticket == Ticket(spec.of.ticket.pretrain)
@@ -247,4 +247,4 @@ def test_a_profile_asks_for_evaluations_by_name():
         own, natural = spec.of.ticket.pretrain, spec.other.ticket.pretrain
         assert (own.objective, natural.objective) == ("pgd", "natural")
         assert own.seed == natural.seed and spec.of.ticket.sparsity == spec.other.ticket.sparsity
-    assert study.evaluations("quick:patterns") == {}
+    assert profiles.evaluations("quick:patterns") == {}

@@ -23,7 +23,7 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -33,7 +33,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import robustlib
-from robustlib import batch, bench, checkpoints, cli, models, specs, store, study, sweeps
+from robustlib import (
+    batch,
+    bench,
+    checkpoints,
+    cli,
+    models,
+    profile_files,
+    profiles,
+    specs,
+    store,
+    sweeps,
+)
 from robustlib.data import load, packs, sources
 from robustlib.specs import Pretrain, Ticket, Transfer, columns, from_dict, key, to_dict
 
@@ -127,16 +138,16 @@ values = plain | odd_objects
 
 def fitting(name: str) -> st.SearchStrategy:
     """Values that a field takes, so that an odd one in another field is met, and combinations."""
-    declared = next(f.type for cls in SPECS for f in fields(cls) if f.name == name)
-    if declared in specs._CHOICES:
-        return st.sampled_from(specs._CHOICES[declared])
-    if declared.startswith("float"):
+    declared = next(get_type_hints(c)[name] for c in SPECS if name in get_type_hints(c))
+    if get_origin(declared) is Literal:
+        return st.sampled_from(get_args(declared))
+    if declared in (float, float | None):
         return st.sampled_from([0, 0.5, "1/4", 0.0, 1])
-    if declared.startswith("int"):
+    if declared in (int, int | None):
         return st.sampled_from([0, 1, 8, 2.0])
-    if declared == "bool":
+    if declared is bool:
         return st.booleans()
-    if declared.startswith("tuple"):
+    if get_origin(declared) is tuple:
         return st.sampled_from([(), [0.5], ["1/4", 0.5]])
     if name == "mask_from":
         return st.sampled_from([None, Pretrain(), Pretrain(seed=1)])
@@ -621,7 +632,16 @@ toml_values = st.one_of(
 )
 toml_keys = st.one_of(
     st.sampled_from([f.name for cls in SPECS for f in fields(cls)]),
-    st.sampled_from([*sorted(study.TABLES), '"a\\nb"', "''", "pretrain.width", "é", LONG]),
+    st.sampled_from(
+        [
+            *sorted({"about", "seeds", *profile_files.TABLES}),
+            '"a\\nb"',
+            "''",
+            "pretrain.width",
+            "é",
+            LONG,
+        ]
+    ),
 )
 toml_lines = st.one_of(
     st.tuples(toml_keys, toml_values).map(" = ".join),
@@ -630,13 +650,13 @@ toml_lines = st.one_of(
 )
 
 
-def read_profile(content: bytes) -> study.Profile | None:
+def read_profile(content: bytes) -> profiles.Profile | None:
     with room() as here:
         path = here / "files" / "mine.toml"
         path.write_bytes(content)
-        profile = attempt(lambda: study.profile(str(path)), here, "mine.toml")
+        profile = attempt(lambda: profiles.profile(str(path)), here, "mine.toml")
     if profile is not None:
-        assert study.grid(profile)
+        assert profiles.grid(profile)
         assert isinstance(profile.about, str)
     return profile
 
@@ -703,7 +723,7 @@ def test_a_bad_profile_says_what_is_bad(old, new, says):
         path = here / "files" / "mine.toml"
         path.write_text(text.replace(old, new))
         with pytest.raises(ValueError, match=f"mine.toml: .*{says}") as error:
-            study.profile(str(path))
+            profiles.profile(str(path))
     one_line(str(error.value))
 
 
@@ -714,7 +734,7 @@ def test_a_bad_profile_says_what_is_bad(old, new, says):
 @example("\0.toml")
 def test_a_profile_of_no_such_name(name):
     with room() as here:
-        assert attempt(lambda: study.profile(name), here, "profile=") is None
+        assert attempt(lambda: profiles.profile(name), here, "profile=") is None
 
 
 # --- the command line
@@ -733,8 +753,7 @@ def said(argv: list[str]) -> tuple[int, str]:
     out, err = io.StringIO(), io.StringIO()
     with room() as here, pytest.MonkeyPatch.context() as patch:
         patch.setattr(robustlib, "run", no_run, raising=False)
-        patch.setattr(study, "_speed", lambda: 1.0)
-        patch.setattr(study, "run_study", no_work)
+        patch.setattr(batch, "run_study", no_work)
         patch.setattr(sweeps, "sweep", no_work)
         patch.setattr(batch.sweeps, "compute", no_work)
         patch.setattr(bench, "main", no_work)

@@ -14,8 +14,10 @@ import papermill
 import pytest
 
 from robustlib import figures, models, specs, tickets
+from robustlib.batch import NOTEBOOKS
+from robustlib.profile_files import PROFILES
+from robustlib.profiles import grid
 from robustlib.specs import Pretrain, Ticket
-from robustlib.study import NOTEBOOKS, PROFILES, grid
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 CHECKED = {
@@ -95,7 +97,7 @@ def later(name, cell, scope):
 
 
 COMMON = [
-    ("profile", "quik", "choose one of cpu, paper, quick"),
+    ("profile", "quik", "choose one of cpu, cpu32, paper, quick"),
     ("profile", "nowhere.toml", "there is no such file"),
     ("eps", 0.7, "choose among 0.5"),
     ("eps", "a", "must be float"),

@@ -164,7 +164,7 @@ def test_the_command_computes_a_list_of_specs_here_and_exits_by_what_failed(tmp_
         ("[", "cannot be read as JSON"),
         ("{}", "must be a list of specs"),
         ("[]", "must be a list of specs"),
-        ("[1]", "spec 0: must be a table of one of"),
+        ("[1]", "spec 0: kind=1: must be a table of one of"),
         ('[{"transfr": {}}]', "did you mean 'transfer'"),
         ('[{"ticket": {}}, {"transfer": {"epochs": -1}}]', "spec 1: epochs=-1"),
     ],

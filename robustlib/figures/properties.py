@@ -52,8 +52,8 @@ Frames: TypeAlias = Mapping[str, pd.DataFrame] | pd.DataFrame
 def properties(frames: Frames) -> Figure:
     """Each property of natural and robust tickets against sparsity, a panel each.
 
-    frames: rows of evaluations by the name of what was asked (`study.evaluations`), of one task, or
-    their `property_rows`. Lines join means over seeds, small dots are the seeds, bars 95 %
+    frames: rows of evaluations by the name of what was asked (`profiles.evaluations`), of one task,
+    or their `property_rows`. Lines join means over seeds, small dots are the seeds, bars 95 %
     intervals of the mean.
     """
     rows = labelled(_long(frames))

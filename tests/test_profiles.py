@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 from test_stats import rows
 
-from robustlib import specs, stats, study
+from robustlib import profiles, specs, stats
+from robustlib.figures.table import table
 from robustlib.specs import columns
 
 GOOD = """
@@ -39,9 +40,9 @@ def good(tmp_path):
     return str(path)
 
 
-@pytest.mark.parametrize("name", study.profiles())
+@pytest.mark.parametrize("name", profiles.profiles())
 def test_every_profile_parses_and_pairs(name):
-    transfers = study.grid(name)
+    transfers = profiles.grid(name)
     assert len({specs.key(t) for t in transfers}) == len(transfers) > 0
     frame = pd.DataFrame([specs.columns(t) for t in transfers])
     from robustlib.stats import advantage
@@ -52,7 +53,7 @@ def test_every_profile_parses_and_pairs(name):
 
 
 def test_grid_is_the_product_and_one_seed_drives_the_chain(good):
-    transfers = study.grid(good)
+    transfers = profiles.grid(good)
     # 2 seeds, 3 ways to pretrain, 2 sparsities, (1 finetune + 2 tasks * 2 recalibrations).
     assert len(transfers) == 2 * 3 * 2 * (1 + 4)
     assert all(t.seed == t.ticket.pretrain.seed for t in transfers)
@@ -63,7 +64,7 @@ def test_grid_is_the_product_and_one_seed_drives_the_chain(good):
 def test_one_ticket_table_is_a_list_of_one(good, tmp_path):
     several = tmp_path / "several.toml"
     several.write_text(GOOD.replace("[ticket]", "[[ticket]]"))
-    assert study.grid(str(several)) == study.grid(good)
+    assert profiles.grid(str(several)) == profiles.grid(good)
     several.write_text(
         GOOD.replace(
             "sparsity = [0.0, 0.9]",
@@ -71,7 +72,9 @@ def test_one_ticket_table_is_a_list_of_one(good, tmp_path):
             'dataset = "task"\n[[ticket]]\ncontrol = "shuffle"\npattern = "row"\nsparsity = 0.5',
         ).replace("[ticket]", "[[ticket]]", 1)
     )
-    drawn = {t.ticket for t in study.grid(str(several))} - {t.ticket for t in study.grid(good)}
+    drawn = {t.ticket for t in profiles.grid(str(several))} - {
+        t.ticket for t in profiles.grid(good)
+    }
     assert {t.scheme for t in drawn} == {"imp", "lmp", "omp"}
     for ticket in drawn:
         # One seed drives the chain: each draws with that of its network.
@@ -88,7 +91,7 @@ def test_a_ticket_of_the_task_takes_its_name_its_images_and_its_seed(tmp_path):
         .replace("[0.0, 0.9]", "0.5")
         .replace('n_train = "all"', 'n_train = ["all", 50]')
     )
-    transfers = study.grid(str(path))
+    transfers = profiles.grid(str(path))
     assert {(t.task, t.n_train) for t in transfers} == {
         *(("digits", 1000), ("digits", None), ("digits", 50), ("glyphs", None), ("glyphs", 50)),
     }
@@ -98,14 +101,14 @@ def test_a_ticket_of_the_task_takes_its_name_its_images_and_its_seed(tmp_path):
 
 
 def test_arguments_narrow_and_replace(good):
-    few = study.grid(
+    few = profiles.grid(
         good, seeds="1", eps="0.1", tasks="glyphs", modes="linear", sparsities="0.5", n_train=20
     )
     assert len(few) == 2 * 2
     assert {(t.seed, t.task, t.mode, t.ticket.sparsity, t.n_train) for t in few} == {
         (1, "glyphs", "linear", 0.5, 20)
     }
-    assert study.grid(good, seeds=[1], modes=["linear"], eps=[0.1]) == study.grid(
+    assert profiles.grid(good, seeds=[1], modes=["linear"], eps=[0.1]) == profiles.grid(
         good, seeds="1", modes=" linear ", eps="0.1"
     )
 
@@ -125,16 +128,16 @@ def test_arguments_narrow_and_replace(good):
 )
 def test_bad_arguments_list_the_good_ones(good, argument, value, says):
     with pytest.raises(ValueError, match=says):
-        study.grid(good, **{argument: value})
+        profiles.grid(good, **{argument: value})
 
 
 def test_segmentation_takes_sets_with_masks_alone():
-    few = study.grid("quick:segmentation", tasks="glyphs_seg", n_train=20)
+    few = profiles.grid("quick:segmentation", tasks="glyphs_seg", n_train=20)
     assert {(t.task, t.mode, t.n_train) for t in few} == {("glyphs_seg", "segment", 20)}
     with pytest.raises(ValueError, match="'digits' labels each image, .* mode='segment'"):
-        study.grid("quick:segmentation", tasks="digits")
+        profiles.grid("quick:segmentation", tasks="digits")
     with pytest.raises(ValueError, match="n_train=100000: glyphs_seg has 540"):
-        study.grid("quick:segmentation", n_train=100_000)
+        profiles.grid("quick:segmentation", n_train=100_000)
 
 
 @pytest.mark.parametrize(
@@ -159,22 +162,22 @@ def test_bad_profiles_are_refused_with_file_and_reason(tmp_path, old, new, says)
     assert old in GOOD
     path.write_text(GOOD.replace(old, new))
     with pytest.raises(ValueError, match=says) as error:
-        study.profile(str(path))
+        profiles.profile(str(path))
     assert "mine.toml" in str(error.value)
 
 
 def test_unknown_profile_lists_the_known():
-    with pytest.raises(ValueError, match=f"choose one of {', '.join(study.profiles())}"):
-        study.profile("quik")
+    with pytest.raises(ValueError, match=f"choose one of {', '.join(profiles.profiles())}"):
+        profiles.profile("quik")
     with pytest.raises(ValueError, match="no such file"):
-        study.profile("nowhere.toml")
+        profiles.profile("nowhere.toml")
 
 
 def test_the_papers_ablations_name_published_checkpoints():
     from robustlib import checkpoints
 
-    for name in study.ablations("paper"):
-        networks = {t.ticket.pretrain for t in study.grid(f"paper:{name}")}
+    for name in profiles.ablations("paper"):
+        networks = {t.ticket.pretrain for t in profiles.grid(f"paper:{name}")}
         assert {p.checkpoint for p in networks} <= set(checkpoints.NAMES)
         for p in networks:  # the radius that it says is the radius of the file
             kind, _, named = p.checkpoint.partition("_l")[2].partition("_eps")
@@ -185,7 +188,7 @@ def test_the_papers_ablations_name_published_checkpoints():
 def test_checkpoint_profiles_repeat_the_transfer_not_the_network():
     from robustlib import checkpoints
 
-    transfers = study.grid("paper")
+    transfers = profiles.grid("paper")
     assert {t.ticket.pretrain.seed for t in transfers} == {0}
     assert {t.seed for t in transfers} == {0, 1, 2}
     names = {t.ticket.pretrain.checkpoint for t in transfers}
@@ -194,7 +197,7 @@ def test_checkpoint_profiles_repeat_the_transfer_not_the_network():
 
 
 def test_plan_counts_what_is_missing(good):
-    text = study.plan(good)
+    text = profiles.plan(good)
     assert "pretrain       6 specs, 0 stored" in text
     assert "transfer      60 specs, 0 stored" in text
     assert "multiply-adds" in text
@@ -202,7 +205,7 @@ def test_plan_counts_what_is_missing(good):
 
 def test_table_agrees_with_the_rows():
     frame = rows(effect=0.05).assign(recalibrate=False)
-    out = study.table(frame)
+    out = table(frame)
     assert list(out.sparsity) == [0.0, 0.9]
     assert "recalibrate" not in out
     assert out["natural %"][0].startswith("70.0 [") and out["robust %"][0].startswith("75.0 [")
@@ -211,29 +214,31 @@ def test_table_agrees_with_the_rows():
 
 def test_table_keeps_recalibrated_apart():
     plain, again = rows(0.05).assign(recalibrate=False), rows(-0.05).assign(recalibrate=True)
-    out = study.table(pd.concat([plain, again]))
+    out = table(pd.concat([plain, again]))
     assert list(out.recalibrate) == [False, False, True, True]
     assert [d[:4] for d in out["difference, points"]] == ["+5.0", "+5.0", "-5.0", "-5.0"]
 
 
 ALL = [
-    p for name in study.profiles() for p in (name, *(f"{name}:{a}" for a in study.ablations(name)))
+    p
+    for name in profiles.profiles()
+    for p in (name, *(f"{name}:{a}" for a in profiles.ablations(name)))
 ]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_profile_and_ablation_pairs_robust_with_natural(name):
-    transfers = study.grid(name)
-    assert study.profile(name).name == name and transfers
+    transfers = profiles.grid(name)
+    assert profiles.profile(name).name == name and transfers
     if not name.endswith(":masks"):  # those cross masks and weights
         assert len(
             stats.differences(pd.DataFrame([columns(t) | {"accuracy": 0.5} for t in transfers]))
         )
-    study.evaluations(name)
+    profiles.evaluations(name)
 
 
 def test_what_is_asked_is_called_by_suite_and_by_the_values_that_tell_it_apart():
-    asked = study.evaluations("quick:properties")
+    asked = profiles.evaluations("quick:properties")
     assert {"calibration not scaled", "calibration scaled", "similarity with dense"} <= set(asked)
     assert {spec.scaled for spec in asked["calibration scaled"]} == {True}
     assert {spec.scaled for spec in asked["calibration not scaled"]} == {False}
@@ -242,21 +247,21 @@ def test_what_is_asked_is_called_by_suite_and_by_the_values_that_tell_it_apart()
 def test_an_ablation_replaces_tables_and_keeps_the_others(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(GOOD + "\n[ablation.few]\nseeds = [1]\nticket = [{ sparsity = 0.5 }]\n")
-    few = study.grid(f"{path}:few")
+    few = profiles.grid(f"{path}:few")
     assert {(t.seed, t.ticket.sparsity) for t in few} == {(1, 0.5)}
-    assert {t.task for t in few} == {t.task for t in study.grid(str(path))}
-    assert study.ablations(str(path)) == ["few"] == study.ablations(str(path), "few")
+    assert {t.task for t in few} == {t.task for t in profiles.grid(str(path))}
+    assert profiles.ablations(str(path)) == ["few"] == profiles.ablations(str(path), "few")
     with pytest.raises(ValueError, match="ablation='fwe' .did you mean 'few'.*mine.toml|mine.toml"):
-        study.grid(f"{path}:fwe")
+        profiles.grid(f"{path}:fwe")
     with pytest.raises(ValueError, match="ablations=fwe: choose among few"):
-        study.ablations(str(path), "fwe")
+        profiles.ablations(str(path), "fwe")
     path.write_text(GOOD + "\n[ablation]\nfew = 3\n")
     with pytest.raises(ValueError, match="must be tables, .ablation.NAME."):
-        study.profile(str(path))
+        profiles.profile(str(path))
 
 
 def test_masks_of_one_network_go_on_the_weights_of_another():
-    transfers = study.grid("quick:masks", seeds="0")
+    transfers = profiles.grid("quick:masks", seeds="0")
     combined = {
         (t.ticket.pretrain.objective, columns(t)["mask_objective"], t.ticket.control)
         for t in transfers
@@ -268,6 +273,7 @@ def test_masks_of_one_network_go_on_the_weights_of_another():
 
 def test_a_pattern_n_of_m_keeps_its_sparsity():
     sparsities = {
-        t.ticket.pattern: t.ticket.sparsity for t in study.grid("quick:patterns", sparsities="0.3")
+        t.ticket.pattern: t.ticket.sparsity
+        for t in profiles.grid("quick:patterns", sparsities="0.3")
     }
     assert sparsities == {"unstructured": 0.3, "channel": 0.3, "2:4": 0.5}

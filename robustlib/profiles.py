@@ -1,66 +1,31 @@
-"""Studies: a profile says which grid of specs, the notebooks tell what it shows."""
+"""Profiles: TOML files that say which grid of specs a study is."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-import os
 import re
 import string
-import time
-import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from robustlib import specs
+from robustlib.profile_files import ABLATION, Profile, axis, checked, read
+from robustlib.profile_files import profiles as profiles
 from robustlib.specs import Evaluation, Pretrain, Spec, Ticket, Transfer, one_of, reason, shown
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-PROFILES = Path(__file__).parent / "profiles"
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-TABLES = {"about", "seeds", "pretrain", "objective", "ticket", "transfer", "evaluation"}
-OPTIONAL = {"about", "evaluation"}
-NEEDS = {
-    "04_segmentation": "segmentation",
-    "06_properties": "properties",
-    "07_edge_deployment": "patterns",
-}
-"""The ablation that a notebook draws; it is left out of the study of a profile without it."""
 OTHERS = ("dense", "natural")
 """What an evaluation may compare a ticket with: the dense network, or the natural ticket."""
-ABLATION = "ablation"
-"""The table of a profile whose own tables are ablations: each replaces some of the profile's."""
-MAX_BYTES = 2**20
-"""Of a profile; a larger file is something else."""
-MAX_GRID = 100_000
-"""Specs of a profile: seconds to write down, and years of computing. More is a slip in an axis."""
+SPEEDS = {"one core": 1e10, "a GPU": 1e13}
+"""Multiply-adds a second that each sustains in training: a guess for the estimate of cost."""
+Some = str | Sequence[Any]
+"""Some values of an axis: a sequence, or comma-separated text."""
 _FORMAT = r"[.0-9]{0,3}[defg]?"
 """How a field may be written into the name of a checkpoint."""
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Which grid a study is: fields of the specs, where a list is an axis of the grid."""
-
-    name: str
-    about: str
-    seeds: tuple[int, ...]
-    pretrain: dict[str, Any]
-    objectives: tuple[dict[str, Any], ...]
-    tickets: tuple[dict[str, Any], ...]
-    transfers: tuple[dict[str, Any], ...]
-    evaluations: tuple[dict[str, Any], ...] = ()
-
-
-def profiles() -> list[str]:
-    """The names of the profiles that come with the library."""
-    return sorted(p.stem for p in PROFILES.glob("*.toml"))
 
 
 def profile(name: str) -> Profile:
@@ -75,114 +40,27 @@ def profile(name: str) -> Profile:
     Raises ValueError that names the file, the key and what is allowed, for any value that no spec
     takes.
     """
-    path, raw, ablation = _raw(name)
+    path, raw, ablation = read(name)
     try:
         own = raw.pop(ABLATION, {})
         if ablation:
             raw |= own[one_of("ablation", ablation, sorted(own))]
-        return _profile(f"{path.stem}:{ablation}" if ablation else path.stem, raw)
+        out = checked(f"{path.stem}:{ablation}" if ablation else path.stem, raw)
+        if not (transfers := grid(out)):
+            raise ValueError("its grid is empty")
+        evaluations(replace(out, seeds=out.seeds[:1]), transfers[:1])
+        return out
     except (ValueError, TypeError, AttributeError) as e:
         raise ValueError(f"{path}: {e}") from None
 
 
-def ablations(name: str, chosen: str | Sequence[str] = "") -> list[str]:
+def ablations(name: str, chosen: Some = "") -> list[str]:
     """The names of a profile's ablations, in its order; or those chosen among them (a sequence, or
     comma-separated text). Raises ValueError that lists them."""
-    return _choose("ablations", chosen, list(_raw(name)[1].get(ABLATION, {})), str)
+    return _choose("ablations", chosen, list(read(name)[1].get(ABLATION, {})), str)
 
 
-def _raw(name: str) -> tuple[Path, dict[str, Any], str]:
-    """The file of a profile, what it holds, and the ablation that the name asks for."""
-    ablation = ""
-    if isinstance(name, str | Path):
-        stem, colon, last = str(name).rpartition(":")
-        if colon and last.isidentifier():
-            name, ablation = stem, last
-    if isinstance(name, str | Path) and str(name).endswith(".toml"):
-        path = Path(name)
-        if not os.path.isfile(path):  # Path's own raises for a name that is too long
-            raise ValueError(f"profile={shown(name)}: there is no such file")
-    else:
-        path = PROFILES / f"{one_of('profile', name, profiles())}.toml"
-    try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise ValueError(f"{size} bytes, a profile has at most {MAX_BYTES}")
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as e:
-        raise ValueError(f"{path}: is not TOML: {reason(e)}") from None
-    own = raw.get(ABLATION, {})
-    if not isinstance(own, dict) or not all(isinstance(v, dict) for v in own.values()):
-        raise ValueError(f"{path}: {ABLATION}={shown(own)}: must be tables, [{ABLATION}.NAME]")
-    return path, raw, ablation
-
-
-def _profile(name: str, raw: dict[str, Any]) -> Profile:
-    for key in raw:
-        one_of("table", key, sorted(TABLES))
-    if missing := sorted(TABLES - OPTIONAL - set(raw)):
-        raise ValueError(f"table {missing[0]!r} is missing")
-    raw = {"evaluation": [], **raw}
-    own = {"pretrain": Pretrain, "objective": Pretrain, "ticket": Ticket, "transfer": Transfer}
-    own["evaluation"] = Evaluation
-    for table, cls in own.items():
-        several = table != "pretrain"
-        if table == "ticket" and isinstance(raw[table], dict):
-            raw[table] = [raw[table]]
-        if not isinstance(raw[table], list if several else dict):
-            kind = f"a list of tables, [[{table}]]" if several else f"a table, [{table}]"
-            raise ValueError(f"{table}={shown(raw[table])}: must be {kind}")
-        for entry in raw[table] if several else [raw[table]]:
-            _known_fields(table, entry, cls)
-    if not isinstance(raw["seeds"], list):
-        raise ValueError(f"seeds={shown(raw['seeds'])}: must be a list of whole numbers")
-    if not isinstance(raw.get("about", ""), str):
-        raise ValueError(f"about={shown(raw['about'])}: must be text")
-    out = Profile(
-        name,
-        raw.get("about", ""),
-        tuple(specs.integer("seeds", s, 0) for s in raw["seeds"]),
-        raw["pretrain"],
-        tuple(raw["objective"]),
-        tuple(raw["ticket"]),
-        tuple(raw["transfer"]),
-        tuple(raw["evaluation"]),
-    )
-    if not out.seeds:
-        raise ValueError("seeds=[]: needs at least one")
-    if (size := _grid_size(out)) > MAX_GRID:
-        raise ValueError(f"its grid has {shown(size)} specs, at most {MAX_GRID} are allowed")
-    if not (transfers := grid(out)):
-        raise ValueError("its grid is empty")
-    if out.evaluations:
-        evaluations(replace(out, seeds=out.seeds[:1]), transfers[:1])
-    return out
-
-
-def _grid_size(profile: Profile) -> int:
-    """How many specs `grid` would make at most, without making them."""
-
-    def size(table: dict[str, Any]) -> int:
-        return math.prod(len(v) if isinstance(v, list) else 1 for v in table.values())
-
-    sources = sum(size({**profile.pretrain, **entry}) for entry in profile.objectives)
-    drawn, ways = (sum(map(size, tables)) for tables in (profile.tickets, profile.transfers))
-    return len(profile.seeds) * sources * drawn * ways
-
-
-def _known_fields(table: str, values: dict[str, Any], cls: type) -> None:
-    if not isinstance(values, dict):
-        raise ValueError(f"{table}={shown(values)}: must be a table of fields")
-    own = {f.name for f in fields(cls)} - set(specs.KINDS) - {"seed"}
-    for name, value in values.items():
-        one_of(f"field of [{table}]", name, sorted(own))
-        if name == "mask_from":
-            for source in _axis(value):
-                _known_fields(name, source, Pretrain)
-
-
-def pretrains(
-    study: str | Profile, *, seeds: str | Sequence[int] = "", eps: str | Sequence[float] = ""
-) -> list[Pretrain]:
+def pretrains(study: str | Profile, *, seeds: Some = "", eps: Some = "") -> list[Pretrain]:
     """The source networks of a study, natural ones first, by seed.
 
     `seeds` and `eps` choose among the profile's (sequences, or comma-separated text; empty: all);
@@ -204,11 +82,7 @@ def pretrains(
 
 
 def family(
-    study: str | Profile,
-    *,
-    seed: int | None = None,
-    eps: str | Sequence[float] = "",
-    arch: str = "",
+    study: str | Profile, *, seed: int | None = None, eps: Some = "", arch: str = ""
 ) -> list[Pretrain]:
     """A natural network of a study and the robust ones that differ from it in nothing but how they
     were pretrained.
@@ -255,11 +129,11 @@ def _filled(checkpoint: str, values: dict[str, Any]) -> str:
 def grid(
     study: str | Profile,
     *,
-    seeds: str | Sequence[int] = "",
-    eps: str | Sequence[float] = "",
-    tasks: str | Sequence[str] = "",
-    modes: str | Sequence[str] = "",
-    sparsities: str | Sequence[float] = "",
+    seeds: Some = "",
+    eps: Some = "",
+    tasks: Some = "",
+    modes: Some = "",
+    sparsities: Some = "",
     n_train: int = 0,
 ) -> list[Transfer]:
     """The transfers of a study, robust and natural paired by seed: one seed drives the chain.
@@ -271,7 +145,9 @@ def grid(
     study = study if isinstance(study, Profile) else profile(study)
     given: dict[str, Any] = {}
     if values := items("tasks", tasks, str):
-        known = _datasets()
+        from robustlib.data import sources
+
+        known = {row.name: row.masks for row in sources.available()}
         given["task"] = [one_of("tasks", t, known) for t in values]
     if specs.integer("n_train", n_train, 0):
         given["n_train"] = n_train
@@ -291,7 +167,10 @@ def grid(
             word = "labels each image" if mode == "segment" else "labels each pixel"
             raise ValueError(f"tasks: {task!r} {word}, which is not for mode={mode!r}")
         if n_train and mode in kept:
-            _load(task, mode, n_train)  # refuses more images than there are
+            from robustlib.data import load, load_segmentation
+
+            # refuses more images than there are
+            (load_segmentation if mode == "segment" else load)(task, n_train=n_train)
     chosen = _choose("seeds", seeds, study.seeds, int)
     out: dict[str, Transfer] = {}
     for pretrain, drawn, way in itertools.product(
@@ -323,8 +202,8 @@ def evaluations(
             if other is not None:
                 one_of("other", other, OTHERS)
             suite = values.get("suite", Evaluation.suite)
-            told = [_told(k, v) for k, v in values.items() if isinstance(entry[k], list)]
-            name = " ".join([suite, *told, *([f"with {other}"] if other else [])])
+            differing = [_value_name(k, v) for k, v in values.items() if isinstance(entry[k], list)]
+            name = " ".join([suite, *differing, *([f"with {other}"] if other else [])])
             if name in out:
                 raise ValueError(
                     f"evaluation: two are called {name!r}; write the values that differ as a list"
@@ -337,7 +216,7 @@ def evaluations(
     return out
 
 
-def _told(name: str, value: Any) -> str:
+def _value_name(name: str, value: Any) -> str:
     return ("" if value else "not ") + name if isinstance(value, bool) else f"{name} {value}"
 
 
@@ -388,21 +267,14 @@ def wanted(what: str) -> list[Spec]:
     out = []
     for i, row in enumerate(rows):
         try:
-            if not isinstance(row, dict) or len(row) != 1:
-                raise ValueError(f"must be a table of one of {', '.join(specs.KINDS)}")
-            ((kind, fields_),) = row.items()
-            out.append(specs.from_dict(specs.KINDS[one_of("kind", kind, specs.KINDS)], fields_))
+            out.append(specs.from_tagged("kind", row))
         except ValueError as e:
             raise ValueError(f"{what}: spec {i}: {e}") from None
     return out
 
 
-def _axis(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
 def _product(table: dict[str, Any]) -> list[dict[str, Any]]:
-    axes = [_axis(v) for v in table.values()]
+    axes = [axis(v) for v in table.values()]
     # TOML has no null: "all" images is None in a spec.
     return [
         {k: None if v == "all" else v for k, v in zip(table, values, strict=True)}
@@ -433,19 +305,6 @@ def _choose(name: str, value: Any, among: Sequence[Any], to: type) -> list[Any]:
     return chosen
 
 
-def _load(name: str, mode: str, n_train: int) -> None:
-    from robustlib.data import load, load_segmentation
-
-    (load_segmentation if mode == "segment" else load)(name, n_train=n_train)
-
-
-def _datasets() -> dict[str, bool]:
-    """The sets by name, and whether their labels are masks."""
-    from robustlib.data import sources
-
-    return {row.name: row.masks for row in sources.available()}
-
-
 def plan(study: str | Profile) -> str:
     """What a study would run, with counts, what is stored already, and an estimate of cost."""
     from robustlib import store
@@ -462,112 +321,8 @@ def plan(study: str | Profile) -> str:
     for name in ("objective", "eps", "sparsity", "task", "mode", "n_train", "seed"):
         values = dict.fromkeys(specs.columns(t)[name] for t in transfers)
         lines.append(f"  {name:10} {', '.join(map(str, values))}")
-    missing = [s for s in everything if not store.has(s)]
-    total = sum(map(cost, missing))
-    speed = _speed()
-    lines += [
-        "",
-        f"to compute: {total:.3g} multiply-adds",
-        f"  this machine, one core at the {speed:.2g} a second just measured: "
-        f"{total / speed / 3600:.1f} core hours",
-        f"  a GPU that sustained 1e13 a second (an assumption): {total / 1e13 / 3600:.1f} hours",
-    ]
+    total = sum(cost(s) for s in everything if not store.has(s))
+    lines += ["", f"to compute: {total:.3g} multiply-adds; at speeds that are assumptions,"]
+    for name, speed in SPEEDS.items():
+        lines.append(f"  {name} at {speed:.0e} a second: {total / speed / 3600:.1f} hours")
     return "\n".join(lines)
-
-
-def _speed() -> float:
-    """Multiply-adds a second of training a small ResNet on one thread, timed for a second."""
-    import torch
-
-    from robustlib import models
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        model = models.build("resnet10s", 10, width=32, stem_stride=2)
-        x = torch.rand(64, 3, 32, 32)
-        per_step = 3 * 64 * models.multiply_adds(model, 32)
-        model(x).sum().backward()
-        started, steps = time.perf_counter(), 0
-        while time.perf_counter() - started < 1:
-            model(x).sum().backward()
-            steps += 1
-        return steps * per_step / (time.perf_counter() - started)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Natural against robust by mode and sparsity, averaged over tasks, in percent.
-
-    Intervals are Student's 95 % over seeds; the difference is paired by seed.
-    """
-    import pandas as pd
-
-    from robustlib import stats
-
-    by = ["mode", "recalibrate", "sparsity"]
-    cells = [*stats.PRETRAINING, *by]
-    each = stats.summary(frame, cells)
-    natural = each[each.objective == "natural"].set_index(by)
-    own = each.set_index(cells)
-    rows = []
-    for robust in stats.advantage(frame, by).to_dict("records"):
-        place = tuple(robust[c] for c in by)
-        rows.append(
-            dict(zip(by, place, strict=True))
-            | {
-                "robust": f"{robust['objective']} {robust['norm']} {robust['eps']:g}",
-                "natural %": _percent(natural.loc[place]),
-                "robust %": _percent(own.loc[tuple(robust[c] for c in cells)]),
-                "difference, points": _percent(robust, sign="+"),
-                "seeds": robust["seeds"],
-            }
-        )
-    out = pd.DataFrame(rows).sort_values([*by[:2], "robust", "sparsity"], ignore_index=True)
-    return out if out.recalibrate.nunique() > 1 else out.drop(columns="recalibrate")
-
-
-def _percent(cell: Any, sign: str = "") -> str:
-    mean, low, high = (100 * cell[c] for c in ("mean", "low", "high"))
-    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
-
-
-def run_study(
-    name: str, out: Path, workers: int | None = None, *, scheduler: str = "", retries: int = 0
-) -> pd.DataFrame:
-    """Computes a study's grid, then runs every notebook on it; returns the transfers' rows.
-
-    `workers`, `scheduler` and `retries` are those of `sweep`; the notebooks run here. Executed ones
-    go to out/notebooks, figures to out/figures, the rows to out/results.csv.
-    """
-    from tqdm.auto import tqdm
-
-    from robustlib import parameters
-    from robustlib.batch import execute
-    from robustlib.sweeps import sweep
-
-    study = profile(name)
-    if ":" in study.name:
-        raise ValueError(f"profile={name!r}: a study has all ablations; `robustlib sweep` has one")
-    if not NOTEBOOKS.is_dir():
-        raise ValueError(f"{NOTEBOOKS}: not there; a study runs from a clone of the project")
-    frame = sweep(grid(study), workers, scheduler=scheduler, retries=retries)
-    (out / "notebooks").mkdir(parents=True, exist_ok=True)
-    frame.to_csv(out / "results.csv", index=False)
-    given = {"profile": name, "figures": str((out / "figures").resolve()), "workers": workers or 0}
-    given["seed"] = study.seeds[0]
-    bar = tqdm(sorted(NOTEBOOKS.glob("[0-9]*.ipynb")), unit="notebook", dynamic_ncols=True)
-    here = ablations(name)
-    for notebook in bar:
-        bar.set_description(notebook.stem)
-        if notebook.stem in NEEDS and NEEDS[notebook.stem] not in here:
-            bar.write(f"{notebook.stem}: left out, {name} has no [ablation.{NEEDS[notebook.stem]}]")
-            continue
-        known = parameters.types(notebook)
-        execute(
-            notebook,
-            out / "notebooks" / notebook.name,
-            {name: value for name, value in given.items() if name in known},
-        )
-    return frame

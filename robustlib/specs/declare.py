@@ -1,0 +1,117 @@
+"""How a field of a spec says what it may be, and what a bad value is answered with."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import field, is_dataclass
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import pydantic
+
+from robustlib.specs.checks import flag, integer, number, numbers, one_of, shown
+
+
+def Whole(low: int, high: int = 2**31) -> pydantic.BeforeValidator:
+    """An int in [low, high]."""
+    return pydantic.BeforeValidator(lambda v, info: integer(info.field_name, v, low, high))
+
+
+def Between(low: float, high: float) -> pydantic.BeforeValidator:
+    """A float in [low, high]; "8/255" is read too."""
+    return pydantic.BeforeValidator(lambda v, info: number(info.field_name, v, low, high))
+
+
+def _share(value: Any, info: Any) -> float:
+    return number(info.field_name, value, 0, 1, open_high=True)
+
+
+Count = Annotated[int, Whole(1)]
+Natural = Annotated[int, Whole(0)]
+Radius = Annotated[float, Between(0, 1000)]
+Noise = Annotated[float, Between(0, 10)]
+Share = Annotated[float, pydantic.BeforeValidator(_share)]
+Switch = Annotated[bool, pydantic.BeforeValidator(lambda v, info: flag(info.field_name, v))]
+Shares = Annotated[
+    tuple[Share, ...], pydantic.BeforeValidator(lambda v, info: numbers(info.field_name, v))
+]
+
+
+class UsedBy(NamedTuple):
+    """A field that says something only where the field `by` has one of these values, and that must
+    say something there if `needed`."""
+
+    by: str
+    values: tuple[str, ...]
+    needed: bool = False
+
+    def check(self, spec: Any, name: str, default: Any) -> None:
+        value, chosen = getattr(spec, name), getattr(spec, self.by)
+        start = f"{name}={shown(value)}: {self.by}={chosen!r}"
+        if chosen in self.values:
+            if self.needed and value == default:
+                raise ValueError(f"{start} needs it{' above 0' if value == 0 else ''}")
+        elif value != default:
+            *others, last = self.values
+            users = f"{', '.join(others)} and {last} do" if others else f"{last} does"
+            raise ValueError(f"{start} does not use it, must be {default!r}; {users}")
+
+
+def _one_line(cls: type, given: dict[str, Any], error: Any) -> str:
+    """What pydantic found first, as a message that names the field, its value and what is allowed.
+
+    Raises it itself where a choice was misspelt.
+    """
+    if "error" in (context := error.get("ctx", {})):
+        return str(context["error"])
+    hints = get_type_hints(cls)
+    name = error["loc"][0] if error["loc"] else ""
+    if error["type"] == "unexpected_keyword_argument":
+        one_of(f"{cls.__name__} field", name, hints)
+    if name not in given:
+        return f"{cls.__name__}: {error['msg']}"
+    value, hint = given[name], hints[name]
+    if get_origin(hint) is Literal:
+        one_of(name, value, get_args(hint))
+    if hint is str:
+        return f"{name}={shown(value)}: must be text"
+    kinds = [c.__name__ for c in get_args(hint) or (hint,) if c is not type(None)]
+    whole = 1000 if is_dataclass(value) and len(kinds) == 1 else None
+    allowed = " or a ".join(filter(None, (", a ".join(kinds[:-1]), kinds[-1])))
+    return f"{name}={shown(value, whole)}: must be a {allowed}"
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def spec(cls: type) -> Any:
+    """A frozen pydantic dataclass that refuses bad values with a ValueError of one line."""
+    # strict: what is not of a field's type is refused; the validators read what may be read.
+    made: Any = pydantic.dataclasses.dataclass(frozen=True, config={"strict": True})(cls)
+    validated = made.__init__
+
+    @functools.wraps(validated)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            validated(self, *args, **kwargs)
+        except pydantic.ValidationError as e:
+            given = dict(zip(made.__dataclass_fields__, args, strict=False)) | kwargs
+            first = e.errors(include_url=False, include_input=False)[0]
+            raise ValueError(_one_line(made, given, first)) from None
+
+    made.__init__ = init
+    return made
+
+
+def check_uses(spec: Any) -> None:
+    """Raises ValueError where a field is given in vain, or is missing."""
+    for name, declared in spec.__pydantic_fields__.items():
+        for use in declared.metadata:
+            if isinstance(use, UsedBy):
+                use.check(spec, name, declared.default)
