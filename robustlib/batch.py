@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustlib import cluster, parameters
+from robustlib.files import whole
 from robustlib.specs import integer
 from robustlib.sweeps import SweepFailed
 
@@ -153,5 +154,6 @@ def _gathered(points: dict[Path, dict[str, Any]], out: Path) -> dict[str, pd.Dat
             tables.setdefault(file.stem, []).append(rows)
     gathered = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
     for name, rows in gathered.items():
-        rows.to_csv(out / f"{name}.csv", index=False)
+        with whole(out / f"{name}.csv") as file:
+            rows.to_csv(file, index=False, mode="wb")
     return gathered

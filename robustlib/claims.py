@@ -54,7 +54,7 @@ def interval(effects: pd.DataFrame, level: float = 0.95) -> tuple[float, float, 
     tasks' means, with the degrees of freedom of the fewer. low and high are nan where one seed is
     all there is. Raises ValueError where a seed lacks a task.
     """
-    table = effects.pivot_table("effect", "seed", "task", aggfunc="mean").to_numpy()
+    table = effects.groupby(["seed", "task"]).effect.mean().unstack().to_numpy()
     if not np.isfinite(table).all():
         raise ValueError("effects: a seed lacks a task that another has")
     seeds, tasks = table.shape

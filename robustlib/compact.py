@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from robustlib.specs import integer
 from robustlib.tickets import Mask, patterns, prunable
 
-_NORMS = nn.modules.batchnorm._BatchNorm
 TOLERANCE = 1e-4
 """How far outputs may be apart, in units of the largest of them (or of 1, if that is more)."""
 
@@ -68,6 +68,8 @@ def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
     parameters (`tickets.prunable`), and RuntimeError when outputs are not those of the model (an
     activation that does not keep zero at zero, say).
     """
+    import torch_pruning
+
     size, multiple = integer("size", size, 1, 4096), integer("multiple", multiple, 1, 4096)
     if not prunable(model):
         raise ValueError(f"{type(model).__name__}: has no convolution to take channels from")
@@ -79,20 +81,24 @@ def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
         expected = small(images)
     trained = {name: p.requires_grad for name, p in small.named_parameters()}
     small.requires_grad_(True)  # the trace follows gradients
-    graph = _graph(small, images[:1])
+    with torch.enable_grad():
+        graph = torch_pruning.DependencyGraph().build_dependency(small, images[:1])
     feeds = {
         m: [n.module for n in graph.module2node[m].outputs] if m in graph.module2node else []
         for m in small.modules()
         if isinstance(m, _ConvNd)
     }
-    norms = {m: [n for n in fed if isinstance(n, _NORMS)] for m, fed in feeds.items()}
-    dead = {m: _dead(m, norms[m], len(feeds[m]) > len(norms[m])) for m in norms}
+    norms = {m: [n for n in fed if isinstance(n, _BatchNorm)] for m, fed in feeds.items()}
+    dead: dict[nn.Module, Tensor] = {
+        m: _dead(m, own, len(feeds[m]) > len(own)) for m, own in norms.items()
+    }
+    dead |= {m: _silent(m) for m in small.modules() if isinstance(m, _BatchNorm)}
     empty = {m: _empty(m) for m in norms}
     gone: dict[nn.Module, list[int]] = {m: [] for m in norms}
     # All before the first is cut, for a cut shifts the numbers of the channels after it.
     groups = list(_groups(graph))
     for group in groups:
-        rows = [r for r, tied in group.rows.items() if all(_is_dead(dead, *t) for t in tied)]
+        rows = [r for r, tied in group.rows.items() if all(bool(dead[m][i]) for m, i in tied)]
         # At least one has to stay.
         alive = len(group.rows) - len(rows)
         stay = min(len(group.rows), max(1, math.ceil(alive / multiple)) * multiple)
@@ -117,19 +123,21 @@ def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
             removed[key] = len(gone[m])
         if n := int(empty[m][stays].sum()):
             left[key] = n
-        _hold(held, names, m, norms[m], empty[m][stays], dead[m][stays])
+        if not isinstance(m, _ConvTransposeNd):  # no pattern removes its channels
+            held |= _held(names, m, norms[m], empty[m][stays], dead[m][stays])
     mask = Mask(held)
     mask.apply(small)
     with torch.no_grad():
-        _must_agree(small(images), expected)
+        found = small(images)
+    apart = TOLERANCE * max(1.0, float(expected.abs().max()))
+    if found.shape != expected.shape or not torch.allclose(
+        found, expected, rtol=0, atol=apart, equal_nan=True
+    ):
+        raise RuntimeError(
+            "the compact network does not compute what the model does: a channel that is zero "
+            "after its norm is not zero where it is used"
+        )
     return Compacted(small, removed, left, mask)
-
-
-def _graph(model: nn.Module, image: Tensor) -> Any:
-    import torch_pruning
-
-    with torch.enable_grad():
-        return torch_pruning.DependencyGraph().build_dependency(model, image)
 
 
 def _groups(graph: Any) -> Iterator[_Group]:
@@ -145,7 +153,7 @@ def _groups(graph: Any) -> Iterator[_Group]:
                 cut = False
             if not graph.is_out_channel_pruning_fn(handler):
                 feeds = True
-            elif isinstance(m, nn.Conv2d | _NORMS):
+            elif isinstance(m, nn.Conv2d | _BatchNorm):
                 for channel, row in zip(item.idxs, item.root_idxs, strict=True):
                     rows[row].append((m, channel))
             elif isinstance(m, nn.Parameter) or any(True for _ in m.parameters()):
@@ -153,11 +161,11 @@ def _groups(graph: Any) -> Iterator[_Group]:
         yield _Group(root, rows if feeds and cut else {})
 
 
-def _depthwise(conv: nn.Conv2d) -> bool:
+def _depthwise(conv: _ConvNd) -> bool:
     return conv.groups == conv.in_channels == conv.out_channels
 
 
-def _empty(conv: nn.Module) -> Tensor:
+def _empty(conv: _ConvNd) -> Tensor:
     """Which output channels have no weight that is not zero: bool [O]."""
     zero = conv.weight.detach() == 0
     if isinstance(conv, _ConvTransposeNd):  # [I, O / groups, ...]
@@ -165,14 +173,14 @@ def _empty(conv: nn.Module) -> Tensor:
     return zero.flatten(1).all(1)
 
 
-def _silent(norm: nn.Module) -> Tensor:
+def _silent(norm: _BatchNorm) -> Tensor:
     """Which channels of a norm give zero whatever comes in: bool [C]."""
     if norm.weight is None:
         return torch.zeros(norm.num_features, dtype=torch.bool)
     return (norm.weight.detach() == 0) & (norm.bias.detach() == 0)
 
 
-def _dead(conv: nn.Module, norms: list[nn.Module], feeds_more: bool) -> Tensor:
+def _dead(conv: _ConvNd, norms: list[_BatchNorm], feeds_more: bool) -> Tensor:
     dead = _empty(conv)
     if conv.bias is not None and (feeds_more or not norms):
         dead = dead & (conv.bias.detach() == 0)
@@ -181,35 +189,19 @@ def _dead(conv: nn.Module, norms: list[nn.Module], feeds_more: bool) -> Tensor:
     return dead
 
 
-def _is_dead(dead: dict[nn.Module, Tensor], m: nn.Module, channel: int) -> bool:
-    return bool(dead[m][channel] if m in dead else _silent(m)[channel])
-
-
-def _hold(
-    held: dict[str, Tensor],
+def _held(
     names: dict[nn.Module, str],
-    conv: nn.Module,
-    norms: list[nn.Module],
+    conv: _ConvNd,
+    norms: list[_BatchNorm],
     empty: Tensor,
     dead: Tensor,
-) -> None:
-    """Adds to `held` what must stay zero of a convolution (already cut) and the norms after it."""
-    if isinstance(conv, _ConvTransposeNd):  # no pattern removes its channels
-        return
+) -> dict[str, Tensor]:
+    """What must stay zero of a convolution, already cut, and of the norms after it."""
+    held = {}
     if empty.any():
         held[f"{names[conv]}.weight"] = patterns.expanded(~empty, conv.weight.shape).clone()
     if dead.any():
-        owners = [(norm, part) for norm in norms for part in ("weight", "bias")]
-        owners += [(conv, "bias")] if conv.bias is not None else []
-        held.update({f"{names[m]}.{part}": ~dead for m, part in owners})
-
-
-def _must_agree(found: Tensor, expected: Tensor) -> None:
-    scale = max(1.0, float(expected.abs().max()))
-    if found.shape != expected.shape or not torch.allclose(
-        found, expected, rtol=0, atol=TOLERANCE * scale, equal_nan=True
-    ):
-        raise RuntimeError(
-            "the compact network does not compute what the model does: a channel that is zero "
-            "after its norm is not zero where it is used"
-        )
+        held |= {f"{names[n]}.{part}": ~dead for n in norms for part in ("weight", "bias")}
+        if conv.bias is not None:
+            held[f"{names[conv]}.bias"] = ~dead
+    return held

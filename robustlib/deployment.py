@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,15 +29,16 @@ CALIBRATION = 200
 
 
 @dataclass(frozen=True)
-class _Deployed:
-    """A network in one form, and its row, to which times are added."""
+class _Form:
+    """A network in one form."""
 
     spec: Transfer
     row: dict[str, Any]
+    """All that is known of it but times."""
     shapes: tuple
     """Of its parameters and buffers, by name."""
     group: tuple
-    """The shapes of its dense network: what has them in common is timed in one run."""
+    """Size and shapes of its dense network: what has them in common is timed in one run."""
     file: Path | None
     """Its ONNX file; None where zeros stay in place, for one such file is enough."""
 
@@ -80,17 +80,20 @@ def measure(
     sizes = list(dict.fromkeys(integer("batch_sizes", b, 1, 2**16) for b in batch_sizes))
     if not sizes:
         raise ValueError(f"batch_sizes={shown(batch_sizes)}: must name at least one")
-    found: list[_Deployed] = []
-    with _folder(folder) as where:
+    found: list[_Form] = []
+    times: list[dict[str, Any]] = []
+    with TemporaryDirectory(prefix="robustlib-") as unnamed:
+        where = Path(unnamed if folder is None else folder)
         for whole in dict.fromkeys(map(dense, wanted)):
-            first = _deployed(whole, None, where)
+            first = _forms(whole, None, where)
             found += first
             for spec in wanted:
                 if dense(spec) == whole and spec != whole:
-                    found += _deployed(spec, first[0], where)
-        for group in dict.fromkeys(d.group for d in found):
-            _time([d for d in found if d.group == group], sizes, rounds, where)
-    return pd.DataFrame([d.row for d in found])
+                    found += _forms(spec, first[0], where)
+        for group in dict.fromkeys(form.group for form in found):
+            times += _times([form for form in found if form.group == group], sizes, rounds, where)
+    rows, on = pd.DataFrame([form.row for form in found]), ["group", "timed_as"]
+    return rows.merge(pd.DataFrame(times), on=on, how="left").drop(columns="group")
 
 
 def training_steps(
@@ -125,11 +128,11 @@ def training_steps(
                 times[i, j] = [_seconds(step) for step in pair]
     finally:
         torch.set_num_threads(threads)
-    rows = []
-    for spec, (masked, small) in zip(wanted, times[1:].transpose(1, 2, 0), strict=True):
-        timed = _timed("training_step", 1000 * small, 1000 * masked)
-        rows.append(specs.columns(spec) | timed)
-    return pd.DataFrame(rows)
+    timed = zip(wanted, 1000 * times[1:].transpose(1, 2, 0), strict=True)
+    return pd.DataFrame(
+        specs.columns(spec) | _timed("training_step", small, masked)
+        for spec, (masked, small) in timed
+    )
 
 
 def channels(frame: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
@@ -137,9 +140,9 @@ def channels(frame: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     of dense (of masked for the training step)."""
     shared = [c for c in steps if c in frame and not c.startswith("training_step")]
     rows = frame[frame.form == "fp32"].merge(steps, on=shared)
-    shown_ = ["task", "seed", "scope", "sparsity", *stats.PRETRAINING, "multiply_adds_ratio"]
+    named = ["task", "seed", "scope", "sparsity", *stats.PRETRAINING, "multiply_adds_ratio"]
     times = [c for c in rows if c.endswith("_ratio") and c.startswith(("latency", "training"))]
-    out = rows[[*shown_, *times]].rename(columns=lambda c: c.removesuffix("_ratio"))
+    out = rows[[*named, *times]].rename(columns=lambda c: c.removesuffix("_ratio"))
     return out.sort_values(["scope", "sparsity", "objective", "eps"], ignore_index=True).round(3)
 
 
@@ -178,88 +181,86 @@ def _is_dense(ticket: Ticket) -> bool:
     return plain and ticket.sparsity == 0
 
 
-@contextmanager
-def _folder(folder: str | Path | None) -> Iterator[Path]:
-    if folder is not None:
-        yield Path(folder)
-        return
-    with TemporaryDirectory(prefix="robustlib-") as made:
-        yield Path(made)
-
-
-def _deployed(spec: Transfer, whole: _Deployed | None, where: Path) -> list[_Deployed]:
+def _forms(spec: Transfer, whole: _Form | None, where: Path) -> list[_Form]:
     """A network in fp32 and, if its shapes are not those of a network with zeros, in int8. `whole`
     is its dense network, None if it is one."""
     model, size = network(spec), spec.ticket.pretrain.size
     shapes = tuple((name, tuple(t.shape)) for name, t in model.state_dict().items())
     small = whole is None or shapes != whole.shapes
-    files = file_sizes(model)
     stored_as = "dense" if small else "bitmap"
-    result = run(spec).row
-    row = specs.columns(spec) | {"form": "fp32", "weight_bits": 32}
-    row |= {"instructions": devices.instructions()}
-    row |= {"accuracy": result["accuracy"], "n": result["n"]}
-    row |= {
+    sizes, result = file_sizes(model), run(spec).row
+    row = specs.columns(spec) | {
+        "form": "fp32",
+        "weight_bits": 32,
+        "instructions": devices.instructions(),
+        "accuracy": result["accuracy"],
+        "n": result["n"],
         "parameters": models.parameters(model),
         "multiply_adds": models.multiply_adds(model, size),
-        **{f"bytes_{name}": n for name, n in files.items()},
+        **{f"bytes_{name}": n for name, n in sizes.items()},
         "stored_as": stored_as,
-        "bytes": files[stored_as],
+        "bytes": sizes[stored_as],
     }
     before = whole.row if whole else row
-    ratios = {f"{c}_ratio": row[c] / before[c] for c in ("parameters", "multiply_adds", "bytes")}
-    row |= ratios
+    row |= {f"{c}_ratio": row[c] / before[c] for c in ("parameters", "multiply_adds", "bytes")}
     group = whole.group if whole else (size, shapes)
     if not small:
-        return [_Deployed(spec, row, shapes, group, None)]
+        return [_Form(spec, row, shapes, group, None)]
     file = export(model, where / f"{specs.key(spec)}.onnx", size)
-    reduced = {c: v for c, v in row.items() if not c.startswith("bytes")}
-    reduced |= _int8(spec, file)
-    whole_file = where / f"{specs.key(dense(spec))}.onnx"
-    reduced["bytes_ratio"] = reduced["bytes"] / whole_file.stat().st_size
+    row_8, file_8 = _int8(spec, file)
+    dense_file = whole.file if whole and whole.file else file
+    row_8["bytes_ratio"] = row_8["bytes"] / dense_file.stat().st_size
+    kept = {c: v for c, v in row.items() if not c.startswith("bytes")}
     return [
-        _Deployed(spec, row, shapes, group, file),
-        _Deployed(spec, reduced, shapes, group, _int8_file(file)),
+        _Form(spec, row, shapes, group, file),
+        _Form(spec, kept | row_8, shapes, group, file_8),
     ]
 
 
-def _time(own: list[_Deployed], sizes: list[int], rounds: int, where: Path) -> None:
-    """Adds to the rows of a group their latencies: each graph is timed once, in turn."""
-    size = own[0].group[0]
-    names: dict[tuple, str] = {}
+def _int8(spec: Transfer, file: Path) -> tuple[dict[str, Any], Path]:
+    """The int8 form of a network's file: its columns, accuracy on the task's test images, and where
+    it is written."""
+    data: Any = load(
+        spec.task, size=spec.ticket.pretrain.size, n_train=spec.n_train, seed=spec.seed
+    )
+    few = balanced(data.train.y.numpy(), min(CALIBRATION, len(data.train)), spec.seed)
+    images: Any = take(data.train, few)
+    made = quantise(file, images, file.with_suffix(".int8.onnx"))
+    n = len(data.test)
+    row = {
+        "form": "int8",
+        "weight_bits": made.weight_bits,
+        "accuracy": int((logits(made.path, data.test).argmax(1) == data.test.y).sum()) / n,
+        "n": n,
+        "stored_as": "onnx",
+        "bytes": made.path.stat().st_size,
+    }
+    return row, made.path
+
+
+def _times(own: list[_Form], sizes: list[int], rounds: int, where: Path) -> list[dict[str, Any]]:
+    """The latencies of a group, each graph timed once, in turn: rows by `group` and `timed_as`,
+    which the rows of the group are given too."""
     files: dict[str, Path] = {}
-    for d in own:
-        form = "" if d.row["form"] == "fp32" else ", int8"
-        if d.file is None:
-            d.row["timed_as"] = "zeros"
-            continue
-        new = f"small {len(names)}" if names else "dense"
-        name = names.setdefault(d.shapes, new) + form
-        d.row["timed_as"] = name
-        files.setdefault(name, d.file)
-    if zeros := [d.spec for d in own if d.file is None]:
+    names: dict[tuple, str] = {}
+    group = specs.key(own[0].spec)
+    for form in own:
+        name = "zeros"
+        if form.file is not None:
+            name = names.setdefault(form.shapes, f"small {len(names)}" if names else "dense")
+            name += "" if form.row["form"] == "fp32" else ", int8"
+            files.setdefault(name, form.file)
+        form.row.update(group=group, timed_as=name)
+    size = own[0].group[0]
+    if zeros := [form.spec for form in own if form.file is None]:
         spec = max(zeros, key=lambda s: s.ticket.sparsity)
         files["zeros"] = export(network(spec), where / f"{specs.key(spec)}.onnx", size)
+    rows: dict[str, dict[str, Any]] = {n: {"group": group, "timed_as": n} for n in files}
     for b in sizes:
         times = latencies(files, size, b, rounds)
-        for d in own:
-            d.row.update(_timed(f"latency_{b}", times[d.row["timed_as"]], times["dense"]))
-
-
-def _int8_file(file: Path) -> Path:
-    return file.with_suffix(".int8.onnx")
-
-
-def _int8(spec: Transfer, file: Path) -> dict[str, Any]:
-    """Writes the int8 form of a network's file; its columns, accuracy on the task's test images."""
-    data = load(spec.task, size=spec.ticket.pretrain.size, n_train=spec.n_train, seed=spec.seed)
-    few = balanced(data.train.y.numpy(), min(CALIBRATION, len(data.train)), spec.seed)
-    made = quantise(file, take(data.train, few), _int8_file(file))
-    right = int((logits(made.path, data.test).argmax(1) == data.test.y).sum())
-    n = len(data.test)
-    stored = {"stored_as": "onnx", "bytes": made.path.stat().st_size}
-    form = {"form": "int8", "weight_bits": made.weight_bits}
-    return form | {"accuracy": right / n, "n": n} | stored
+        for name, row in rows.items():
+            row |= _timed(f"latency_{b}", times[name], times["dense"])
+    return list(rows.values())
 
 
 def _timed(name: str, times: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
@@ -275,10 +276,11 @@ def _masked(spec: Transfer) -> nn.Module:
 
 def _step(model: nn.Module, spec: Transfer, batch_size: int) -> Any:
     """A function that does one training step."""
+    head: Any = model.fc
     generator = torch.Generator().manual_seed(0)
     size = spec.ticket.pretrain.size
     images = torch.rand(batch_size, 3, size, size, generator=generator)
-    labels = torch.randint(0, model.fc.out_features, (batch_size,), generator=generator)
+    labels = torch.randint(0, head.out_features, (batch_size,), generator=generator)
     lies = devices.layout(model, torch.device("cpu"))
     model.cpu().to(memory_format=lies).train()
     # The rate costs no time, and at 0 the weights cannot run off to what does (nan, denormals).

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gzip
 import json
-import os
 import tempfile
 import time
 import warnings
@@ -20,8 +19,9 @@ from torch import Tensor, nn
 
 from robustlib.data import batches
 from robustlib.data.splits import FileSplit, Split
+from robustlib.files import whole
 from robustlib.specs import integer, shown
-from robustlib.tickets import Mask, pack, prunable, unpack
+from robustlib.tickets import Mask, pack, prunable
 
 TOLERANCE = 1e-4
 """How far logits of a file may be from torch's, in units of the largest (or of 1, if more)."""
@@ -56,7 +56,7 @@ def export(model: nn.Module, path: str | Path, size: int) -> Path:
     images = torch.rand(5, 3, size, size, generator=generator)
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, about its own parts
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             plain,
             (images[:2],),
             dynamo=True,
@@ -74,13 +74,8 @@ def export(model: nn.Module, path: str | Path, size: int) -> Path:
         apart = float((found - expected).abs().max())
         if not apart <= TOLERANCE * max(1.0, float(expected.abs().max())):
             raise RuntimeError(f"{path}: logits of {n} images are {apart:.2g} from torch's")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as file:
+        file.write(data)
     return path
 
 
@@ -110,8 +105,7 @@ def quantise(
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(feed, None)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+    with tempfile.TemporaryDirectory(prefix="robustlib-") as folder:
         prepared, made = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
         quant_pre_process(path, prepared)  # folds norms into convolutions
         quantization.quantize_static(
@@ -131,7 +125,8 @@ def quantise(
         onnx.helper.set_model_props(model, {"weight_bits": str(WEIGHT_BITS)})
         onnx.save(model, made)
         after = logits(made, images, batch_size)
-        os.replace(made, out)
+        with whole(out) as file:
+            file.write(made.read_bytes())
     agree = int((before.argmax(1) == after.argmax(1)).sum())
     return Quantised(out, agree, len(before), WEIGHT_BITS)
 
@@ -226,27 +221,14 @@ def bitmap(model: nn.Module) -> bytes:
     return save(state, metadata={"shapes": json.dumps(shapes)})
 
 
-def from_bitmap(data: bytes) -> dict[str, Tensor]:
-    """The state_dict that `bitmap` wrote."""
-    from safetensors.torch import load
-
-    state = load(data)
-    length = int.from_bytes(data[:8], "little")  # of the header, as the format says
-    shapes = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["shapes"])
-    kept = unpack({name: state.pop(name + _BITS) for name in shapes}, shapes)
-    for name, m in kept.items():
-        state[name] = torch.zeros(m.shape).masked_scatter_(m, state.pop(name + _VALUES))
-    return state
-
-
 def _state(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers on the CPU, what is floating in fp32."""
-    state = {name: t.detach().cpu() for name, t in model.state_dict().items()}
+    plain = torch.contiguous_format
     return {
-        name: (t.float() if t.is_floating_point() else t).clone(
-            memory_format=torch.contiguous_format
-        )
-        for name, t in state.items()
+        name: t.cpu()
+        .to(torch.float32 if t.is_floating_point() else t.dtype)
+        .clone(memory_format=plain)
+        for name, t in model.state_dict().items()
     }
 
 
@@ -266,6 +248,9 @@ def _arrays(images: Split | FileSplit | Tensor, batch_size: int) -> Iterator[np.
             raise ValueError(f"images from {got}: must be in [0, 1]")
     if not len(images):
         raise ValueError("images: there are none")
-    parts = images.split(batch_size) if isinstance(images, Tensor) else None
-    for x in parts or (x for x, _ in batches.ordered(images, batch_size)):
+    if isinstance(images, Tensor):
+        parts: Any = images.split(batch_size)
+    else:
+        parts = (x for x, _ in batches.ordered(images, batch_size))
+    for x in parts:
         yield x.detach().cpu().float().contiguous().numpy()

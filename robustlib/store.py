@@ -14,7 +14,6 @@ $ROBUSTLIB_STORE, else runs/store in the clone of the project, else ./runs/store
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import platform
@@ -31,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from robustlib import specs
+from robustlib import files, specs
+from robustlib.files import SUMS
 from robustlib.specs import Spec
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 1
-META, TENSORS, SUMS = "meta.json", "tensors.safetensors", "SHA256SUMS"
+META, TENSORS = "meta.json", "tensors.safetensors"
 ABANDONED_SECONDS = 86400.0
 """What a writer left unfinished and nobody touched for so long is taken for a dead one's."""
 
@@ -127,23 +127,20 @@ def put(
         "extra": extra or {},
         "versions": versions(),
     }
-    files = {META: json.dumps(meta, indent=1).encode()}
+    contents = {META: json.dumps(meta, indent=1).encode()}
     if tensors:
-        files[TENSORS] = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-    files[SUMS] = "".join(
-        f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()
-    ).encode()
+        contents[TENSORS] = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    contents[SUMS] = files.sums(contents)
     where = path(spec)
     with _writing():
-        where.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f"{specs.key(spec)}.staged-", dir=_unfinished()))
+        for folder in (where.parent, _unfinished()):
+            folder.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f"{where.name}.staged-", dir=_unfinished()))
         try:
-            for name, data in files.items():
-                with open(staged / name, "wb") as f:
-                    f.write(data)
-                    f.flush()
-                    os.fsync(f.fileno())
-            os.chmod(staged, 0o755)
+            for name, data in contents.items():
+                with files.whole(staged / name) as file:
+                    file.write(data)
+            staged.chmod(0o755)
             if replace and where.exists():
                 _delete(where)
             try:
@@ -185,34 +182,27 @@ def lock(spec: Spec) -> Iterator[None]:
 
 def checkpoint(spec: Spec) -> Path:
     """Where the unfinished training of a spec is kept."""
-    return root() / "unfinished" / f"{specs.key(spec)}.pt"
+    return _unfinished() / f"{specs.key(spec)}.pt"
+
+
+def _unfinished() -> Path:
+    return root() / "unfinished"
 
 
 def write_checked(file: Path, data: bytes | memoryview) -> None:
-    """Writes a file of the store whole or not at all: what was there stays until then.
+    """Writes a file of the store, whole or not at all, behind a line of SHA256SUMS of its own.
 
-    Its checksum goes before it. Raises PermissionError when the store cannot be written or is full.
+    Raises PermissionError when the store cannot be written or is full; what was there stays.
     """
-    partial = file.with_suffix(".tmp")
-    with _writing():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, "wb") as f:
-                f.write(hashlib.sha256(data).digest())
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(partial, file)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+    with _writing(), files.whole(file) as out:
+        out.write(files.sums({file.name: data}))
+        out.write(data)
 
 
 def read_checked(file: Path) -> bytes:
     """What `write_checked` wrote. Raises Damaged when it is not that."""
-    raw = file.read_bytes()
-    digest, data = raw[:32], raw[32:]
-    if hashlib.sha256(data).digest() != digest:
+    line, _, data = file.read_bytes().partition(b"\n")
+    if line + b"\n" != files.sums({file.name: data}):
         raise Damaged(f"{file} is damaged: its checksum is another")
     return data
 
@@ -222,11 +212,8 @@ def artifacts(cls: type) -> Iterator[Artifact]:
     measure. Raises Damaged."""
     folder = root() / specs.kind(cls)
     for where in sorted(folder.glob("[0-9a-f]*/[0-9a-f]*")):
-        try:
-            artifact = _load(where)
-        except Superseded:
-            continue
-        yield artifact
+        with suppress(Superseded):
+            yield _load(where)
 
 
 def frame(cls: type) -> pd.DataFrame:
@@ -239,9 +226,7 @@ def frame(cls: type) -> pd.DataFrame:
     import pandas as pd
 
     rows = [a.row for a in artifacts(cls)]
-    if not rows:
-        return pd.DataFrame(columns=[*specs.columns(cls()), "key", *versions()])
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else [*specs.columns(cls()), "key", *versions()])
 
 
 def versions() -> dict[str, str]:
@@ -258,8 +243,7 @@ _version = cache(version)  # The description of an installed package takes 10 ms
 
 def _sums(where: Path) -> dict[str, str]:
     try:
-        lines = (where / SUMS).read_text().removesuffix("\n").split("\n")
-        return {name: digest for digest, name in (line.split("  ") for line in lines)}
+        return files.read_sums(where / SUMS)
     except (OSError, ValueError) as e:
         raise _damaged(where / SUMS, str(e)) from None
 
@@ -270,8 +254,7 @@ def _read(where: Path, name: str) -> bytes:
         data = (where / name).read_bytes()
     except OSError as e:
         raise _damaged(where / name, str(e)) from None
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected:
+    if (found := files.sha256(data)) != expected:
         says = f"{SUMS} says {expected[:12]}" if expected else f"{SUMS} does not list it"
         raise _damaged(where / name, f"its checksum is {found[:12]}, {says}")
     return data
@@ -296,14 +279,9 @@ def _load(where: Path) -> Artifact:
     return Artifact(spec, row, meta["extra"], where)
 
 
-def _unfinished() -> Path:
-    folder = root() / "unfinished"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def _delete(where: Path) -> None:
     # Renamed first, so that no reader meets a half-deleted artifact. A full disk allows it.
+    _unfinished().mkdir(parents=True, exist_ok=True)
     doomed = _unfinished() / f"{where.name}.doomed-{os.urandom(4).hex()}"
     os.rename(where, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -315,7 +293,7 @@ def _clear(own: str) -> None:
     now = time.time()
     # Where others' leftovers cannot be deleted, they are in nobody's way.
     with suppress(OSError):
-        for left in (root() / "unfinished").iterdir():
+        for left in _unfinished().iterdir():
             key = left.name.split(".")[0]
             with suppress(OSError):
                 if key != own and now - left.stat().st_mtime < ABANDONED_SECONDS:
@@ -339,7 +317,5 @@ def _writing() -> Iterator[None]:
 
 
 def _damaged(file: Path, reason: str) -> Damaged:
-    return Damaged(
-        f"{file} is damaged: {reason}. "
-        "To compute it again: run(spec, recompute=True), or delete its folder"
-    )
+    cure = "To compute it again: run(spec, recompute=True), or delete its folder"
+    return Damaged(f"{file} is damaged: {reason}. {cure}")

@@ -1,13 +1,27 @@
 """The machinery stays out of the way: each bound is far above what a busy machine takes."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-from robustlib import bench
+import pytest
+
+import robustlib.bench
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "bench.py"
 
 
-def test_what_is_stored_is_swept_at_once_and_dask_takes_milliseconds(monkeypatch):
+@pytest.fixture(scope="module")
+def bench():
+    spec = importlib.util.spec_from_file_location("benchmarks_bench", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_is_stored_is_swept_at_once_and_dask_takes_milliseconds(bench, monkeypatch):
     monkeypatch.setenv("ROBUSTLIB_STORE", "/nowhere")
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     swept, each = bench.stored_sweep(1000)
@@ -16,7 +30,7 @@ def test_what_is_stored_is_swept_at_once_and_dask_takes_milliseconds(monkeypatch
     assert os.environ["ROBUSTLIB_STORE"] == "/nowhere" and "TQDM_DISABLE" not in os.environ
 
 
-def test_the_library_is_imported_and_helps_without_torch():
+def test_the_library_is_imported_and_helps_without_torch(bench):
     took = bench.starts(rounds=3)
     assert took["robustlib"] - took["torch"] < 0.5
     assert 0 < took["help"] < 1
@@ -25,10 +39,23 @@ def test_the_library_is_imported_and_helps_without_torch():
     assert out == "False\n"
 
 
-def test_two_workers_are_timed_on_the_same_trainings(monkeypatch):
+def test_two_workers_are_timed_on_the_same_trainings(bench, monkeypatch):
     asked = []
     monkeypatch.setattr(bench.sweeps, "sweep", lambda specs, n: asked.append((specs, n)))
     one, two = bench.two_workers(3)
     assert one > 0 and two > 0
     assert [n for _, n in asked] == [1, 2] and asked[0][0] == asked[1][0]
     assert [s.seed for s in asked[0][0]] == [0, 1, 2]
+
+
+def test_the_command_runs_the_harness_of_the_clone_and_says_where_there_is_none(
+    monkeypatch, tmp_path, capsys
+):
+    package, harness = tmp_path / "robustlib", tmp_path / "benchmarks"
+    monkeypatch.setattr(robustlib.bench, "__file__", str(package / "bench.py"))
+    with pytest.raises(ValueError, match=r"bench\.py: not there; the harness runs from a clone"):
+        robustlib.bench.main()
+    harness.mkdir()
+    (harness / "bench.py").write_text("def main():\n    print('measured')\n")
+    robustlib.bench.main()
+    assert capsys.readouterr().out == "measured\n"

@@ -8,6 +8,7 @@ import os
 import pickle
 import warnings
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -20,7 +21,7 @@ import torchvision
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from robustlib import checkpoints, models
+from robustlib import checkpoints, models, specs, stages
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -136,7 +137,13 @@ def test_torchvision_weights_in_madrys_layout_give_torchvisions_outputs(tmp_path
 def test_arch_and_width_are_found_from_the_shapes(tmp_path, arch, width):
     torch.save(network(arch, width=width).state_dict(), tmp_path / "a.pt")
     found = checkpoints.describe(checkpoints.load(tmp_path / "a.pt"))
-    assert found == {"arch": arch, "width": width, "n_classes": 7, "stem_stride": 1}
+    assert found == {
+        "arch": arch,
+        "width": width,
+        "n_classes": 7,
+        "stem_stride": 1,
+        "stem": "small",
+    }
 
 
 def test_loaded_tensors_own_their_memory_and_train(tmp_path):
@@ -317,6 +324,7 @@ def test_torchvisions_published_files_read_to_torchvisions_network(tmp_path, arc
         "width": 64,
         "n_classes": 1000,
         "stem_stride": 0,
+        "stem": "imagenet",
     }
     theirs = getattr(torchvision.models, arch)()
     theirs.load_state_dict(state)  # torch fills in the counters
@@ -396,6 +404,7 @@ def test_save_and_load_give_the_same_bits(tmp_path, stride):
             "width": "4",
             "n_classes": "7",
             "stem_stride": str(stride),
+            "stem": "small",
             "from": "a test",
         }
     assert checkpoints.load(path, stem_stride=stride).conv1.stride == (stride, stride)
@@ -411,6 +420,47 @@ def test_stem_stride_is_the_callers_where_the_file_does_not_say(tmp_path):
     assert checkpoints.load(tmp_path / "a.pt", stem_stride=2).conv1.stride == (2, 2)
     with pytest.raises(ValueError, match="stem_stride=0"):
         checkpoints.load(tmp_path / "a.pt", stem_stride=0)
+
+
+@pytest.mark.parametrize(("arch", "width"), [("resnet10s", 4), ("resnet18s", 6), ("resnet18s", 64)])
+def test_imagenets_stem_is_found_from_the_shape_of_the_first_convolution(tmp_path, arch, width):
+    model = network(arch, width=width, stem="imagenet")
+    checkpoints.save(model, tmp_path / "a.safetensors")
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    x = torch.rand(2, 3, 32, 32)
+    for file in ("a.safetensors", "a.pt"):
+        loaded = checkpoints.load(tmp_path / file)
+        assert same(loaded, model) and torch.equal(loaded(x), model(x))
+        assert isinstance(loaded.maxpool, nn.MaxPool2d)
+        found = checkpoints.describe(loaded)
+        # To the last weight the same network, which has a plain name.
+        assert found.pop("arch") == ("resnet18" if width == 64 else arch)
+        assert found == {"width": width, "n_classes": 7, "stem_stride": 2, "stem": "imagenet"}
+    with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as f:
+        assert f.metadata()["stem"] == "imagenet" and f.metadata()["stem_stride"] == "2"
+
+
+def test_a_stem_that_is_not_the_recorded_one_is_refused(tmp_path):
+    model = network(stem="imagenet")
+    about = {"stem": "small", "stem_stride": "2"}
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "a.safetensors", about)
+    with pytest.raises(ValueError, match=r"stem='imagenet': .*a.safetensors says stem='small'"):
+        checkpoints.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+@pytest.mark.parametrize("arch", ["resnet10s", "resnet18s"])
+def test_a_spec_takes_a_checkpoint_of_its_stem_and_no_other(tmp_path, arch, stem):
+    path = tmp_path / "a.safetensors"
+    width = 64 if arch == "resnet18s" else 4
+    torch.manual_seed(0)
+    model = models.build(arch, 10, width, 2, MEAN, STD, stem).eval()
+    checkpoints.save(model, path)
+    spec = specs.Pretrain("digits", arch, width, stem=stem, size=16, checkpoint=str(path))
+    assert same(stages.network(spec), model)
+    other = "small" if stem == "imagenet" else "imagenet"
+    with pytest.raises(ValueError, match=rf"(arch|stem)='({arch}|{other})': checkpoint"):
+        stages.run(replace(spec, stem=other))
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -666,7 +716,8 @@ def no_network(*_args, **_kwargs):
 
 
 def test_names_are_those_of_the_papers():
-    assert len(checkpoints.NAMES) == 2 + 2 * (10 + 5)
+    published = [n for n in checkpoints.NAMES if not n.startswith("zoo/")]
+    assert len(published) == 2 + 2 * (10 + 5)
     for arch in ("resnet18", "resnet50"):
         assert f"torchvision/{arch}" in checkpoints.NAMES
         for eps in ("0", "0.01", "0.03", "0.05", "0.1", "0.25", "0.5", "1", "3", "5"):

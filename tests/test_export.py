@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import os
 import statistics
@@ -16,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
@@ -27,7 +29,6 @@ from robustlib.export import (
     bitmap,
     export,
     file_sizes,
-    from_bitmap,
     latencies,
     logits,
     quantise,
@@ -234,6 +235,16 @@ def test_bad_input_is_refused_by_name(tmp_path, file):
         with pytest.raises(ValueError, match=says):
             latencies(*arguments)
     assert not os.listdir(tmp_path)
+
+
+def from_bitmap(data: bytes) -> dict[str, Tensor]:
+    """The state_dict that a file of `bitmap` holds, read as its docstring says."""
+    state = load_tensors(data)
+    shapes = json.loads(json.loads(data[8 : header(data)])["__metadata__"]["shapes"])
+    kept = tickets.unpack({name: state.pop(f"{name}.bits") for name in shapes}, shapes)
+    for name, m in kept.items():
+        state[name] = torch.zeros(m.shape).masked_scatter_(m, state.pop(f"{name}.values"))
+    return state
 
 
 def header(data: bytes) -> int:

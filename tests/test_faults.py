@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -34,7 +35,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from robustlib import specs, store
+from robustlib import files, specs, store
 from robustlib.specs import Pretrain, Ticket, Transfer
 from robustlib.sweeps import closure
 
@@ -84,20 +85,25 @@ def die() -> None:
 
 
 def dies_at_line(name: str, function: str, n: int, nth_call: int = 1) -> None:
-    """Computes, and dies before the n-th line that the nth call of a function of store.py comes to;
-    ends well if that call has fewer lines."""
-    lines, calls = itertools.count(1), itertools.count(1)
+    """Computes, and dies before the n-th line that the nth call of a function of store.py comes to,
+    those of files.py in it counted; ends well if that call has fewer lines."""
+    lines, calls, within = itertools.count(1), itertools.count(1), []
 
     def trace(frame, event, arg):
         code = frame.f_code
+        if within and code.co_filename == files.__file__:
+            return inside
         if (code.co_filename, code.co_name) != (store.__file__, function):
             return None
-        return inside if next(calls) == nth_call else None
+        if next(calls) == nth_call:
+            within.append(frame)
+            return inside
+        return None
 
     def inside(frame, event, arg):
         if event == "line" and next(lines) == n:
             die()
-        if event == "return":
+        if event == "return" and frame is within[0]:
             os._exit(0)
         return inside
 
@@ -121,10 +127,11 @@ def dies_in_write(name: str, file: str, part: float) -> None:
             yield SimpleNamespace(write=write)
 
     def opened(path, mode="r"):
-        return dying(path, mode) if (Path(path).name, mode) == (file, "wb") else real(path, mode)
+        named = re.fullmatch(re.escape(file) + r"\.[0-9a-f]{8}\.part", Path(path).name)
+        return dying(path, mode) if named and mode == "wb" else real(path, mode)
 
     checkpointing()
-    store.open = opened
+    files.open = opened
     compute(name)
 
 
@@ -452,10 +459,10 @@ def test_killed_at_any_line_of_the_writing_of_an_artifact(name, forks, without, 
 
 
 def test_killed_with_a_part_of_a_file_written(forks, without, recovers, point):
-    checkpoint = store.checkpoint(ROBUST).with_suffix(".tmp").name
-    files = {"ticket": (store.META, store.TENSORS, store.SUMS), "robust": (checkpoint,)}
-    for name, part in itertools.product(files, (0.0, 0.5, 0.99)):
-        for file in files[name]:
+    checkpoint = store.checkpoint(ROBUST).name
+    written = {"ticket": (store.META, store.TENSORS, store.SUMS), "robust": (checkpoint,)}
+    for name, part in itertools.product(written, (0.0, 0.5, 0.99)):
+        for file in written[name]:
             folder = without(name)
             with point("writing an artifact" if name == "ticket" else "writing a checkpoint"):
                 assert forks.do(dies_in_write, name, file, part, into=folder) == KILLED
@@ -640,8 +647,8 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(forks, without, recovers, poin
     cut = [data[: int(len(data) * part)] for part in (0, 0.3, 0.99)]
     at = random.Random(0).sample(range(len(data)), 8)
     flipped = [data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :] for i in at]
-    for kind, files in {"a truncated file": cut, "a flipped byte": flipped}.items():
-        for bad in files:
+    for kind, contents in {"a truncated file": cut, "a flipped byte": flipped}.items():
+        for bad in contents:
             folder = without("robust")
             (folder / "unfinished" / name).write_bytes(bad)
             with point(kind):

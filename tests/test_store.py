@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustlib import specs, store
+from robustlib import files, specs, store
 from robustlib.specs import Pretrain, Ticket, Transfer
 from robustlib.store import META, SUMS, TENSORS
 
@@ -63,10 +63,10 @@ def status(pid: int) -> int:
 
 
 def at_every_line(job: Callable[[], object], look: Callable[[], object]) -> None:
-    """Runs a job and looks before each line of store.py that it comes to."""
+    """Runs a job and looks before each line of store.py and files.py that it comes to."""
 
     def trace(frame, event, arg):
-        if frame.f_code.co_filename != store.__file__:
+        if frame.f_code.co_filename not in (store.__file__, files.__file__):
             return None
         if event == "line":
             look()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import re
 import unicodedata
 import zipfile
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from robustlib.files import whole
 from robustlib.specs import reason, shown
 
 MAX_BYTES = 16 * 2**30  # of all arrays of a pack together; larger sets belong in a folder
@@ -121,21 +121,13 @@ def write(path: Path, pack: Pack) -> None:
     """Write the pack, validated, in one piece: a reader sees the whole file or none."""
     path = Path(path)
     validate(pack, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            np.savez_compressed(
-                file,
-                **pack.arrays,
-                class_names=np.array(pack.class_names, dtype=np.str_),
-                origin=np.array(pack.origin, dtype=np.str_),
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as file:
+        np.savez_compressed(
+            file,
+            **pack.arrays,
+            class_names=np.array(pack.class_names, dtype=np.str_),
+            origin=np.array(pack.origin, dtype=np.str_),
+        )
 
 
 def validate(pack: Pack, path: Path) -> None:

@@ -8,7 +8,6 @@ Pixels of that label, and those of label 255, have no class.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +22,7 @@ from robustlib.data.packs import MAX_CLASSES, MAX_OVERLAP, SPLITS, _arrays, _err
 from robustlib.data.scenes import IGNORE, SCENES, Arrays, glyphs_seg, voc2012
 from robustlib.data.sources import build_once, data_root
 from robustlib.data.splits import RESIZE_CHUNK, VAL_CAP, VAL_FRACTION, MaskSplit, seed_for, take
+from robustlib.files import whole
 from robustlib.specs import integer, one_of, shown
 
 VOC_SIZE = 480  # px: the crops that torchvision's own segmentation networks are trained on
@@ -125,15 +125,8 @@ def read(path: Path) -> tuple[Arrays, tuple[str, ...]]:
 def write(path: Path, arrays: Arrays, names: tuple[str, ...]) -> None:
     """Write a pack, validated, in one piece: a reader sees the whole file or none."""
     validate(path, arrays, names)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            np.savez_compressed(file, **arrays, class_names=np.array(names, dtype=np.str_))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as file:
+        np.savez_compressed(file, **arrays, class_names=np.array(names, dtype=np.str_))
 
 
 def validate(path: Path, arrays: Arrays, names: tuple[str, ...]) -> None:

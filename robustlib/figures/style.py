@@ -6,7 +6,6 @@ marker and a dash of its own. Widths are those of a text column and of a page.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 from tueplots import axes, figsizes, fontsizes
 
 from robustlib import stats
+from robustlib.files import whole
 
 COLUMN = figsizes.icml2022_half()["figure.figsize"][0]
 """Width of a text column, in inches."""
@@ -226,23 +226,15 @@ def save(fig: Figure, out: Path | None, name: str, data: pd.DataFrame) -> Path |
     """
     if out is None:
         return None
-    out.mkdir(parents=True, exist_ok=True)
     first = [c for c in _FIRST if c in data]
     data = data[[*first, *(c for c in data if c not in first)]]
-    writers: dict[str, Callable[[str], Any]] = {
-        "csv": lambda file: data.to_csv(file, index=False),
+    writers: dict[str, Callable[[Any], Any]] = {
+        "csv": lambda file: data.to_csv(file, index=False, mode="wb"),
         "png": lambda file: fig.savefig(file, format="png", dpi=200),
         "pdf": lambda file: fig.savefig(file, format="pdf", metadata={"CreationDate": None}),
     }
     with style():
         for suffix, write in writers.items():
-            handle, staged = tempfile.mkstemp(prefix=".staged-", dir=out)
-            os.close(handle)
-            try:
-                write(staged)
-                os.chmod(staged, 0o644)
-                os.replace(staged, out / f"{name}.{suffix}")
-            except BaseException:
-                os.unlink(staged)
-                raise
+            with whole(out / f"{name}.{suffix}") as file:
+                write(file)
     return out / f"{name}.pdf"

@@ -103,8 +103,10 @@ def _published(spec: Pretrain) -> tuple[nn.Module, dict[str, Any], Any]:
     small = spec.arch.endswith("s")
     model = checkpoints.load(spec.checkpoint, stem_stride=spec.stem_stride if small else None)
     found = checkpoints.describe(model)
-    for name in ("arch", "width", "stem_stride") if small else ("arch",):
-        if found[name] != getattr(spec, name):
+    with torch.device("meta"):
+        expected = checkpoints.describe(models.of(spec, found["n_classes"]))
+    for name, value in expected.items():
+        if found[name] != value:
             raise ValueError(
                 f"{name}={getattr(spec, name)!r}: checkpoint {spec.checkpoint!r} holds a network "
                 f"with {name}={found[name]!r}"
