@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -9,7 +11,7 @@ from robustlib.data import files
 from robustlib.data.splits import FileSplit, Split, seed_for, take
 
 Row = dict[str, float | int]
-Table = list[dict[str, float | int | str]]
+Table = list[dict[str, Any]]
 Measured = tuple[Row, dict[str, Table]]
 """What a suite returns: its row, and its tables by name."""
 

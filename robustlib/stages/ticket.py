@@ -42,7 +42,8 @@ def data(spec: Ticket) -> Any:
 def compute(spec: Ticket, inputs: Inputs) -> Result:
     """Draws the mask, or takes over another ticket's; for a ticket that imp rewinds to, trains its
     weights."""
-    model, extra = _start(spec, inputs), {}
+    model = _start(spec, inputs)
+    extra: dict[str, Any] = {}
     weights: dict[str, Tensor] = {}
     if (source := specs.drawn_as(spec)) is not None:
         drawn = mask_in(inputs[source])
