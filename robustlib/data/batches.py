@@ -100,7 +100,7 @@ def gather(x: Tensor, rows: Tensor, augment: str, generator: torch.Generator) ->
     shift uncovers is reflected, not black: a black bar is an edge that no test image has.
     """
     if augment == "none":
-        return x[rows]
+        return x[rows.to(x.device, non_blocking=True)]
     return _pick(x, _pixels(x, rows, augment, generator))
 
 
@@ -118,17 +118,19 @@ def _pixels(x: Tensor, rows: Tensor, augment: str, generator: torch.Generator) -
     """Which pixel of x [N, H, W, ...] comes where: indices [B, H, W] into its N * H * W pixels.
 
     Padding, crop and flip are all in the index, so that an epoch copies each pixel once. The draws
-    are those of the CPU's generator, the index is made where x is.
+    are those of the CPU's generator, the index is made where x is; a GPU is not waited for.
     """
     height, width = x.shape[1:3]
     n, pad, where = len(rows), min(height, width) // 8, x.device
-    shifts = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator).to(where)
-    flips = (torch.rand((n, 1), generator=generator) < 0.5).to(where)
+    shifts = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator).to(
+        where, non_blocking=True
+    )
+    flips = (torch.rand((n, 1), generator=generator) < 0.5).to(where, non_blocking=True)
     down = _reflect(shifts[0] + torch.arange(height, device=where), height)
     right = _reflect(shifts[1] + torch.arange(width, device=where), width)
     if augment == "crop-flip":
         right = torch.where(flips, right.flip(1), right)
-    lines = rows.to(where)[:, None] * height + down
+    lines = rows.to(where, non_blocking=True)[:, None] * height + down
     return lines[:, :, None] * width + right[:, None, :]
 
 
