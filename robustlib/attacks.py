@@ -59,8 +59,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def unwrapped(model: nn.Module) -> nn.Module:
     """The bare module below a wrapper such as DistributedDataParallel, whose hooks on gradients of
     weights an attack must not trip: it needs those of the images alone."""
-    while isinstance(getattr(model, "module", None), nn.Module):
-        model = model.module
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
     return model
 
 

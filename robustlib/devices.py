@@ -103,7 +103,7 @@ def _slower(dtype: torch.dtype, where: torch.device) -> float:
     x = torch.ones(32, 32, 16, 16, device=where)
 
     def seconds(reduced: bool) -> float:
-        took, end = [], time.perf_counter() + 0.4
+        took, end = list[float](), time.perf_counter() + 0.4
         while len(took) < 3 or time.perf_counter() < end:
             began = time.perf_counter()
             with torch.autocast(where.type, dtype, enabled=reduced):

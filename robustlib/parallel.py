@@ -87,8 +87,8 @@ def wrapped(model: nn.Module, where: torch.device) -> nn.Module:
     # second pass of TRADES would change what the first needs for its gradient.
     known = inspect.signature(DistributedDataParallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    cards = [where] if where.type == "cuda" else None
-    return DistributedDataParallel(model, cards, **{sync: False})
+    options: dict[str, Any] = {sync: False, "device_ids": [where] if where.type == "cuda" else None}
+    return DistributedDataParallel(model, **options)
 
 
 class _Sum(torch.autograd.Function):
@@ -122,7 +122,7 @@ def synchronised(model: nn.Module) -> Iterator[None]:
             del m.forward
 
 
-def _norm(m: _BatchNorm, x: Tensor) -> Tensor:
+def _norm(m: Any, x: Tensor) -> Tensor:
     if not m.training:
         return type(m).forward(m, x)
     n, wide = processes(), x.to(torch.promote_types(x.dtype, torch.float32))
@@ -168,6 +168,7 @@ def launch(function: Callable[..., Any], args: tuple, n: int, where: torch.devic
         call = pickle.dumps((function, args))
         # Unless one is named it takes Ctrl-C, and keeps it from a notebook when it is done.
         named = "signals_to_handle" in LaunchConfig.__dataclass_fields__
+        signals: dict[str, Any] = {"signals_to_handle": "SIGUSR2"} if named else {}
         Path(folder, "call").write_bytes(pickle.dumps((call, where.type, threads, os.getpid())))
         config = LaunchConfig(
             *(1, 1, n),
@@ -177,7 +178,7 @@ def launch(function: Callable[..., Any], args: tuple, n: int, where: torch.devic
             local_addr="localhost",
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
-            **({"signals_to_handle": "SIGUSR2"} if named else {}),
+            **signals,
         )
         # A command, not a function: for that multiprocessing runs the caller's script again unless
         # it guards its main, and refuses a daemon such as a Dask worker.

@@ -167,7 +167,7 @@ def fit(
     """
     where, ahead = device(), _runs_ahead()
     dtype, lies = reduced(recipe.precision, where), layout(model, where)
-    model.to(where, memory_format=lies)
+    model.to(where).to(memory_format=lies)
     split, eps = _near(split, where), objective.threat.eps if objective.threat else 0.0
     per_epoch = batches.steps(split, recipe.batch_size) * objective.replays
     total = per_epoch * recipe.epochs
@@ -248,7 +248,7 @@ def fit(
                 read(*unread.pop(0))
             if ends:
                 end_epoch()
-            if due:
+            if checkpoint and due:
                 state.save(checkpoint)
                 last_save = time.monotonic()
     if state.curve:
@@ -277,7 +277,7 @@ def _batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batch of each step, from the one that a training has come to."""
     times = state.objective.replays
-    fixed = {"augment": recipe.augment, "seed": recipe.seed, "device": where}
+    fixed: dict[str, Any] = {"augment": recipe.augment, "seed": recipe.seed, "device": where}
     while state.step < total:
         epoch, done = divmod(state.step, per_epoch)
         start, skip = divmod(done, times)
