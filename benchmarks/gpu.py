@@ -9,7 +9,7 @@ To a bare machine it is carried as the clone and a few wheels. Torch, torchvisio
 scikit-learn, pandas, matplotlib, pillow, safetensors, filelock, tqdm, torchmetrics and pytest must
 be there; no data set is needed. Where there is a network, and with the Python of that machine:
 
-    pip download --no-deps -d wheels lightning-fabric lightning-utilities pyautoattack torch-pruning
+    pip download --no-deps -d wheels lightning-utilities pyautoattack torch-pruning
 
 There, in the clone:
 

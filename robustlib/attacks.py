@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.devices import layout
-from robustlib.parallel import drawn
 from robustlib.specs import NORMS, Norm, integer, number, one_of
 
 
@@ -58,13 +57,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The bare module below the wrappers of data parallelism and mixed precision.
-
-    An attack needs gradients of the images alone, and must not trip the hooks that wrappers put
-    on gradients of weights.
-    """
-    while isinstance(getattr(model, "module", None), nn.Module):
-        model = model.module
+    """The bare module below a wrapper such as DistributedDataParallel, whose hooks on gradients of
+    weights an attack must not trip: it needs those of the images alone."""
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
     return model
 
 
@@ -78,10 +74,6 @@ def random_start(x: Tensor, threat: Threat) -> Tensor:
     linf: uniform in the cube. l2: uniform direction and uniform radius; a draw uniform in volume
     would sit on the sphere in so many dimensions, and leave a single step little room.
     """
-    return drawn(lambda like: _start(like, threat), x)
-
-
-def _start(x: Tensor, threat: Threat) -> Tensor:
     if threat.norm == "linf":
         return torch.empty_like(x).uniform_(-threat.eps, threat.eps)
     direction = torch.randn_like(x)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
 import os
 import platform
 import re
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from robustlib import parallel
 from robustlib.specs import Precision
 
-_FABRIC = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+_INT8 = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp", "avx512bw", "avx2")
+_BF16 = ("amx_bf16", "avx512_bf16", "bf16")
 
 
 def device() -> torch.device:
@@ -26,18 +27,20 @@ def device() -> torch.device:
     return torch.device(os.environ.get("ROBUSTLIB_DEVICE", default))
 
 
-_INT8 = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp", "avx512bw", "avx2")
+def _flags() -> frozenset[str]:
+    """What this CPU can do, in Linux's words; nothing elsewhere."""
+    try:
+        about = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", about, re.MULTILINE)
+    return frozenset(flags[1].split() if flags else [])
 
 
 def instructions() -> str:
     """What this CPU multiplies int8 with, the fastest that it has, as Linux calls it: avx512_vnni,
     avx2; elsewhere the architecture."""
-    try:
-        about = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return platform.machine()
-    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", about, re.MULTILINE)
-    has = flags[1].split() if flags else []
+    has = _flags()
     return next((i for i in _INT8 if i in has), platform.machine())
 
 
@@ -81,25 +84,66 @@ def layout(model: nn.Module, where: torch.device) -> torch.memory_format:
     return torch.contiguous_format if where.type == "cpu" and narrow else torch.channels_last
 
 
-def fabric(precision: Precision, where: torch.device) -> Any:
-    """A lightning-fabric for one device, or for this process's in a group of `parallel.launch`."""
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import LightningEnvironment
-    from lightning_fabric.strategies import DDPStrategy
+def hardware(precision: Precision, where: torch.device) -> bool:
+    """Whether a device multiplies in a precision itself, rather than by way of fp32."""
+    if precision == "fp32":
+        return True
+    if where.type == "cuda":
+        least = (8, 0) if precision == "bf16" else (7, 0)
+        return torch.cuda.get_device_capability(where) >= least
+    return precision == "bf16" and not _flags().isdisjoint(_BF16)
 
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    accelerator = "cpu" if where.type == "cpu" else "gpu"
-    if precision == "fp16" and accelerator == "cpu":
+
+@cache
+def _slower(dtype: torch.dtype, where: torch.device) -> float:
+    """How many times as long as in fp32 a small training step takes, measured in a second."""
+    with torch.random.fork_rng():
+        net = nn.Sequential(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3)).to(where)
+
+    x = torch.ones(32, 32, 16, 16, device=where)
+
+    def seconds(reduced: bool) -> float:
+        took, end = list[float](), time.perf_counter() + 0.4
+        while len(took) < 3 or time.perf_counter() < end:
+            began = time.perf_counter()
+            with torch.autocast(where.type, dtype, enabled=reduced):
+                loss = net(x).float().mean()
+            loss.backward()
+            loss.item()
+            took.append(time.perf_counter() - began)
+        return min(took)  # what else the machine does only adds
+
+    return seconds(True) / seconds(False)
+
+
+def reduced(precision: Precision, where: torch.device) -> torch.dtype | None:
+    """The type that a precision other than fp32 computes in.
+
+    Raises ValueError for fp16 on a CPU. Warns of what it costs where it is not in hardware.
+    """
+    if precision == "fp16" and where.type == "cpu":
         raise ValueError("precision='fp16': needs a GPU; on a CPU choose one of fp32, bf16")
-    options = {"accelerator": accelerator, "precision": _FABRIC[precision]}
-    if (n := parallel.processes()) == 1:
-        return Fabric(devices=1 if where.index is None else [where.index], **options)
-    # No buffers are broadcast: BatchNorm's agree (`parallel.synchronised`), and a broadcast before
-    # the second pass of TRADES would change what the first needs for its gradient. The environment
-    # is named, for Fabric would take that of a Slurm job, whose tasks are something else.
-    known = inspect.signature(DistributedDataParallel).parameters
-    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    strategy = DDPStrategy(**{sync: False})
-    engine = Fabric(devices=n, strategy=strategy, plugins=[LightningEnvironment()], **options)
-    engine.launch()
-    return engine
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    if dtype is not None and not hardware(precision, where):
+        name = torch.cuda.get_device_name(where) if where.type == "cuda" else "this CPU"
+        warnings.warn(
+            f"precision={precision!r}: {name} has no {precision} in hardware; a small training "
+            f"step takes {_slower(dtype, where):.1f} times as long as in fp32. Choose fp32",
+            stacklevel=3,
+        )
+    return dtype
+
+
+@contextmanager
+def computing(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """In this context the network computes in `dtype`, if given, and puts out fp32: a loss of bf16
+    has two digits. Its weights stay in fp32."""
+    if dtype is None:
+        yield
+        return
+    hook = model.register_forward_hook(lambda _, inputs, out: out.float())
+    try:
+        with torch.autocast(next(model.parameters()).device.type, dtype):
+            yield
+    finally:
+        hook.remove()

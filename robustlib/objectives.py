@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.attacks import Threat, ascend, evaluating, pgd, random_start
-from robustlib.parallel import drawn
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -106,7 +105,7 @@ def smoothing(sigma: float) -> Objective:
     2019)."""
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(model(x + sigma * drawn(torch.randn_like, x)), y)
+        return F.cross_entropy(model(x + sigma * torch.randn_like(x)), y)
 
     return Objective(loss)
 

@@ -10,18 +10,21 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn
+from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from robustlib import parallel, store
 from robustlib.attacks import Threat, evaluating, pgd
 from robustlib.data import batches
-from robustlib.devices import device, fabric, layout
+from robustlib.devices import computing, device, layout, reduced
 from robustlib.objectives import Objective
 from robustlib.specs import Augment, Precision, Schedule
 
@@ -71,10 +74,9 @@ def learning_rate(recipe: Recipe, step: int, total: int) -> float:
 
 def optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     """SGD with Nesterov momentum; norms and biases are not decayed unless decay_norms."""
-    decayed, free = [], []
+    groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "weight_decay": 0.0}]
     for p in model.parameters():
-        (decayed if p.ndim > 1 or recipe.decay_norms else free).append(p)
-    groups = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+        groups[p.ndim < 2 and not recipe.decay_norms]["params"].append(p)
     return torch.optim.SGD(
         [g for g in groups if g["params"]],
         lr=recipe.lr,
@@ -82,6 +84,61 @@ def optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
         nesterov=recipe.momentum > 0,
         weight_decay=recipe.weight_decay,
     )
+
+
+@dataclass
+class State:
+    """A training on its way, as its checkpoint holds it."""
+
+    parts: dict[str, Any]
+    """The model, its optimiser, the scaler of fp16."""
+    objective: Objective
+    identity: dict[str, Any]
+    """What it was asked for; a checkpoint with another is of another run."""
+    step: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+    loss_sum: float = 0.0
+    seconds: float = 0.0  # before it `began`
+    began: float = field(default_factory=time.monotonic)
+
+    def spent(self) -> float:
+        """Seconds in all."""
+        return self.seconds + time.monotonic() - self.began
+
+    def save(self, checkpoint: Path) -> None:
+        """Rank 0 writes it; every process must call it."""
+        saved = {k: part.state_dict() for k, part in self.parts.items()}
+        saved["objective"] = {k: parallel.gathered(v) for k, v in self.objective.state.items()}
+        saved |= {k: getattr(self, k) for k in ("identity", "step", "curve", "loss_sum")}
+        if parallel.rank() == 0:
+            buffer = io.BytesIO()
+            torch.save(saved | {"seconds": self.spent()}, buffer)
+            store.write_checked(checkpoint, buffer.getbuffer())
+
+    def resume(self, checkpoint: Path, where: torch.device) -> None:
+        """Takes over what was saved. Warns, and changes nothing, where it cannot be read;
+        ValueError if it is of another run."""
+        try:
+            # torch.load does not notice a flipped bit of a tensor.
+            data = io.BytesIO(store.read_checked(checkpoint))
+            saved = torch.load(data, map_location=where, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError):
+            warnings.warn(f"{checkpoint} cannot be read: training starts afresh", stacklevel=3)
+            return
+        found, asked = saved["identity"], self.identity.items()
+        wrong = [f"{k} {found.get(k)}, not {v}" for k, v in asked if found.get(k) != v]
+        if wrong:
+            raise ValueError(
+                f"{checkpoint}: the unfinished training of another run ({'; '.join(wrong)}). "
+                "Delete it to start afresh"
+            )
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
+        # Rows of its own memory: the whole would be kept alive otherwise.
+        rows = {k: parallel.own(v).clone() for k, v in saved["objective"].items()}
+        self.objective.state.update(rows)
+        for name in ("step", "curve", "loss_sum", "seconds"):
+            setattr(self, name, saved[name])
 
 
 def fit(
@@ -96,162 +153,137 @@ def fit(
 ) -> list[dict[str, float]]:
     """Trains the model in place on a split; returns the curve, a row per epoch.
 
-    Every random draw is seeded by (seed, epoch, step), so any step can be redone without those
-    before it: with a `checkpoint` path the state is saved there every CHECKPOINT_SECONDS, a call
-    that finds one goes on from it, and ends with the weights of a run that was never killed. The
-    caller removes it once the result is stored. `monitor` is called after each epoch and its
-    numbers join the row.
+    Every random draw is seeded by (seed, epoch, step). The state is saved at the path `checkpoint`
+    every CHECKPOINT_SECONDS; a call that finds one goes on from it, to the weights of a run that
+    was never killed. The caller removes it once the result is stored. What `monitor` measures after
+    each epoch joins the row.
 
-    In a group of processes (`parallel.launch`) every one calls it with the same arguments, takes
-    its share of each batch, and ends with the same weights and curve, which are those of one
-    process but for the order of sums. The monitor runs in all of them; rank 0 writes the
+    In a group (`parallel.launch`) every process calls it with the same arguments, takes its share
+    of each batch, runs the monitor, and ends with the same weights and curve. Rank 0 writes the
     checkpoint, which any number of processes can go on from.
 
-    Raises NotFinite, naming epoch, step, rate and eps; ValueError for the checkpoint of another
-    run. Warns when a checkpoint cannot be read, and starts afresh. Warns CatastrophicOverfitting
-    when `overfitted` says so of the monitor's `val_robust`.
+    Raises NotFinite, ValueError for the checkpoint of another run. Warns when a checkpoint cannot
+    be read, and starts afresh; warns CatastrophicOverfitting where the curve shows it.
     """
-    with parallel.synchronised(model):
-        return _fit(model, split, objective, recipe, monitor, checkpoint, label)
-
-
-def _fit(
-    model: nn.Module,
-    split: Any,
-    objective: Objective,
-    recipe: Recipe,
-    monitor: Callable[[nn.Module], dict[str, float]] | None,
-    checkpoint: Path | None,
-    label: str,
-) -> list[dict[str, float]]:
-    where = device()
-    parallel.check_shares(len(split), recipe.batch_size, parallel.processes())
-    engine = fabric(recipe.precision, where)
-    lies = layout(model, where)
-    model.to(where, memory_format=lies)
-    optim = optimiser(model, recipe)
-    wrapped, stepper = engine.setup(model, optim)
-    per_epoch = batches.steps(split, recipe.batch_size)
-    total = per_epoch * recipe.epochs * objective.replays
-    step, curve, loss_sum, spent = 0, [], 0.0, 0.0
-    eps = objective.threat.eps if objective.threat else 0.0
+    where, ahead = device(), _runs_ahead()
+    dtype, lies = reduced(recipe.precision, where), layout(model, where)
+    model.to(where).to(memory_format=lies)
+    split, eps = _near(split, where), objective.threat.eps if objective.threat else 0.0
+    per_epoch = batches.steps(split, recipe.batch_size) * objective.replays
+    total = per_epoch * recipe.epochs
     identity = asdict(recipe) | {"eps": eps, "images": len(split), "steps": total}
     identity |= {"parameters": sum(p.numel() for p in model.parameters())}
-    scaler = engine.strategy.precision
+    optim = optimiser(model, recipe)
+    scaler = torch.amp.GradScaler(where.type, enabled=dtype == torch.float16)
+    parts = {"model": model, "optimiser": optim, "scaler": scaler}
     objective.state.clear()
-    if (saved := _unfinished(checkpoint, identity, where)) is not None:
-        model.load_state_dict(saved["model"])
-        optim.load_state_dict(saved["optimiser"])
-        scaler.load_state_dict(saved.get("scaler", {}))
-        # Rows of its own memory: the whole would be kept alive otherwise.
-        objective.state.update({k: parallel.own(v).clone() for k, v in saved["objective"].items()})
-        step, curve = saved["step"], saved["curve"]
-        loss_sum, spent = saved["loss_sum"], saved["seconds"]
-
-    def save() -> None:
-        whole = {k: parallel.gathered(v) for k, v in objective.state.items()}
-        if parallel.rank():
-            return
-        state = {"model": model.state_dict(), "optimiser": optim.state_dict()}
-        state |= {"scaler": scaler.state_dict(), "identity": identity}
-        state |= {"objective": whole, "step": step, "curve": curve}
-        state |= {"loss_sum": loss_sum, "seconds": spent + time.monotonic() - started}
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        store.write_checked(checkpoint, buffer.getbuffer())
-
-    started = last_save = time.monotonic()
+    state, network = State(parts, objective, identity), parallel.wrapped(model, where)
+    if checkpoint and checkpoint.exists():
+        state.resume(checkpoint, where)
     # Read at each call: tqdm itself reads it when it is imported, which a worker does too early.
     silent = bool(os.environ.get("TQDM_DISABLE")) or parallel.rank() > 0
-    options = {"unit": "step", "dynamic_ncols": True, "disable": silent}
-    bar = tqdm(total=total, initial=step, desc=label, **options)
-    # What is not named here is set to what torch's flags have as default, not left as it was.
-    cudnn = torch.backends.cudnn
-    reproducible = cudnn.flags(
-        enabled=True, deterministic=True, benchmark=False, allow_tf32=cudnn.allow_tf32
-    )
-    per_pass = per_epoch * objective.replays
-    with torch.random.fork_rng(), reproducible, bar:
-        while step < total:
-            epoch, done = divmod(step, per_pass)
-            feed = batches.epoch(
-                split,
-                recipe.batch_size,
-                augment=recipe.augment,
-                seed=recipe.seed,
-                epoch=epoch,
-                start=done // objective.replays,
-                device=where,
-            )
-            model.train()
-            for x, y in _replayed(feed, objective.replays, done % objective.replays):
-                rate = learning_rate(recipe, step, total)
-                for group in optim.param_groups:
-                    group["lr"] = rate
-                torch.manual_seed(batches.seed_for(recipe.seed, "step", step))
-                x, y = parallel.own(x).contiguous(memory_format=lies), parallel.own(y)
-                with engine.autocast(), parallel.sharing():
-                    loss = objective.loss(wrapped, x, y)
-                due = checkpoint is not None and time.monotonic() - last_save > CHECKPOINT_SECONDS
-                value, due = parallel.agree(loss, due)
-                at = (
-                    f"at epoch {epoch}, step {step} of {total}, learning rate {rate:.4g}, "
-                    f"eps {eps:g}; nothing was stored. A lower lr is the usual cure"
-                )
-                if not math.isfinite(value):
-                    raise NotFinite(f"{label}: the loss is {value} {at}")
-                stepper.zero_grad()
-                engine.backward(loss)
-                stepper.step()
-                step += 1
-                loss_sum += value
-                bar.set_postfix(loss=f"{value:.3f}", lr=f"{rate:.3g}", refresh=False)
-                bar.update()
-                if step % per_pass == 0:
-                    # The last step of all may break what no loss comes after to show.
-                    if not all(bool(p.isfinite().all()) for p in model.parameters()):
-                        raise NotFinite(f"{label}: a weight is not finite {at}")
-                    curve.append({"epoch": epoch, "loss": loss_sum / per_pass, "lr": rate})
-                    loss_sum = 0.0
-                    if monitor is not None:
-                        # Not numpy's floats: a checkpoint that holds those is refused when read.
-                        curve[-1] |= {k: float(v) for k, v in monitor(model).items()}
-                    _warn_if_overfitting(curve, label)
-                if due:
-                    save()
-                    last_save = time.monotonic()
-    if curve:
-        curve[-1]["seconds"] = spent + time.monotonic() - started
-    model.eval()
-    return curve
+    options = {"initial": state.step, "desc": label, "unit": "step", "disable": silent}
+    bar = tqdm(total=total, dynamic_ncols=True, **options)
 
-
-def _replayed(feed: Iterator, times: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for x, y in feed:
-        for _ in range(times - skip):
-            yield x, y
-        skip = 0
-
-
-def _unfinished(checkpoint: Path | None, identity: dict, where: torch.device) -> dict | None:
-    """What a checkpoint holds, if there is one that can be read; ValueError if of another run."""
-    if checkpoint is None or not checkpoint.exists():
-        return None
-    try:
-        # torch.load does not notice a flipped bit of a tensor.
-        data = io.BytesIO(store.read_checked(checkpoint))
-        saved = torch.load(data, map_location=where, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
-        warnings.warn(f"{checkpoint} cannot be read: training starts afresh", stacklevel=4)
-        return None
-    found = saved.get("identity", identity)
-    wrong = [f"{k} {found.get(k)}, not {v}" for k, v in identity.items() if found.get(k) != v]
-    if wrong:
-        raise ValueError(
-            f"{checkpoint}: the unfinished training of another run ({'; '.join(wrong)}). "
-            "Delete it to start afresh"
+    def broken(what: str, step: int) -> NotFinite:
+        rate = learning_rate(recipe, step, total)
+        return NotFinite(
+            f"{label}: {what} at epoch {step // per_epoch}, step {step} of {total}, learning rate "
+            f"{rate:.4g}, eps {eps:g}; nothing was stored. A lower lr is the usual cure"
         )
-    return saved
+
+    def read(step: int, loss: Tensor) -> None:
+        value = loss.item()
+        if not math.isfinite(value):
+            raise broken(f"the loss is {value}", step)
+        state.loss_sum += value
+        bar.set_postfix(loss=f"{value:.3f}", lr=f"{rate:.3g}", refresh=False)
+        bar.update()
+
+    def end_epoch() -> None:
+        # The last step of all may break what no loss comes after to show.
+        if not torch.stack([p.isfinite().all() for p in model.parameters()]).all():
+            raise broken("a weight is not finite", state.step - 1)
+        epoch, loss, state.loss_sum = state.step // per_epoch - 1, state.loss_sum / per_epoch, 0.0
+        # Not numpy's floats: a checkpoint that holds those is refused when read.
+        measured = {k: float(v) for k, v in monitor(model).items()} if monitor else {}
+        model.train()
+        state.curve.append(row := {"epoch": epoch, "loss": loss, "lr": rate} | measured)
+        if overfitted(state.curve):
+            row["catastrophic_overfitting"] = True
+            best = max(row["val_robust"] for row in state.curve)
+            warnings.warn(
+                f"{label}: catastrophic overfitting at epoch {epoch}: accuracy against a "
+                f"multi-step attack fell from {best:.1%} to {row['val_robust']:.1%} while the "
+                "loss fell. More attack steps or a smaller eps cure it",
+                CatastrophicOverfitting,
+                stacklevel=3,
+            )
+
+    unread, last_save = list[tuple[int, Tensor]](), state.began
+    # Without benchmark; what is not named is set to torch's default, not left as it was.
+    flags = cudnn.flags(enabled=True, deterministic=True, allow_tf32=cudnn.allow_tf32)
+    with parallel.synchronised(model), torch.random.fork_rng(), flags, bar:
+        model.train()
+        for x, y in _batches(split, recipe, state, per_epoch, total, where):
+            rate = learning_rate(recipe, state.step, total)
+            for group in optim.param_groups:
+                group["lr"] = rate
+            # Another seed in each process: noise is not to repeat itself within a batch.
+            more = [parallel.rank()] if parallel.rank() else []
+            torch.manual_seed(batches.seed_for(recipe.seed, "step", state.step, *more))
+            x, y = parallel.own(x).contiguous(memory_format=lies), parallel.own(y)
+            with computing(model, dtype):
+                loss = objective.loss(network, x, y)
+            optim.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optim)
+            scaler.update()
+            due = checkpoint is not None and time.monotonic() - last_save > CHECKPOINT_SECONDS
+            mean, due = parallel.agree(loss.detach(), due)
+            unread.append((state.step, mean))
+            state.step += 1
+            ends = state.step % per_epoch == 0
+            while len(unread) > (ahead and not due and not ends):
+                read(*unread.pop(0))
+            if ends:
+                end_epoch()
+            if checkpoint and due:
+                state.save(checkpoint)
+                last_save = time.monotonic()
+    if state.curve:
+        state.curve[-1]["seconds"] = state.spent()
+    model.eval()
+    return state.curve
+
+
+def _runs_ahead() -> bool:
+    """Whether the device is at work on a step while the loss of the one before is read."""
+    return device().type == "cuda" and parallel.processes() == 1
+
+
+def _near(split: Any, where: torch.device) -> Any:
+    """A split with its images (and masks) on the GPU, where they fit into half of what is free:
+    what is cropped there need not cross over in each step."""
+    parts = {k: v for k, v in vars(split).items() if k in "xy" and v.ndim > 1}
+    size = 2 * sum(v.nbytes for v in parts.values())
+    if where.type != "cuda" or not parts or size > torch.cuda.mem_get_info(where)[0]:
+        return split
+    return replace(split, **{k: v.to(where) for k, v in parts.items()})
+
+
+def _batches(
+    split: Any, recipe: Recipe, state: State, per_epoch: int, total: int, where: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batch of each step, from the one that a training has come to."""
+    times = state.objective.replays
+    fixed: dict[str, Any] = {"augment": recipe.augment, "seed": recipe.seed, "device": where}
+    while state.step < total:
+        epoch, done = divmod(state.step, per_epoch)
+        start, skip = divmod(done, times)
+        for batch in batches.epoch(split, recipe.batch_size, epoch=epoch, start=start, **fixed):
+            yield from repeat(batch, times - skip)
+            skip = 0
 
 
 def overfitted(curve: list[dict[str, float]]) -> bool:
@@ -260,24 +292,9 @@ def overfitted(curve: list[dict[str, float]]) -> bool:
     That is: accuracy against a multi-step attack on val below half its best, by more than 5 points
     (less is chance on a few hundred images), and the training loss at its lowest.
     """
-    robust = [row["val_robust"] for row in curve if "val_robust" in row]
-    losses = [row["loss"] for row in curve]
-    if len(robust) < 2 or losses[-1] > min(losses):
-        return False
-    return robust[-1] < min(0.5 * max(robust), max(robust) - 0.05)
-
-
-def _warn_if_overfitting(curve: list[dict[str, float]], label: str) -> None:
-    if overfitted(curve):
-        curve[-1]["catastrophic_overfitting"] = True
-        best = max(row["val_robust"] for row in curve)
-        warnings.warn(
-            f"{label}: catastrophic overfitting at epoch {curve[-1]['epoch']}: accuracy against a "
-            f"multi-step attack fell from {best:.1%} to {curve[-1]['val_robust']:.1%} while the "
-            "loss fell. More attack steps or a smaller eps cure it",
-            CatastrophicOverfitting,
-            stacklevel=4,
-        )
+    robust = [row["val_robust"] for row in curve if "val_robust" in row] or [0.0]
+    fell = robust[-1] < min(0.5 * max(robust), max(robust) - 0.05)
+    return fell and curve[-1]["loss"] <= min(row["loss"] for row in curve)
 
 
 @contextmanager
@@ -323,21 +340,11 @@ def robust_correct(model: nn.Module, split: Any, threat: Threat, seed: int = 0) 
     return right
 
 
-@torch.no_grad()
 def recalibrate(model: nn.Module, split: Any, batch_size: int = 128) -> None:
     """Re-estimates BatchNorm statistics, in place, as the plain average over the full batches of a
     split (over its one short batch if there is no full one)."""
     where = device()
-    model.to(where)
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    for m in norms:
-        m.reset_running_stats()
-        m.momentum = None
-    model.train()
     # Shuffled: a batch of one class has the variance of that class, not of the task.
-    for x, _ in batches.epoch(split, batch_size, augment="none", seed=0, epoch=0, device=where):
-        model(x)
+    feed = batches.epoch(split, batch_size, augment="none", seed=0, epoch=0, device=where)
+    update_bn(feed, model.to(where))
     model.eval()
-    for m, momentum in zip(norms, momenta, strict=True):
-        m.momentum = momentum

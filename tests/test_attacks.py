@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robustlib import models, training
+from robustlib import models
 from robustlib.attacks import Threat, evaluating, pgd, random_start, unwrapped
 
 NORMS = ("l2", "linf")
@@ -213,9 +213,6 @@ def test_wrappers_are_taken_off():
         torch.manual_seed(0)
         found.append(pgd(m, x, y, Threat("l2", 0.5, 2)))
     assert torch.equal(*found)
-    engine = training.fabric("bf16", torch.device("cpu"))
-    optim = torch.optim.SGD(model.parameters(), lr=0.1)
-    assert unwrapped(engine.setup(model, optim)[0]) is model
 
 
 def test_eps_is_read_as_a_fraction_and_step_sizes_have_their_defaults():

@@ -5,26 +5,31 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import time
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from robustlib import models, objectives, run, store, training
+from robustlib import devices, models, objectives, run, store, training
 from robustlib.attacks import Threat, pgd
 from robustlib.data import Split, batches, load
+from robustlib.data.splits import FileSplit
 from robustlib.devices import layout
 from robustlib.objectives import Objective, natural
 from robustlib.specs import Pretrain, to_dict
 from robustlib.training import CatastrophicOverfitting, NotFinite, Recipe, fit
 
+CPU = torch.device("cpu")
 NATURAL = Objective(natural)
 RECIPE = Recipe(
     epochs=2, lr=0.1, batch_size=64, weight_decay=5e-4, augment="crop", precision="fp32", seed=0
@@ -199,11 +204,10 @@ def test_a_checkpoint_cut_short_is_named_and_training_starts_afresh(split, tmp_p
 def test_a_checkpoint_carries_what_the_monitor_measured_and_the_scale_of_fp16(
     split, tmp_path, monkeypatch
 ):
-    from lightning_fabric.plugins.precision import MixedPrecision
-
     path, recipe, given = tmp_path / "run.pt", replace(RECIPE, precision="bf16"), []
-    monkeypatch.setattr(MixedPrecision, "state_dict", lambda self: {"scale": 512.0})
-    monkeypatch.setattr(MixedPrecision, "load_state_dict", lambda self, d: given.append(d))
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(scaler, "state_dict", lambda self: {"scale": 512.0})
+    monkeypatch.setattr(scaler, "load_state_dict", lambda self, d: given.append(d))
 
     def monitor(model):
         return {"val_accuracy": np.float64(0.25)}
@@ -228,7 +232,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_is_stored():
 
 def test_a_weight_broken_by_the_very_last_step_is_found(split):
     def loss(model, x, y):  # the square root has no derivative at 0
-        return natural(model, x, y) + (model.module.fc.bias * 0).square().sum().sqrt()
+        return natural(model, x, y) + (model.fc.bias * 0).square().sum().sqrt()
 
     with pytest.raises(NotFinite, match="a weight is not finite at epoch 0, step 0 of 1, learning"):
         fit(network(), split, Objective(loss), replace(RECIPE, epochs=1, batch_size=200))
@@ -273,6 +277,33 @@ def test_catastrophic_overfitting_is_reported_as_it_happens(split):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(network(), split, NATURAL, RECIPE, monitor=lambda m: {"val_robust": 0.5})
+
+
+def test_a_loss_that_is_read_a_step_later_is_the_same_and_is_never_saved_unread(
+    split, tmp_path, monkeypatch
+):
+    at_once = network()
+    expected = fit(at_once, split, NATURAL, RECIPE)
+    monkeypatch.setattr(training, "_runs_ahead", lambda: True)
+    later = network()
+    rows = fit(later, split, NATURAL, RECIPE)
+    assert same(weights(later), weights(at_once))
+    assert [r["loss"] for r in rows] == [r["loss"] for r in expected]
+
+    def loss(model, x, y, calls=[]):  # noqa: B006 - counts over all calls
+        calls.append(1)
+        return natural(model, x, y) * (math.nan if len(calls) == 5 else 1)
+
+    for name, every in (("each.pt", -1), ("none.pt", 1e9)):
+        loss.__defaults__[0].clear()
+        monkeypatch.setattr(training, "CHECKPOINT_SECONDS", every)
+        with pytest.raises(NotFinite, match="the loss is nan at epoch 1, step 4 of 6"):
+            fit(network(), split, Objective(loss), RECIPE, checkpoint=tmp_path / name)
+    resumed = network()
+    again = fit(resumed, split, NATURAL, RECIPE, checkpoint=tmp_path / "each.pt")
+    assert same(weights(resumed), weights(at_once)), "its last checkpoint is of step 4"
+    assert [r["loss"] for r in again] == [r["loss"] for r in expected]
+    assert not (tmp_path / "none.pt").exists()
 
 
 # How it optimises
@@ -418,7 +449,7 @@ def test_bf16_computes_in_bf16_the_attack_too_and_keeps_weights_in_fp32(split):
     used, attacked = [], objectives.adversarial(Threat("l2", 0.3, 1))
 
     def watch(model, x, y):
-        hook = model.module.conv1.register_forward_hook(lambda m, i, out: used.append(out.dtype))
+        hook = model.conv1.register_forward_hook(lambda m, i, out: used.append(out.dtype))
         loss = attacked.loss(model, x, y)
         hook.remove()
         return loss
@@ -436,6 +467,57 @@ def test_bf16_computes_in_bf16_the_attack_too_and_keeps_weights_in_fp32(split):
 def test_fp16_on_a_cpu_is_refused_before_anything_is_trained(split):
     with pytest.raises(ValueError, match="precision='fp16': needs a GPU.*fp32, bf16"):
         trained(split, recipe=replace(RECIPE, precision="fp16"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "warned"),
+    [("avx2 avx512bw", True), ("avx2 avx512_bf16", False), ("avx512bw amx_bf16", False)],
+)
+def test_bf16_that_a_cpu_has_not_in_hardware_warns_of_what_it_costs(
+    split, monkeypatch, flags, warned
+):
+    monkeypatch.setattr(devices, "_flags", lambda: frozenset(flags.split()))
+    devices._slower.cache_clear()
+    started, before = time.monotonic(), torch.get_rng_state()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert devices.reduced("fp32", torch.device("cpu")) is None and not seen
+        assert devices.reduced("bf16", torch.device("cpu")) == torch.bfloat16
+        took = time.monotonic() - started
+        assert len(seen) == warned
+        fit(network(), split, NATURAL, replace(RECIPE, precision="bf16", epochs=0))
+    assert 0.7 * warned < took < 30 and torch.equal(torch.get_rng_state(), before)
+    words = r"precision='bf16': this CPU has no bf16 in hardware; a small training step takes "
+    assert len(seen) == 2 * warned
+    for warning in seen:
+        assert re.fullmatch(
+            words + r"\d+\.\d times as long as in fp32\. Choose fp32", str(warning.message)
+        )
+
+
+def test_what_bf16_costs_is_measured(monkeypatch):
+    devices._slower.cache_clear()
+    where, autocast = torch.device("cpu"), torch.autocast
+
+    def slow(kind, dtype, enabled=True):
+        time.sleep(0.2 * enabled)
+        return autocast(kind, dtype, enabled=enabled)
+
+    monkeypatch.setattr(torch, "autocast", slow)
+    assert devices._slower(torch.bfloat16, where) > 3
+    devices._slower.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "has"),
+    [
+        *(("fp32", (6, 0), True), ("bf16", (7, 5), False), ("bf16", (8, 0), True)),
+        *(("fp16", (6, 1), False), ("fp16", (7, 0), True)),
+    ],
+)
+def test_a_gpu_has_by_its_generation_what_it_has(precision, capability, has, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda where: capability)
+    assert devices.hardware(precision, torch.device("cuda")) is has
 
 
 def test_the_fast_kernels_of_a_gpu_stay_on_and_are_the_reproducible_ones(split):
@@ -464,6 +546,26 @@ def test_whether_convolutions_are_rounded_to_tf32_is_the_callers_to_say(
 
     trained(split, Objective(watch))
     assert set(seen) == {allowed} and torch.backends.cudnn.allow_tf32 is allowed
+
+
+def test_images_move_to_a_gpu_once_where_they_fit_into_half_of_what_is_free(monkeypatch, split):
+    @dataclass
+    class Held:
+        x: SimpleNamespace
+        y: SimpleNamespace
+
+    def part(ndim: int) -> SimpleNamespace:
+        return SimpleNamespace(nbytes=50, ndim=ndim, to=lambda where: f"on {where.type}")
+
+    card = SimpleNamespace(type="cuda")
+    classes, masks = Held(part(4), part(1)), Held(part(4), part(3))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda where: (200, 1000))
+    assert training._near(classes, card) == Held("on cuda", classes.y), "labels are few"
+    assert training._near(masks, card) == Held("on cuda", "on cuda")
+    files = FileSplit(("a.png",), torch.zeros(1), 8)
+    assert training._near(files, card) is files
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda where: (199, 1000))
+    assert training._near(masks, card) is masks and training._near(split, CPU) is split
 
 
 def test_the_device_is_the_one_that_the_environment_names(monkeypatch):

@@ -96,7 +96,7 @@ def gather(
     shift uncovers is reflected, not black: a black bar is an edge that no test image has.
     """
     if augment == "none":
-        return split.x[rows], split.y[rows]
+        return split.x[rows.to(split.x.device, non_blocking=True)], split.y[rows]
     pixels = _pixels(split.x, rows, augment, generator)
     return _pick(split.x, pixels), split.y[rows] if split.y.ndim == 1 else _pick(split.y, pixels)
 
@@ -105,17 +105,19 @@ def _pixels(x: Tensor, rows: Tensor, augment: str, generator: torch.Generator) -
     """Which pixel of x [N, H, W, ...] comes where: indices [B, H, W] into its N * H * W pixels.
 
     Padding, crop and flip are all in the index, so that an epoch copies each pixel once. The draws
-    are those of the CPU's generator, the index is made where x is.
+    are those of the CPU's generator, the index is made where x is; a GPU is not waited for.
     """
     height, width = x.shape[1:3]
     n, pad, where = len(rows), min(height, width) // 8, x.device
-    shifts = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator).to(where)
-    flips = (torch.rand((n, 1), generator=generator) < 0.5).to(where)
+    shifts = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator).to(
+        where, non_blocking=True
+    )
+    flips = (torch.rand((n, 1), generator=generator) < 0.5).to(where, non_blocking=True)
     down = _reflect(shifts[0] + torch.arange(height, device=where), height)
     right = _reflect(shifts[1] + torch.arange(width, device=where), width)
     if augment == "crop-flip":
         right = torch.where(flips, right.flip(1), right)
-    lines = rows.to(where)[:, None] * height + down
+    lines = rows.to(where, non_blocking=True)[:, None] * height + down
     return lines[:, :, None] * width + right[:, None, :]
 
 
