@@ -261,6 +261,29 @@ def results(
 
 
 @app.command
+def claims(*, profile: str = "cpu", csv: Path | None = None) -> None:
+    """Print the verdict on each claim of the paper, from the stored rows of a profile.
+
+    Args:
+        profile: Whose grid and ablations; what is not stored whole is "not run".
+        csv: Write the table here, with estimands and intervals, instead of printing.
+    """
+    import pandas as pd
+
+    from robustlib import claims, profiles, store
+
+    _check_csv(csv)
+    rows = {}
+    for ablation in {claim.study for claim in claims.CLAIMS} & {"", *profiles.ablations(profile)}:
+        grid = profiles.grid(f"{profile}:{ablation}" if ablation else profile)
+        grid = [spec for spec in grid if ablation or not spec.recalibrate]
+        whole = all(map(store.has, grid))
+        rows[ablation] = pd.DataFrame([store.get(s).row for s in grid]) if whole else None
+    table = claims.table(rows, store.frame(Evaluation))
+    _show(table if csv else table.drop(columns=["sentence", "estimand"]).round(2), csv)
+
+
+@app.command
 def bench() -> None:
     """Measure the machinery: imports, sweeps, two workers, the training loop (2 minutes)."""
     from robustlib import bench

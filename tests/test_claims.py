@@ -9,6 +9,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from robustlib import claims, profiles, specs
+from robustlib.cli import main
 from robustlib.specs import Evaluation, Transfer
 
 ABLATIONS = ("patterns", "schemes", "segmentation", "pretraining", "properties", "masks", "detail")
@@ -115,6 +116,14 @@ def test_what_is_missing_is_not_run():
     table = claims.table({}, pd.DataFrame())
     assert set(table.verdict) == {"not run"} and set(table.claim) == {c.name for c in claims.CLAIMS}
     assert table["mean"].isna().all()
+
+
+def test_the_command_says_of_an_empty_store_that_nothing_was_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ROBUSTLIB_STORE", str(tmp_path / "store"))
+    assert main(["claims", "--profile", "quick", "--csv", str(tmp_path / "claims.csv")]) == 0
+    assert set(pd.read_csv(tmp_path / "claims.csv").verdict) == {"not run"}
+    assert main(["claims", "--profile", "quik"]) == 2
+    assert "quick" in capsys.readouterr().err
 
 
 def test_full_and_coarse_tasks_are_told_apart(grids):
