@@ -197,7 +197,7 @@ def speed(cell: Cell, device: torch.device, smoke: bool) -> list[Row]:
         split = Split(pool.x[:n].to(device) if resident else pool.x[:n], pool.y[:n])
         return fit_loop(model, split, cell, device)
 
-    with tf32(cell.tf32), mock.patch.object(training, "_layout", lambda *_: layout):
+    with tf32(cell.tf32), mock.patch.object(training, "layout", lambda *_: layout):
         fixed = {"bare": bare, "ours": ours, "bare, any kernel": partial(bare, reproducible=False)}
         for loop in fixed.values():
             loop(SKIPPED_STEPS + 2)

@@ -148,6 +148,9 @@ def grid(
         from robustlib.data import sources
 
         known = {row.name: row.masks for row in sources.available()}
+        for way in study.transfers:  # its own may be packs that are not here yet
+            for task in axis(way.get("task", Transfer.task)):
+                known.setdefault(task, way.get("mode") == "segment")
         given["task"] = [one_of("tasks", t, known) for t in values]
     if specs.integer("n_train", n_train, 0):
         given["n_train"] = n_train

@@ -355,6 +355,8 @@ def test_properties_have_a_panel_each_and_a_row_in_the_table():
     assert list(table.iloc[:, -1]) == ["+5.0 [+5.0, +5.0]"] * 6
     saved = figures.property_rows(frames)
     assert len(saved) == 3 * 8 and list(saved.n) == [100] * 24
+    assert saved.index.is_unique  # drawn with the lines of every suite numbered from 0
+    figures.properties({k: f.reset_index(drop=True) for k, f in frames.items()})
 
 
 def test_a_property_of_robust_networks_alone_has_no_difference():

@@ -277,3 +277,12 @@ def test_a_pattern_n_of_m_keeps_its_sparsity():
         for t in profiles.grid("quick:patterns", sparsities="0.3")
     }
     assert sparsities == {"unstructured": 0.3, "channel": 0.3, "2:4": 0.5}
+
+
+def test_a_profiles_own_tasks_may_be_packs_that_are_not_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBUSTLIB_DATA", str(tmp_path))
+    assert {s.task for s in profiles.grid("cpu", tasks="tinyimagenet50")} == {"tinyimagenet50"}
+    with pytest.raises(ValueError, match="tasks='tinyimagenet51'"):
+        profiles.grid("cpu", tasks="tinyimagenet51")
+    with pytest.raises(ValueError, match="'camvid_seg' labels each pixel|tasks='camvid_seg'"):
+        profiles.grid("cpu", tasks="camvid_seg")

@@ -113,12 +113,13 @@ def property_rows(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     for rows in frames.values():
         alike(rows, "task", "mode", "arch", "scheme", "pattern")
     kept = ["asked", "where", "property", "value", "task", "sparsity", *stats.PRETRAINING]
-    return pd.concat(
+    long = [
         rows.assign(asked=name, property=column, value=rows[column], n=_images(rows)).assign(
             where=_asked(name, column, rows)
         )
         for name, column, rows in _measured(frames)
-    )[[*kept, "seed", "n", "key"]]
+    ]
+    return pd.concat(long, ignore_index=True)[[*kept, "seed", "n", "key"]]
 
 
 def table_rows(tables: Mapping[Evaluation, list[dict]]) -> pd.DataFrame:
