@@ -151,7 +151,7 @@ BAD = {
     ],
     "05_ablations": [
         *(case for case in COMMON if case[0] != "eps"),
-        ("ablations", "pattern", "choose among patterns, schemes"),
+        ("ablations", "pattern", "choose among detail, patterns, schemes"),
         ("seeds", "0,9", "choose among 0, 1"),
         ("gap_images", 2, "gap_images=2"),
         ("scheduler", "here", "scheduler='here'"),
