@@ -191,6 +191,6 @@ def _gathered(points: dict[Path, dict[str, Any]], out: Path) -> dict[str, pd.Dat
             tables.setdefault(file.stem, []).append(rows)
     gathered = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
     for name, rows in gathered.items():
-        with whole(out / f"{name}.csv") as file:
-            rows.to_csv(file, index=False, mode="wb")
+        with whole(out / f"{name}.csv") as to:
+            rows.to_csv(to, index=False, mode="wb")
     return gathered

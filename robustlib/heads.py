@@ -77,11 +77,11 @@ def segmenter(backbone: ResNet, n_classes: int, head: str = "auto") -> Segmenter
     deepest, where = backbone.fc.in_features, backbone.fc.weight.device
     if head == "fusion":
         stages = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
-        made = Fusion([_channels(s) for s in stages], n_classes)
+        made: nn.Module = Fusion([_channels(s) for s in stages], n_classes)
     else:
         dilate(backbone)
         made = Deepest((FCNHead if head == "fcn" else DeepLabHead)(deepest, n_classes))
-    backbone.fc = nn.Identity()
+    backbone.add_module("fc", nn.Identity())  # declared nn.Linear, so mypy refuses `fc = `
     return Segmenter(backbone, made.to(where))
 
 
@@ -103,6 +103,6 @@ def dilate(backbone: ResNet) -> None:
         before *= 2
 
 
-def _channels(stage: nn.Module) -> int:
+def _channels(stage: nn.Sequential) -> int:
     # Read off, for a ticket without whole channels is narrower than its arch.
     return [m.num_features for m in stage[-1].modules() if isinstance(m, nn.BatchNorm2d)][-1]

@@ -114,7 +114,7 @@ def synchronised(model: nn.Module) -> Iterator[None]:
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if processes() > 1 else []
     for m in norms:
-        m.forward = partial(_norm, m)  # type: ignore[method-assign]
+        m.forward = partial(_norm, m)  # type: ignore[method-assign]  # the swap is meant
     try:
         yield
     finally:

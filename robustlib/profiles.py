@@ -116,7 +116,7 @@ def _filled(checkpoint: str, values: dict[str, Any]) -> str:
     try:
         for _, name, spec, _ in string.Formatter().parse(checkpoint):
             # Fields alone: a dot would reach into Python, and {eps:999999999} is a gigabyte.
-            if name is not None and (name not in values or not re.fullmatch(_FORMAT, spec)):
+            if name is not None and (name not in values or not re.fullmatch(_FORMAT, spec or "")):
                 raise ValueError(f"{{{name}{':' * bool(spec)}{spec}}} is not a field")
         return checkpoint.format(**values)
     except (LookupError, AttributeError, TypeError, ValueError) as e:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustlib import training
 from robustlib.data import batches
-from robustlib.metrics.sample import Measured, sample
+from robustlib.metrics.sample import Measured, Table, sample
 from robustlib.specs import Evaluation
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4", "avgpool")
@@ -28,7 +28,8 @@ def measure(model: nn.Module, data: Any, spec: Evaluation, *, other: Any, **_: A
     the layers. One layer is held at a time: its activations of all images, and an N x N matrix for
     each network (with 2,000 images 32 MB each, with 10,000 800 MB).
     """
-    split, table = sample(data.test, spec.limit), []
+    split = sample(data.test, spec.limit)
+    table: Table = []
     for layer in LAYERS:
         plain, debiased = _cka(*(_gram(activations(m, split, layer)) for m in (model, other)))
         table.append({"layer": layer, "cka": plain, "cka_debiased": debiased})

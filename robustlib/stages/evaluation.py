@@ -31,7 +31,7 @@ def data(spec: Evaluation) -> tuple[Any, Any]:
                 f"{name}: {len(split)} images to measure on, suite={spec.suite!r} needs {least}"
             )
     n = min(map(len, sets.values()))
-    if spec.suite == "domain_gap" and spec.limit > n:
+    if spec.suite == "domain_gap" and (spec.limit or 0) > n:
         raise ValueError(f"limit={spec.limit}: only {n} images of each set are there")
     return own, against
 

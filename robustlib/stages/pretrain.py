@@ -60,7 +60,7 @@ def compute(spec: Pretrain, inputs: Inputs) -> Result:
     return row, model.state_dict(), {"curve": curve, "n_classes": found.n_classes}
 
 
-def network(spec: Pretrain, inputs: Inputs) -> tuple[nn.Module, None]:
+def network(spec: Pretrain, inputs: Inputs) -> tuple[models.ResNet, None]:
     """The source network; None, for nothing is removed from it."""
     model = models.of(spec, inputs[spec].extra["n_classes"])
     model.load_state_dict(inputs[spec].tensors())
