@@ -25,6 +25,7 @@ class Segmenter(nn.Module):
         self.head = head
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, K, H, W] of images [N, 3, H, W] in [0, 1]."""
         out = self.head(self.backbone.pyramid(x))
         return F.interpolate(out, x.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -46,6 +47,7 @@ class Fusion(nn.Module):
         self.classify = nn.Conv2d(width, n_classes, 1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
+        """Logits [N, K, H_0, W_0] of maps [N, C_i, H_i, W_i], finest first."""
         out = self.lateral[-1](maps[-1])
         for lateral, finer in zip(self.lateral[-2::-1], maps[-2::-1], strict=True):
             out = F.interpolate(out, finer.shape[-2:], mode="bilinear", align_corners=False)
@@ -61,6 +63,7 @@ class Deepest(nn.Module):
         self.head = head
 
     def forward(self, maps: list[Tensor]) -> Tensor:
+        """Logits [N, K, H, W] of maps, of which the last is [N, C, H, W]."""
         return self.head(maps[-1])
 
 

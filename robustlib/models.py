@@ -96,6 +96,7 @@ class ResNet(nn.Module):
         return self.avgpool(self.pyramid(x)[-1]).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, K] of images [N, 3, H, W] in [0, 1]."""
         return self.fc(self.features(x))
 
 

@@ -300,8 +300,10 @@ def _choose(name: str, value: Any, among: Sequence[Any], to: type) -> list[Any]:
     chosen = items(name, value, to) or list(among)
     for v in chosen:
         if v not in among:
-            v = shown(v) if isinstance(v, str) and not re.fullmatch(r"[ -~]{1,80}", v) else v
-            raise ValueError(f"{name}={v}: choose among {', '.join(map(str, among))}")
+            odd = isinstance(v, str) and not re.fullmatch(r"[ -~]{1,80}", v)
+            raise ValueError(
+                f"{name}={shown(v) if odd else v}: choose among {', '.join(map(str, among))}"
+            )
     return chosen
 
 

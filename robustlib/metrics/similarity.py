@@ -69,9 +69,9 @@ def linear_cka(a: Tensor, b: Tensor) -> tuple[float, float]:
 def _gram(x: Tensor) -> Tensor:
     # Some columns at a time: those of a ResNet-50's first stage are gigabytes in double precision.
     gram = torch.zeros((len(x), len(x)), dtype=torch.float64)
-    for columns in x.split(COLUMNS, 1):
+    for part in x.split(COLUMNS, 1):
         # Centred before the products: with a mean far from 0 they would lose their digits.
-        columns = columns.double()
+        columns = part.double()
         columns = columns - columns.mean(0)
         gram += columns @ columns.T
     return gram

@@ -133,8 +133,8 @@ def statistics(split: Split | FileSplit) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the training images, per channel, in [0, 1]: of all their
     pixels alike, without augmentation."""
     n, total, squares = 0, torch.zeros(3).double(), torch.zeros(3).double()
-    for x, _ in batches.ordered(split, batch_size=100):
-        x = x.double()  # the mean of squares less the square of the mean: floats lose digits
+    for images, _ in batches.ordered(split, batch_size=100):
+        x = images.double()  # the mean of squares less the square of the mean: floats lose digits
         n += x.numel() // x.shape[1]
         total, squares = total + x.sum((0, 2, 3)), squares + x.square().sum((0, 2, 3))
     mean = total / n

@@ -40,6 +40,7 @@ class Scored(nn.Module):
         self.register_buffer("kept", torch.ones_like(scores, dtype=torch.bool))
 
     def forward(self, weight: Tensor) -> Tensor:
+        """The weight where its group is kept, else zero."""
         straight = self.kept.to(weight) + (self.scores - self.scores.detach())
         return weight * patterns.expanded(straight, weight.shape)
 

@@ -61,7 +61,7 @@ def producers(model: nn.Module) -> Producers:
     try:
         with torch.random.fork_rng(devices=[]):
             graph = _Tracer().trace(model, _defaults(model))
-    except Exception as e:  # whatever the model's own code raises on what is no tensor
+    except Exception as e:  # noqa: BLE001 - what the model's own code raises on no tensor
         why = f"the model cannot be traced: {type(e).__name__}: {str(e).split(chr(10))[0]}"
         return Producers(left=list(norms.values()), why=why)
     source: dict[fx.Node, str | None] = {}
