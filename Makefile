@@ -23,7 +23,7 @@ help:
 	@echo 'make study    run a study: PROFILE=quick (minutes, needs no data), cpu, paper'
 	@echo 'make lab      open the notebooks in JupyterLab'
 	@echo 'make figures  draw figures/ again, from the stored results of PROFILE=cpu make study'
-	@echo 'make test     ruff, then every test and every notebook; ARGS go to pytest'
+	@echo 'make test     lint, then every test and every notebook; ARGS go to pytest'
 	@echo 'make gpu      measure a GPU in 9 minutes: benchmarks/gpu.csv, and the tests that need one'
 	@echo 'make lint     ruff, mypy, and notebooks without outputs'
 	@echo 'make docs     the pages of docs/ and the API reference, as HTML in docs/_build/html'
@@ -54,6 +54,7 @@ study: env
 lint: env
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	$(RUN) mypy
 	$(NOTEBOOKS) $(RUN) nbstripout --keep-id --verify {} +
 
 # One thread a process: two workers share two cores, and results do not depend on the machine.

@@ -72,17 +72,17 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from robustlib import models, objectives, run, training  # noqa: E402
-from robustlib.attacks import Threat  # noqa: E402
-from robustlib.data import Split, load  # noqa: E402
-from robustlib.data.batches import to_float  # noqa: E402
-from robustlib.objectives import Objective  # noqa: E402
-from robustlib.specs import Pretrain, Ticket, Transfer  # noqa: E402
+from robustlib import models, objectives, run, training
+from robustlib.attacks import Threat
+from robustlib.data import Split, load
+from robustlib.data.batches import to_float
+from robustlib.objectives import Objective
+from robustlib.specs import Pretrain, Ticket, Transfer
 
 COLUMNS = (
     *("section", "case", "arch", "side", "batch_size", "objective", "precision", "tf32", "layout"),
@@ -312,7 +312,13 @@ def objective(name: str) -> Objective:
 
 
 def recipe(**changes: object) -> training.Recipe:
-    settings = dict(epochs=1, lr=0.1, batch_size=64, weight_decay=5e-4, augment="crop-flip")
+    settings = {
+        "epochs": 1,
+        "lr": 0.1,
+        "batch_size": 64,
+        "weight_decay": 5e-4,
+        "augment": "crop-flip",
+    }
     return training.Recipe(**(settings | {"precision": "fp32", "seed": 0} | changes))
 
 
@@ -525,7 +531,9 @@ def resume(device: torch.device, smoke: bool) -> list[Case]:
             path = Path(folder, "checkpoint")
             call = [sys.executable, __file__, "--device", str(device), "--killed"]
             call.append(json.dumps([asdict(what), str(path), kill_at]))
-            done = subprocess.run(call, capture_output=True, text=True, timeout=CASE_SECONDS)
+            done = subprocess.run(
+                call, capture_output=True, text=True, timeout=CASE_SECONDS, check=False
+            )
             if done.returncode != -signal.SIGKILL or not path.exists():
                 raise RuntimeError(f"not killed: exit {done.returncode}; {last(done.stderr)}")
             steps, rate = [], training.learning_rate
@@ -585,7 +593,9 @@ def tests(device: torch.device, smoke: bool) -> list[Case]:
             try:
                 # Wide: a line that is cut loses the message.
                 wide = os.environ | {"COLUMNS": "400"}
-                subprocess.run(call, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, env=wide)
+                subprocess.run(
+                    call, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, env=wide, check=False
+                )
             except TimeoutError as error:
                 cut = f"not all were run: {error}"
             said.seek(0)
@@ -622,7 +632,9 @@ def machine(device: torch.device, smoke: bool) -> list[Case]:
             about.append(f"{card.total_memory / 2**30:.1f} GiB, sm_{card.major}{card.minor}")
             query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
             try:
-                found = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout
+                found = subprocess.run(
+                    query, capture_output=True, text=True, timeout=20, check=False
+                ).stdout
             except OSError as error:
                 found = repr(error)
             about.append(f"driver {found.strip()}")
@@ -695,7 +707,7 @@ def section(name: str, device: torch.device, smoke: bool, deadline: float, out: 
         try:
             with limited(left if name == "tests" else min(left, CASE_SECONDS)):
                 rows = call()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a case that fails is a row, the others go on
             traceback.print_exc()
             rows = [{"passed": False, "note": f"{type(error).__name__}: {last(str(error))}"}]
         took = round(time.monotonic() - started, 1)

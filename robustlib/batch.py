@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -131,7 +130,7 @@ def execute(notebook: Path | str, out: Path | str, given: Mapping[str, Any]) -> 
     # The path of a socket has 107 characters at most.
     short = None if len(tempfile.gettempdir()) < 70 else "/tmp"
     with tempfile.TemporaryDirectory(prefix="robustlib-", dir=short) as folder:
-        ipc = {"transport": "ipc", "ip": os.path.join(folder, "kernel")}
+        ipc = {"transport": "ipc", "ip": str(Path(folder, "kernel"))}
         papermill.execute_notebook(
             notebook,
             out,
@@ -175,7 +174,7 @@ def _execute(notebook: str, given: dict[str, Any], folder: str) -> None:
         # Its own kind does not survive the way between processes.
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(e.traceback))
         raise RuntimeError(f"{e.ename}: {e.evalue} (see {running})\n{trace}") from None
-    os.replace(running, done)
+    running.replace(done)
 
 
 def _gathered(points: dict[Path, dict[str, Any]], out: Path) -> dict[str, pd.DataFrame]:
@@ -191,6 +190,6 @@ def _gathered(points: dict[Path, dict[str, Any]], out: Path) -> dict[str, pd.Dat
             tables.setdefault(file.stem, []).append(rows)
     gathered = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
     for name, rows in gathered.items():
-        with whole(out / f"{name}.csv") as file:
-            rows.to_csv(file, index=False, mode="wb")
+        with whole(out / f"{name}.csv") as to:
+            rows.to_csv(to, index=False, mode="wb")
     return gathered

@@ -108,7 +108,7 @@ def load(
         path = home(text)
     else:
         path = _fetch(one_of("checkpoint", text, (*names(), *(f"FILE{s}" for s in SUFFIXES))))
-    if not os.path.isfile(path):  # Path's own raises for a name that is too long
+    if not os.path.isfile(path):  # noqa: PTH113 - Path's own raises for a name too long
         raise FileNotFoundError(f"checkpoint={shown(text)}: there is no such file")
     state, metadata = foreign.read(path)
     if not {"mean", "std"} & state.keys():

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats as scipy_stats
@@ -99,7 +99,7 @@ def table(rows: dict[str, pd.DataFrame | None], evaluations: pd.DataFrame) -> pd
         frame = rows.get(claim.study)
         parts = {} if frame is None else claim.effects(frame, evaluations)
         for part, effects in parts.items() or {"": None}.items():
-            found = {"part": part, "verdict": "not run"}
+            found: dict[str, Any] = {"part": part, "verdict": "not run"}
             if effects is not None and len(effects):
                 found |= _correlated(effects) if "x" in effects else _decided(effects)
             out.append(base | found)
@@ -111,7 +111,7 @@ def table(rows: dict[str, pd.DataFrame | None], evaluations: pd.DataFrame) -> pd
 def _decided(effects: pd.DataFrame) -> dict:
     mean, low, high = interval(effects)
     these = of_these_tasks(effects)
-    own = dict(zip(("these_low", "these_high"), interval(these)[1:], strict=True))
+    own: dict[str, Any] = dict(zip(("these_low", "these_high"), interval(these)[1:], strict=True))
     own |= {"seeds": effects.seed.nunique(), "tasks": effects.task.nunique()}
     own |= {"verdict": verdict(effects), "these_tasks": verdict(these)}
     return own | {"mean": mean, "low": low, "high": high}
@@ -165,10 +165,12 @@ def _a_imp(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
     robust = imp[(imp.objective == "pgd") & (imp.ticket_objective == "pgd")]
     natural = imp[(imp.objective == "natural") & (imp.ticket_objective == "natural")]
     on = {"upstream": "", "downstream": None}
+
+    def drawn(side: pd.DataFrame, own: str | None) -> pd.DataFrame:
+        return side[(side.dataset == "") == (own == "")]
+
     return {
-        name: _between(
-            *(side[(side.dataset == "") == (own == "")] for side in (robust, natural)), ["sparsity"]
-        )
+        name: _between(drawn(robust, own), drawn(natural, own), ["sparsity"])
         for name, own in on.items()
     }
 

@@ -259,7 +259,7 @@ def _times(own: list[_Form], sizes: list[int], rounds: int, where: Path) -> list
     for b in sizes:
         times = latencies(files, size, b, rounds)
         for name, row in rows.items():
-            row |= _timed(f"latency_{b}", times[name], times["dense"])
+            row.update(_timed(f"latency_{b}", times[name], times["dense"]))
     return list(rows.values())
 
 

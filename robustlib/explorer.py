@@ -38,8 +38,10 @@ def masks(
     }
 
     def draw(sparsity: float, layer: str, robust: str) -> Figure:
-        pair = (tickets.omp(networks[name], sparsity, scope=scope) for name in (natural, robust))
-        return figures.masks(*pair, layer, robust)
+        first, other = (
+            tickets.omp(networks[name], sparsity, scope=scope) for name in (natural, robust)
+        )
+        return figures.masks(first, other, layer, robust)
 
     return _live(draw, controls)
 

@@ -24,11 +24,11 @@ def whole(path: str | Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with open(part, "wb") as file:
+        with part.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        part.replace(path)
     except BaseException:
         with suppress(OSError):  # the failure is what to tell of
             part.unlink()
@@ -38,7 +38,7 @@ def whole(path: str | Path) -> Iterator[IO[bytes]]:
 def sha256(data: bytes | memoryview | Path) -> str:
     """The SHA-256 of bytes, or of a file's content, in hex."""
     if isinstance(data, Path):
-        with open(data, "rb") as file:
+        with data.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     return hashlib.sha256(data).hexdigest()
 

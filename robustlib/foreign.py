@@ -40,8 +40,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         try:
             with safetensors.safe_open(path, framework="pt") as f:
                 metadata = f.metadata() or {}
-                found = {"": {k: f.get_tensor(k) for k in f.keys()}}  # noqa: SIM118
-        except Exception as e:  # bytes from outside can raise anything
+                found = {"": {k: f.get_tensor(k) for k in f.keys()}}  # noqa: SIM118 - f is no dict
+        except Exception as e:  # noqa: BLE001 - bytes from outside can raise anything
             raise ValueError(f"{path}: truncated, or not safetensors ({reason(e)})") from None
         if not found[""]:
             raise ValueError(f"{path}: holds no tensors")
@@ -110,12 +110,12 @@ def _checked(path: Path, state: dict) -> dict[str, Tensor]:
             raise ValueError(f"{path}: {name} says it is {list(value.shape)}, the file holds less")
         if key.endswith(COUNTER):
             # Read by no network with a momentum. Who makes a file half makes its counters that too.
-            value = value.double().nan_to_num(0, 0, 0).clamp(0, 2**53).long()
-        elif value.dtype == torch.float64:
-            value = value.float()
-        if not torch.isfinite(value).all():
+            own = value.double().nan_to_num(0, 0, 0).clamp(0, 2**53).long()
+        else:
+            own = value.float() if value.dtype == torch.float64 else value
+        if not torch.isfinite(own).all():
             raise ValueError(f"{path}: {name} holds nan or infinity")
-        out[key] = value
+        out[key] = own
     return out
 
 
@@ -148,11 +148,11 @@ def _unpickle(path: Path) -> Any:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as e:  # bytes from outside can raise anything
+        except Exception as e:  # noqa: BLE001 - bytes from outside can raise anything
             message = str(e) or type(e).__name__
         try:
             refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        except Exception:  # not a zip file: the older format names the first only
+        except Exception:  # noqa: BLE001 - not a zip file: the older format names the first only
             refused = re.findall(r"GLOBAL ([\w.]+)", message)[:1]
     if refused:
         called = ", ".join(shown(name, 100) for name in sorted(refused)[:5])

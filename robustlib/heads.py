@@ -25,6 +25,7 @@ class Segmenter(nn.Module):
         self.head = head
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, K, H, W] of images [N, 3, H, W] in [0, 1]."""
         out = self.head(self.backbone.pyramid(x))
         return F.interpolate(out, x.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -46,6 +47,7 @@ class Fusion(nn.Module):
         self.classify = nn.Conv2d(width, n_classes, 1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
+        """Logits [N, K, H_0, W_0] of maps [N, C_i, H_i, W_i], finest first."""
         out = self.lateral[-1](maps[-1])
         for lateral, finer in zip(self.lateral[-2::-1], maps[-2::-1], strict=True):
             out = F.interpolate(out, finer.shape[-2:], mode="bilinear", align_corners=False)
@@ -61,6 +63,7 @@ class Deepest(nn.Module):
         self.head = head
 
     def forward(self, maps: list[Tensor]) -> Tensor:
+        """Logits [N, K, H, W] of maps, of which the last is [N, C, H, W]."""
         return self.head(maps[-1])
 
 
@@ -77,11 +80,11 @@ def segmenter(backbone: ResNet, n_classes: int, head: str = "auto") -> Segmenter
     deepest, where = backbone.fc.in_features, backbone.fc.weight.device
     if head == "fusion":
         stages = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
-        made = Fusion([_channels(s) for s in stages], n_classes)
+        made: nn.Module = Fusion([_channels(s) for s in stages], n_classes)
     else:
         dilate(backbone)
         made = Deepest((FCNHead if head == "fcn" else DeepLabHead)(deepest, n_classes))
-    backbone.fc = nn.Identity()
+    backbone.add_module("fc", nn.Identity())  # declared nn.Linear, so mypy refuses `fc = `
     return Segmenter(backbone, made.to(where))
 
 
@@ -103,6 +106,6 @@ def dilate(backbone: ResNet) -> None:
         before *= 2
 
 
-def _channels(stage: nn.Module) -> int:
+def _channels(stage: nn.Sequential) -> int:
     # Read off, for a ticket without whole channels is narrower than its arch.
     return [m.num_features for m in stage[-1].modules() if isinstance(m, nn.BatchNorm2d)][-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from robustlib.specs import ARCHS, STEMS, Pretrain, one_of
+
+M = TypeVar("M", bound=nn.Module)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -29,6 +32,15 @@ class ResNet(nn.Module):
     Input: float images [N, 3, H, W] in [0, 1]. `mean` and `std` are buffers: an eps in pixel units
     means the same for every network, and a checkpoint carries them.
     """
+
+    mean: Tensor
+    std: Tensor
+    maxpool: nn.Module
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+    fc: nn.Linear  # but nn.Identity in a segmenter's backbone
 
     def __init__(
         self,
@@ -84,6 +96,7 @@ class ResNet(nn.Module):
         return self.avgpool(self.pyramid(x)[-1]).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, K] of images [N, 3, H, W] in [0, 1]."""
         return self.fc(self.features(x))
 
 
@@ -112,15 +125,20 @@ def build(
     return ResNet(block, blocks, n_classes, 64, None, mean, std)
 
 
-def of(spec: Pretrain, n_classes: int, *normalisation: Sequence[float]) -> ResNet:
-    """The untrained network that a spec says; normalisation: mean and std, else ImageNet's."""
-    return build(spec.arch, n_classes, spec.width, spec.stem_stride, *normalisation, stem=spec.stem)
+def of(
+    spec: Pretrain,
+    n_classes: int,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> ResNet:
+    """The untrained network that a spec says, from torch's global generator."""
+    return build(spec.arch, n_classes, spec.width, spec.stem_stride, mean, std, spec.stem)
 
 
-def swap_head(model: nn.Module, n_classes: int, seed: int | None = None) -> nn.Module:
+def swap_head(model: M, n_classes: int, seed: int | None = None) -> M:
     """Replaces the classifier `fc` by a fresh one, in place, drawn by the seed (None: from torch's
     global generator); returns the model."""
-    old = model.fc
+    old = cast(nn.Linear, model.fc)  # of a module, torch's stubs say no more of a part
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
@@ -139,7 +157,7 @@ def multiply_adds(model: nn.Module, size: int | tuple[int, int]) -> int:
     side = (size, size) if isinstance(size, int) else tuple(size)
     total = 0
 
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+    def count(module: _ConvNd | nn.Linear, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal total
         # How often a weight is used: at each position of the output, or of the input where that is
         # what the kernel is laid on.

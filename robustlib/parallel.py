@@ -114,7 +114,7 @@ def synchronised(model: nn.Module) -> Iterator[None]:
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if processes() > 1 else []
     for m in norms:
-        m.forward = partial(_norm, m)  # type: ignore[method-assign]
+        m.forward = partial(_norm, m)  # type: ignore[method-assign]  # the swap is meant
     try:
         yield
     finally:
@@ -182,13 +182,13 @@ def launch(function: Callable[..., Any], args: tuple, n: int, where: torch.devic
         )
         # A command, not a function: for that multiprocessing runs the caller's script again unless
         # it guards its main, and refuses a daemon such as a Dask worker.
-        path = [p or os.getcwd() for p in sys.path]
+        path = [p or str(Path.cwd()) for p in sys.path]
         code = f"import sys; sys.path[:] = {path}; from robustlib import parallel as p; "
         try:
             elastic_launch(config, sys.executable)("-P", "-c", code + f"p._member({folder!r})")
         except ChildFailedError as failed:
             raise _failure(folder, n, failed) from None
-        with open(Path(folder, "result"), "rb") as f:
+        with Path(folder, "result").open("rb") as f:
             result, warned = torch.load(f, map_location="cpu", weights_only=False)
     for warning in warned:
         warnings.warn(warning, stacklevel=2)
@@ -238,7 +238,7 @@ def _member(folder: str) -> None:
             result = function(*args)
         if r == 0:
             torch.save((result, [w.message for w in seen]), Path(folder, "result"))
-    except BaseException as e:
+    except BaseException as e:  # noqa: BLE001 - the caller raises it, whatever it is
         note = f"In process {r} of {os.environ['WORLD_SIZE']}:\n{traceback.format_exc()}"
         Path(folder, f"error-{r}").write_bytes(_sendable(e, note))
         # At once: closing the group would wait for the others.

@@ -53,7 +53,7 @@ def read(name: str) -> tuple[Path, dict[str, Any], str]:
             name, ablation = stem, last
     if isinstance(name, str | Path) and str(name).endswith(".toml"):
         path = Path(name)
-        if not os.path.isfile(path):  # Path's own raises for a name that is too long
+        if not os.path.isfile(path):  # noqa: PTH113 - Path's own raises for a name too long
             raise ValueError(f"profile={shown(name)}: there is no such file")
     else:
         path = PROFILES / f"{one_of('profile', name, profiles())}.toml"

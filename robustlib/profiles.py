@@ -116,7 +116,7 @@ def _filled(checkpoint: str, values: dict[str, Any]) -> str:
     try:
         for _, name, spec, _ in string.Formatter().parse(checkpoint):
             # Fields alone: a dot would reach into Python, and {eps:999999999} is a gigabyte.
-            if name is not None and (name not in values or not re.fullmatch(_FORMAT, spec)):
+            if name is not None and (name not in values or not re.fullmatch(_FORMAT, spec or "")):
                 raise ValueError(f"{{{name}{':' * bool(spec)}{spec}}} is not a field")
         return checkpoint.format(**values)
     except (LookupError, AttributeError, TypeError, ValueError) as e:
@@ -303,8 +303,10 @@ def _choose(name: str, value: Any, among: Sequence[Any], to: type) -> list[Any]:
     chosen = items(name, value, to) or list(among)
     for v in chosen:
         if v not in among:
-            v = shown(v) if isinstance(v, str) and not re.fullmatch(r"[ -~]{1,80}", v) else v
-            raise ValueError(f"{name}={v}: choose among {', '.join(map(str, among))}")
+            odd = isinstance(v, str) and not re.fullmatch(r"[ -~]{1,80}", v)
+            raise ValueError(
+                f"{name}={shown(v) if odd else v}: choose among {', '.join(map(str, among))}"
+            )
     return chosen
 
 

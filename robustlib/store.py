@@ -144,7 +144,7 @@ def put(
             if replace and where.exists():
                 _delete(where)
             try:
-                os.rename(staged, where)
+                staged.rename(where)
             except OSError:
                 # Renaming onto a folder that is not empty fails: somebody stored it first.
                 if not where.exists():
@@ -283,7 +283,7 @@ def _delete(where: Path) -> None:
     # Renamed first, so that no reader meets a half-deleted artifact. A full disk allows it.
     _unfinished().mkdir(parents=True, exist_ok=True)
     doomed = _unfinished() / f"{where.name}.doomed-{os.urandom(4).hex()}"
-    os.rename(where, doomed)
+    where.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 

@@ -232,7 +232,7 @@ def fit(
             # Another seed in each process: noise is not to repeat itself within a batch.
             more = [parallel.rank()] if parallel.rank() else []
             torch.manual_seed(batches.seed_for(recipe.seed, "step", state.step, *more))
-            x, y = parallel.own(x).contiguous(memory_format=lies), parallel.own(y)
+            x, y = parallel.own(x).contiguous(memory_format=lies), parallel.own(y)  # noqa: PLW2901 - the batch as it came is not held
             with computing(model, dtype):
                 loss = objective.loss(network, x, y)
             optim.zero_grad()

@@ -175,7 +175,7 @@ def test_an_attack_on_the_card_stays_in_its_ball_and_raises_the_loss(data):
     y = data.test.y[:64].to(CARD)
     x_adv = pgd(model, x, y, Threat("linf", 0.1, 5), worst=True)
     assert x_adv.device.type == CARD and (x_adv - x).abs().max() <= 0.1 + 1e-6
-    assert 0 <= x_adv.min() and x_adv.max() <= 1
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
     loss = nn.functional.cross_entropy
     with torch.no_grad():
         assert loss(model(x_adv), y) > loss(model(x), y)

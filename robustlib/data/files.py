@@ -62,8 +62,8 @@ def _check_images(folder: Path, paths: Sequence[str]) -> None:
         with ThreadPoolExecutor(min(16, torch.get_num_threads())) as pool:
             list(tqdm(pool.map(check, chunks), f"checking {folder.name}", len(chunks)))
 
-    folders = sorted({os.path.dirname(path) for path in paths})
-    known = [*sorted(paths), *(str(os.stat(path).st_mtime_ns) for path in folders)]
+    folders = sorted({os.path.dirname(path) for path in paths})  # noqa: PTH120 - of a million files
+    known = [*sorted(paths), *(str(Path(path).stat().st_mtime_ns) for path in folders)]
     digest = hashlib.blake2b(os.fsencode("\0".join(known)), digest_size=8).hexdigest()
     checked = folder.with_name(f".{folder.name}-{digest}.checked")
 

@@ -226,7 +226,7 @@ def _counted(kinds: Counter[str]) -> str:
 
 def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
     """The folders in a folder and its files, sorted, without what is hidden or in FOREIGN."""
-    if not os.path.isdir(folder):  # Path's own raises for a name that is too long
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path's own raises for a name too long
         raise ValueError(f"{folder}: no such folder")
     try:
         with os.scandir(folder) as entries:

@@ -70,6 +70,7 @@ class Dataset:
 
     @property
     def n_classes(self) -> int:
+        """How many classes there are, whether images of them are or not."""
         return len(self.class_names)
 
 

@@ -207,8 +207,8 @@ def gap(rows: pd.DataFrame) -> Figure:
             at = (row["gap"], 100 * row["mean"])
             # In turn to the right and to the left, for near tasks stand close.
             place = {"xytext": (2, 4)} if i % 2 else {"xytext": (-1, -8), "ha": "right"}
-            name = TASKS.get(row["task"], row["task"])
-            ax.annotate(name, at, fontsize=6, textcoords="offset points", **place)
+            task = TASKS.get(row["task"], row["task"])
+            ax.annotate(task, at, fontsize=6, textcoords="offset points", **place)
     note = grid.fit([ax], zero=True).replace("over seeds", "over images and over seeds")
     ax.margins(x=0.1)  # room for the names
     ax.set_xlabel("Fréchet distance of the task to the source")

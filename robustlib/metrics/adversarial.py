@@ -39,8 +39,8 @@ def measure(model: nn.Module, data: Any, spec: Evaluation, **_: Any) -> Measured
         # Attacks need gradients of the images alone; FAB would leave others on the weights.
         model = copy.deepcopy(model).requires_grad_(False)
         attacks: dict[str, Any] = {}
-        for i, (x, y) in enumerate(batches.ordered(split, BATCH, device=where)):
-            x = x.contiguous()  # they flatten with view, which channels_last does not allow
+        for i, (images, y) in enumerate(batches.ordered(split, BATCH, device=where)):
+            x = images.contiguous()  # they flatten with view, which channels_last does not allow
             out = model(x)
             attacks = attacks or _attacks(model, threat, spec, out.shape[1], where)
             survives = out.argmax(1) == y
@@ -115,7 +115,7 @@ def apgd_accuracy(
     right = 0
     with torch.random.fork_rng(), training.inference(model) as where:
         attack = APGDAttack(model, norm=THEIR_NORMS[norm], eps=threat.eps, seed=seed, device=where)
-        for x, y in batches.ordered(split, batch_size, device=where):
-            x = x.contiguous()  # it flattens with view, which channels_last does not allow
+        for images, y in batches.ordered(split, batch_size, device=where):
+            x = images.contiguous()  # it flattens with view, which channels_last does not allow
             right += int((model(attack.perturb(x, y)).argmax(1) == y).sum())
     return right, len(split)

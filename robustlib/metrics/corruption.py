@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustlib import store, training
 from robustlib.data.splits import Split, seed_for
 from robustlib.metrics.distortions import CORRUPTIONS, VERSION, as_bytes, floats
-from robustlib.metrics.sample import Measured, in_memory, sample
+from robustlib.metrics.sample import Measured, Table, in_memory, sample
 from robustlib.specs import Evaluation
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -31,7 +31,8 @@ def measure(model: nn.Module, data: Any, spec: Evaluation, **_: Any) -> Measured
     that every network is measured on the same ones.
     """
     split = sample(data.test, spec.limit)
-    n, table, names = len(split), [], ("corruption", "severity", "accuracy", "correct")
+    table: Table = []
+    n, names = len(split), ("corruption", "severity", "accuracy", "correct")
     for name, severity, damaged in corrupted_sets(split, spec.seed):
         right = training.correct(model, damaged)
         table.append(dict(zip(names, (name, severity, right / n, right), strict=True)))

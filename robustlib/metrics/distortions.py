@@ -35,29 +35,34 @@ VERSION = 2
 
 
 def gaussian_noise(x: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Independent normal noise on every value."""
     return x + _level(severity, 0.04, 0.06, 0.08, 0.09, 0.10) * torch.randn(
         x.shape, generator=draws
     )
 
 
 def shot_noise(x: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Poisson noise, as of few photons."""
     photons = _level(severity, 500, 250, 100, 75, 50)
     return torch.poisson(x * photons, generator=draws) / photons
 
 
 def impulse_noise(x: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Values replaced by 0 or 1, each at random."""
     amount = _level(severity, 0.01, 0.02, 0.03, 0.05, 0.07)
     hit, salt = torch.rand(x.shape, generator=draws), torch.rand(x.shape, generator=draws)
     return torch.where(hit < amount, (salt < 0.5).float(), x)
 
 
 def defocus_blur(x: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Blurred by a disk, as out of focus."""
     radius, alias = _level(severity, (0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))
     # The edge is blurred by pixels, whatever their size: else severity 4 would be below 3.
     return _filtered(x, _disk(radius * _scale(x), alias))
 
 
 def glass_blur(x: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Pixels moved to random places nearby, blurred before and after."""
     share, sigma = _level(severity, 0.2, 0.35, 0.5, 0.75, 1.0), 0.4 * _scale(x)
     far, size = max(1, round(_scale(x))), x.shape[-1]
     x = _gaussian(x, sigma)
@@ -71,12 +76,14 @@ def glass_blur(x: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def motion_blur(x: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Blurred along a line, at a random angle within 45 degrees of the horizontal."""
     radius, sigma = _level(severity, (6, 1), (6, 1.5), (6, 2), (8, 2.25), (9, 2.5))
     angles = (torch.rand(len(x), generator=draws) - 0.5) * math.pi / 2
     return _moved(x, radius * _scale(x), sigma * _scale(x), angles)
 
 
 def zoom_blur(x: Tensor, severity: int, draws: Draws) -> Tensor:
+    """The mean of the image and of ones zoomed in further and further."""
     total, factors = x, 1 + 0.01 * np.arange(_level(severity, 7, 12, 16, 21, 26))
     for zoom in [_zoom(x.shape[-1], float(f)) for f in factors]:
         total = total + zoom @ x @ zoom.T
@@ -84,6 +91,7 @@ def zoom_blur(x: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def snow(x: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Greyed and brightened, with moved flakes on it."""
     mean, deviation, zoom, floor, radius, sigma, keep = _level(
         severity,
         (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
@@ -104,6 +112,7 @@ def snow(x: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def frost(x: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Darkened under a random field of ice."""
     keep, ice = _level(severity, (1, 0.2), (0.975, 0.275), (0.95, 0.35), (0.925, 0.425), (0.9, 0.5))
     # Of the six photographs of the original at the scale it takes them: means of 0.37 to 0.8,
     # a deviation of 0.07 within 32 px, a correlation of 0.9 from pixel to pixel, bluish.
@@ -114,6 +123,7 @@ def frost(x: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def fog(x: Tensor, severity: int, draws: Draws) -> Tensor:
+    """A random cloud added, and the range scaled back to that of the image."""
     amount, decay = _level(severity, (0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))
     cloud = _plasma(len(x), x.shape[-1], decay**2, draws)
     low, high = cloud.amin((1, 2, 3), True), cloud.amax((1, 2, 3), True)
@@ -122,6 +132,7 @@ def fog(x: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def brightness(x: Tensor, severity: int, draws: Draws) -> Tensor:
+    """The value of HSV raised, hue and saturation kept."""
     value = x.amax(1, True)
     more = (value + _level(severity, 0.05, 0.1, 0.15, 0.2, 0.3)).clamp(max=1)
     # The V of HSV raised, hue and saturation kept; black has neither.
@@ -129,11 +140,13 @@ def brightness(x: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def contrast(x: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Drawn towards the mean of each channel."""
     mean = x.mean((2, 3), True)
     return mean + (x - mean) * _level(severity, 0.75, 0.5, 0.4, 0.3, 0.15)
 
 
 def elastic(x: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Warped by a random affine map and smooth waves."""
     size = x.shape[-1]
     warp, shift = _level(
         severity, (0.04, 0.02), (0.06, 0.03), (0.08, 0.04), (0.1, 0.05), (0.12, 0.06)
@@ -153,6 +166,7 @@ def elastic(x: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def pixelate(x: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Made smaller and large again, by boxes."""
     small = size = x.shape[-1]
     for share in (0.95, 0.9, 0.85, 0.75, 0.65)[:severity]:  # no two the same where images are small
         small = max(1, min(int(size * share), small - 1))
@@ -161,6 +175,7 @@ def pixelate(x: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def jpeg(x: Tensor, severity: int, draws: Draws) -> Tensor:
+    """Coded as JPEG and decoded."""
     from PIL import Image
 
     quality = _level(severity, 80, 65, 58, 50, 40)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustlib import training
 from robustlib.data import batches
 from robustlib.data.splits import seed_for
 from robustlib.metrics.sample import Measured, Row, sample
+from robustlib.models import ResNet
 from robustlib.specs import Evaluation, number
 
 SIZES, DRAWS, LEVEL = 15, 200, 0.95
@@ -22,7 +23,7 @@ BLOCK = 32
 directions as images neither the extrapolation nor the resampling holds what it says."""
 
 
-def measure(model: nn.Module, data: Any, spec: Evaluation, *, against: Any, **_: Any) -> Measured:
+def measure(model: ResNet, data: Any, spec: Evaluation, *, against: Any, **_: Any) -> Measured:
     """Frechet distance between source and task images in the features of one fixed network.
 
     The network must be the same for all tasks that are compared, and so must the limit: both sets
@@ -37,22 +38,24 @@ def measure(model: nn.Module, data: Any, spec: Evaluation, *, against: Any, **_:
       frechet takes the bias away. Where the distance is as small as its bias, low may be negative;
     - n, and block, the directions of a block.
     """
-    n = spec.limit
-    sets = [turned(features(model, sample(split, n))) for split in (data.test, against)]
-    block = max(1, min(BLOCK, n // 8, sets[0].shape[1]))
-    found = blockwise(*sets, block)
+    n = cast(int, spec.limit)  # a spec of this suite has one
+    task, source = (turned(features(model, sample(split, n))) for split in (data.test, against))
+    block = max(1, min(BLOCK, n // 8, task.shape[1]))
+    found = blockwise(task, source, block)
     rng = np.random.default_rng(seed_for("bootstrap", spec.seed))
-    resampled = [
-        blockwise(*(x[torch.from_numpy(rng.integers(0, n, n))] for x in sets), block)
-        for _ in range(DRAWS)
-    ]
+
+    def again(x: Tensor) -> Tensor:
+        return x[torch.from_numpy(rng.integers(0, n, n))]
+
+    resampled = [blockwise(again(task), again(source), block) for _ in range(DRAWS)]
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    row: Row = {"frechet": found, "frechet_infinity": frechet_infinity(*sets, block, spec.seed)}
+    endless = frechet_infinity(task, source, block, spec.seed)
+    row: Row = {"frechet": found, "frechet_infinity": endless}
     row |= {"low": float(2 * found - high), "high": float(2 * found - low)}
     return row | {"n": n, "block": block}, {}
 
 
-def features(model: nn.Module, split: Any) -> Tensor:
+def features(model: ResNet, split: Any) -> Tensor:
     """The features [N, D] of a split's images, in double precision, on the CPU."""
     with training.inference(model) as where:
         parts = [model.features(x).cpu() for x, _ in batches.ordered(split, device=where)]
@@ -99,10 +102,11 @@ def frechet_infinity(a: Tensor, b: Tensor, block: int = BLOCK, seed: int = 0) ->
     n = min(len(a), len(b))
     sizes = np.unique(np.linspace(n / 2, n, SIZES).round().astype(int))
     rng = np.random.default_rng(seed_for("parts", seed))
-    found = [
-        blockwise(*(x[torch.from_numpy(rng.permutation(len(x))[:size])] for x in (a, b)), block)
-        for size in sizes
-    ]
+
+    def part(x: Tensor, size: int) -> Tensor:
+        return x[torch.from_numpy(rng.permutation(len(x))[:size])]
+
+    found = [blockwise(part(a, size), part(b, size), block) for size in sizes]
     return float(np.polyfit(1 / sizes, found, 1)[1])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustlib import training
 from robustlib.data import batches
-from robustlib.metrics.sample import Measured, sample
+from robustlib.metrics.sample import Measured, Table, sample
 from robustlib.specs import Evaluation
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4", "avgpool")
@@ -28,7 +28,8 @@ def measure(model: nn.Module, data: Any, spec: Evaluation, *, other: Any, **_: A
     the layers. One layer is held at a time: its activations of all images, and an N x N matrix for
     each network (with 2,000 images 32 MB each, with 10,000 800 MB).
     """
-    split, table = sample(data.test, spec.limit), []
+    split = sample(data.test, spec.limit)
+    table: Table = []
     for layer in LAYERS:
         plain, debiased = _cka(*(_gram(activations(m, split, layer)) for m in (model, other)))
         table.append({"layer": layer, "cka": plain, "cka_debiased": debiased})
@@ -68,9 +69,9 @@ def linear_cka(a: Tensor, b: Tensor) -> tuple[float, float]:
 def _gram(x: Tensor) -> Tensor:
     # Some columns at a time: those of a ResNet-50's first stage are gigabytes in double precision.
     gram = torch.zeros((len(x), len(x)), dtype=torch.float64)
-    for columns in x.split(COLUMNS, 1):
+    for part in x.split(COLUMNS, 1):
         # Centred before the products: with a mean far from 0 they would lose their digits.
-        columns = columns.double()
+        columns = part.double()
         columns = columns - columns.mean(0)
         gram += columns @ columns.T
     return gram

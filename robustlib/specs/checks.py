@@ -16,7 +16,7 @@ def shown(value: Any, limit: int | None = None) -> str:
     limit = limit or (200 if isinstance(value, str | bytes) else 450)
     try:
         text = re.sub(r"\s*\n\s*", " ", repr(value))
-    except Exception:  # such as an int of over 4,300 digits, or lists nested a thousand deep
+    except Exception:  # noqa: BLE001 - an int of 4,301 digits, lists a thousand deep
         text = f"<{type(value).__name__}, too large to show>"
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 

@@ -54,6 +54,8 @@ class UsedBy(NamedTuple):
     needed: bool = False
 
     def check(self, spec: Any, name: str, default: Any) -> None:
+        """Raises ValueError where the field `name` of a spec says something and nothing uses it, or
+        is needed and says nothing."""
         value, chosen = getattr(spec, name), getattr(spec, self.by)
         start = f"{name}={shown(value)}: {self.by}={chosen!r}"
         if chosen in self.values:

@@ -46,10 +46,11 @@ def from_dict(cls: type, data: dict[str, Any]) -> Any:
     for name, value in data.items():
         one_of(f"{cls.__name__} field", name, known)
         if name in TAGGED and value is not None:
-            value = from_tagged(name, value)
+            values[name] = from_tagged(name, value)
         elif name in NESTED and (name, value) != ("mask_from", None):
-            value = from_dict(NESTED[name], value)
-        values[name] = value
+            values[name] = from_dict(NESTED[name], value)
+        else:
+            values[name] = value
     return cls(**values)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from torch import Size
+
 from robustlib import specs
 from robustlib.data import load
 from robustlib.specs import Evaluation
 from robustlib.stages.shared import Inputs, Result, stage
+from robustlib.tickets import Mask
 
 
 def data(spec: Evaluation) -> tuple[Any, Any]:
@@ -31,7 +34,7 @@ def data(spec: Evaluation) -> tuple[Any, Any]:
                 f"{name}: {len(split)} images to measure on, suite={spec.suite!r} needs {least}"
             )
     n = min(map(len, sets.values()))
-    if spec.suite == "domain_gap" and spec.limit > n:
+    if spec.suite == "domain_gap" and (spec.limit or 0) > n:
         raise ValueError(f"limit={spec.limit}: only {n} images of each set are there")
     return own, against
 
@@ -45,8 +48,16 @@ def compute(spec: Evaluation, inputs: Inputs) -> Result:
         other, other_mask = stage(spec.other).network(spec.other, inputs)
     suite = import_module(f"robustlib.metrics.{spec.suite}")
     row, tables = suite.measure(model, own, spec, other=other, against=against)
-    if mask and other_mask and mask.sparsity > 0 and other_mask.sparsity > 0:
-        if {n: m.shape for n, m in mask.items()} == {n: m.shape for n, m in other_mask.items()}:
-            row |= {"mask_overlap": mask.overlap(other_mask)}
-            row |= {"mask_chance": mask.chance(other_mask)}
+    if (
+        mask
+        and other_mask
+        and min(mask.sparsity, other_mask.sparsity) > 0
+        and _shapes(mask) == _shapes(other_mask)
+    ):
+        row |= {"mask_overlap": mask.overlap(other_mask)}
+        row |= {"mask_chance": mask.chance(other_mask)}
     return row, {}, tables
+
+
+def _shapes(mask: Mask) -> dict[str, Size]:
+    return {name: m.shape for name, m in mask.items()}

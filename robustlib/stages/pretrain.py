@@ -60,7 +60,7 @@ def compute(spec: Pretrain, inputs: Inputs) -> Result:
     return row, model.state_dict(), {"curve": curve, "n_classes": found.n_classes}
 
 
-def network(spec: Pretrain, inputs: Inputs) -> tuple[nn.Module, None]:
+def network(spec: Pretrain, inputs: Inputs) -> tuple[models.ResNet, None]:
     """The source network; None, for nothing is removed from it."""
     model = models.of(spec, inputs[spec].extra["n_classes"])
     model.load_state_dict(inputs[spec].tensors())
@@ -133,8 +133,8 @@ def statistics(split: Split | FileSplit) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the training images, per channel, in [0, 1]: of all their
     pixels alike, without augmentation."""
     n, total, squares = 0, torch.zeros(3).double(), torch.zeros(3).double()
-    for x, _ in batches.ordered(split, batch_size=100):
-        x = x.double()  # the mean of squares less the square of the mean: floats lose digits
+    for images, _ in batches.ordered(split, batch_size=100):
+        x = images.double()  # the mean of squares less the square of the mean: floats lose digits
         n += x.numel() // x.shape[1]
         total, squares = total + x.sum((0, 2, 3)), squares + x.square().sum((0, 2, 3))
     mean = total / n

@@ -57,11 +57,11 @@ def compute(spec: Ticket, inputs: Inputs) -> Result:
     elif spec.scheme in ("imp", "lmp"):
         drawn, extra["curve"] = _trained(spec, model, inputs)
     elif spec.scheme == "random":
-        how = spec.sparsity, spec.pattern, spec.scope, spec.seed, spec.min_channels
-        drawn = tickets.random(model, *how)
+        what = spec.sparsity, spec.pattern, spec.scope
+        drawn = tickets.random(model, *what, spec.seed, spec.min_channels)
     else:
-        how = spec.sparsity, spec.pattern, spec.scope, spec.score, spec.min_channels
-        drawn = tickets.omp(model, *how)
+        what = spec.sparsity, spec.pattern, spec.scope
+        drawn = tickets.omp(model, *what, spec.score, spec.min_channels)
     bits, shapes = tickets.pack(drawn)
     density, left = drawn.density(), tickets.left_dense(model, spec.pattern)
     row = {"sparsity_measured": drawn.sparsity}
@@ -76,13 +76,14 @@ def mask_in(artifact: Artifact) -> tickets.Mask:
     return tickets.unpack(artifact.tensors(), artifact.extra["shapes"])
 
 
-def network(spec: Ticket, inputs: Inputs) -> tuple[nn.Module, tickets.Mask]:
+def network(spec: Ticket, inputs: Inputs) -> tuple[models.ResNet, tickets.Mask]:
     """The network whose weights the ticket takes, its mask applied; and that mask."""
-    kept = mask_in(inputs[spec])
-    return tickets.masked(_start(spec, inputs), kept, spec.pattern), kept
+    kept, model = mask_in(inputs[spec]), _start(spec, inputs)
+    tickets.masked(model, kept, spec.pattern)
+    return model, kept
 
 
-def _start(spec: Ticket, inputs: Inputs) -> nn.Module:
+def _start(spec: Ticket, inputs: Inputs) -> models.ResNet:
     """The network whose weights a ticket takes: the pretrained one, or that network after the short
     training that imp rewinds to, or a fresh one."""
     model, _ = pretrain.network(spec.pretrain, inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -69,24 +69,25 @@ def compute(spec: Transfer, inputs: Inputs) -> Result:
 
 def network(spec: Transfer, inputs: Inputs) -> tuple[nn.Module, tickets.Mask]:
     """The network with the task's head, and the ticket's mask."""
-    (model, _), artifact = _prepared(spec, inputs), inputs[spec]
+    (drawn, _), artifact = _prepared(spec, inputs), inputs[spec]
     n_classes = artifact.extra["n_classes"]
+    model: nn.Module = drawn
     if spec.mode == "segment":
-        model = heads.segmenter(model, n_classes, spec.head)
+        model = heads.segmenter(drawn, n_classes, spec.head)
     else:
-        models.swap_head(model, n_classes)
+        models.swap_head(drawn, n_classes)
     tensors = {n: t for n, t in artifact.tensors().items() if n != CONFUSION}
     model.load_state_dict(tensors, strict=spec.mode != "linear")
     return model.eval(), ticket.mask_in(inputs[spec.ticket])
 
 
-def _prepared(spec: Transfer, inputs: Inputs) -> tuple[nn.Module, tickets.Mask]:
+def _prepared(spec: Transfer, inputs: Inputs) -> tuple[models.ResNet, tickets.Mask]:
     """The ticket's network, BatchNorm statistics re-estimated if the spec says so, and the mask
     that is applied to it. A channel ticket comes as the small network that it is."""
     model, kept = ticket.network(spec.ticket, inputs)
     if spec.ticket.pattern == "channel":
         small = compact(model, spec.ticket.pretrain.size, MULTIPLE)
-        model, kept = small.model, small.held
+        model, kept = cast(models.ResNet, small.model), small.held  # it is a cut copy of one
     if spec.recalibrate:
         training.recalibrate(model, images(spec).train)
     return model, kept

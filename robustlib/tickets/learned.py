@@ -40,6 +40,7 @@ class Scored(nn.Module):
         self.register_buffer("kept", torch.ones_like(scores, dtype=torch.bool))
 
     def forward(self, weight: Tensor) -> Tensor:
+        """The weight where its group is kept, else zero."""
         straight = self.kept.to(weight) + (self.scores - self.scores.detach())
         return weight * patterns.expanded(straight, weight.shape)
 
@@ -71,7 +72,7 @@ def score(model: nn.Module, spec: Ticket) -> tuple[nn.Module, dict[str, Scored]]
     patterns.must_fit(model, spec.pattern)
     weights = prunable(model)
     start = {n: patterns.score(p, spec.pattern, spec.score) for n, p in weights.items()}
-    means = {n: s.mean() for n, s in start.items()}
+    means: dict[str, Tensor | float] = {n: s.mean() for n, s in start.items()}
     if spec.scope == "global":
         total = sum(s.sum() for s in start.values()) / sum(s.numel() for s in start.values())
         means = dict.fromkeys(start, total)

@@ -88,7 +88,7 @@ def _must_be_bare(model: nn.Module) -> None:
             )
 
 
-class Mask(Mapping[str, Tensor]):
+class Mask(Mapping[str, Tensor]):  # noqa: PLW1641 - as a dict it has no hash
     """From parameter name, such as `layer1.0.conv1.weight`, to a boolean tensor, True = kept.
 
     Raises ValueError for anything but boolean tensors. Immutable by convention: build a new one

@@ -106,7 +106,9 @@ def _without_lowest(scores: Tensor, n_removed: int) -> Tensor:
 
 def _without_lightest(scores: Tensor, sizes: Tensor, budget: int) -> Tensor:
     """As `_without_lowest`, for groups of several sizes: those that go add up to the budget."""
-    low, high, own, size = -math.inf, math.inf, scores, sizes
+    low: Tensor | float = -math.inf
+    high: Tensor | float = math.inf
+    own, size = scores, sizes
     # Halved at about the median until few are left: a sort of millions takes seconds.
     while len(own) > 10_000:
         middle = own[:: len(own) // 1000].median()

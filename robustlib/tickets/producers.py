@@ -61,7 +61,7 @@ def producers(model: nn.Module) -> Producers:
     try:
         with torch.random.fork_rng(devices=[]):
             graph = _Tracer().trace(model, _defaults(model))
-    except Exception as e:  # whatever the model's own code raises on what is no tensor
+    except Exception as e:  # noqa: BLE001 - what the model's own code raises on no tensor
         why = f"the model cannot be traced: {type(e).__name__}: {str(e).split(chr(10))[0]}"
         return Producers(left=list(norms.values()), why=why)
     source: dict[fx.Node, str | None] = {}
@@ -78,7 +78,7 @@ def producers(model: nn.Module) -> Producers:
         if isinstance(module, _ConvNd):
             source[node] = weights[id(module.weight)]
             width[source[node]] = module.out_channels
-        elif module in norms:
+        elif module is not None and module in norms:
             fed[module].add(one)
             if one is not None and not _fits(module, width.get(one)):
                 source[node] = _MIXED
@@ -89,7 +89,8 @@ def producers(model: nn.Module) -> Producers:
             functions += [node.name] if kind in _FUNCTIONS else []
     after: dict[str, list[str]] = defaultdict(list)
     for norm, name in norms.items():
-        if len(fed[norm]) == 1 and _fits(norm, width.get(layer := next(iter(fed[norm])))):
+        layer = next(iter(fed[norm])) if len(fed[norm]) == 1 else None
+        if layer is not None and _fits(norm, width.get(layer)):
             after[layer].append(name)
     paired = {name for names in after.values() for name in names}
     left = [name for m, name in norms.items() if name not in paired and fed[m] != {None}]

@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from robustlib import models, training
 from robustlib.data import Dataset, batches
+from robustlib.models import ResNet
 from robustlib.objectives import Objective, natural
 from robustlib.specs import Transfer
 
 
 def finetune(
-    model: nn.Module, data: Dataset, spec: Transfer, checkpoint: Path | None = None
-) -> tuple[nn.Module, dict[str, Any]]:
+    model: ResNet, data: Dataset, spec: Transfer, checkpoint: Path | None = None
+) -> tuple[ResNet, dict[str, Any]]:
     """Trains a ticket with a fresh head on the task's training images.
 
     model: the ticket's network, its mask applied, trained in place. Returns it, removed weights

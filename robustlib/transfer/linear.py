@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustlib import training
-from robustlib.data import Dataset, Split, batches
+from robustlib.data import Dataset, batches
+from robustlib.data.splits import FileSplit, Split
+from robustlib.models import ResNet
 
 STRENGTHS = tuple(10.0**e for e in (-4, -3, -2, -1, 0, 1))
 """The values of C, the inverse of the L2 penalty, from which val chooses."""
 
 
-def features(model: nn.Module, split: Split) -> tuple[np.ndarray, np.ndarray]:
+def features(model: ResNet, split: Split | FileSplit) -> tuple[np.ndarray, np.ndarray]:
     """Pooled features [N, D] and labels [N] of a split; BatchNorm statistics stay as they are."""
     with training.inference(model) as where:
         pairs = [
@@ -25,7 +27,7 @@ def features(model: nn.Module, split: Split) -> tuple[np.ndarray, np.ndarray]:
     return torch.cat([p[0] for p in pairs]).numpy(), torch.cat([p[1] for p in pairs]).numpy()
 
 
-def linear(model: nn.Module, data: Dataset) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def linear(model: ResNet, data: Dataset) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Fits scikit-learn's logistic regression on features extracted once.
 
     model: the ticket's network, its mask applied; nothing in it changes. Features are standardised
@@ -42,7 +44,8 @@ def linear(model: nn.Module, data: Dataset) -> tuple[dict[str, Tensor], dict[str
     )
     scaler = StandardScaler().fit(x)
     x, x_val, x_test = (scaler.transform(part).astype(np.float64) for part in (x, x_val, x_test))
-    best, tried = None, {}
+    best: Any = None
+    tried: dict[float, int] = {}
     for strength in STRENGTHS:
         candidate = LogisticRegression(C=strength, max_iter=1000, tol=1e-3).fit(x, y)
         right = int((candidate.predict(x_val) == y_val).sum())

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from robustlib import heads, training
-from robustlib.data import Dataset, Split, batches
+from robustlib.data import Dataset, batches
+from robustlib.data.splits import FileSplit, Split
+from robustlib.models import ResNet
 from robustlib.objectives import pixelwise
 from robustlib.specs import Transfer, number
 
@@ -19,7 +21,7 @@ RESAMPLES = 2_000
 
 
 def segment(
-    model: nn.Module, data: Dataset, spec: Transfer, checkpoint: Path | None = None
+    model: ResNet, data: Dataset, spec: Transfer, checkpoint: Path | None = None
 ) -> tuple[heads.Segmenter, dict[str, Any]]:
     """Trains a ticket with a fresh head (see `heads.segmenter`) on the task's training masks.
 
@@ -43,7 +45,11 @@ def segment(
 
 
 def confusions(
-    model: nn.Module, split: Split, n_classes: int, ignore: int, batch_size: int = 16
+    model: nn.Module,
+    split: Split | FileSplit,
+    n_classes: int,
+    ignore: int,
+    batch_size: int = 16,
 ) -> Tensor:
     """How many pixels of each image have class i and are predicted as j: [N, K, K] int32, on the
     CPU. Pixels labelled `ignore` are not counted."""
@@ -55,7 +61,7 @@ def confusions(
     return torch.stack(counts).to(torch.int32)
 
 
-def predicted(model: nn.Module, split: Split, batch_size: int = 16) -> Tensor:
+def predicted(model: nn.Module, split: Split | FileSplit, batch_size: int = 16) -> Tensor:
     """The label that the network gives each pixel of a split's images: uint8 [N, H, W], on the
     CPU."""
     with training.inference(model) as where:
@@ -125,7 +131,8 @@ def iou_interval(
         method="BCa" if spread > 1e-12 else "percentile",
         random_state=rng,
     )
-    return value, *map(float, found.confidence_interval)
+    low, high = map(float, found.confidence_interval)
+    return value, low, high
 
 
 def _iou(total: np.ndarray) -> np.ndarray:
