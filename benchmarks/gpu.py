@@ -587,7 +587,7 @@ def tests(device: torch.device, smoke: bool) -> list[Case]:
     def pytest() -> list[Row]:
         # Without the options of pyproject.toml, which need the plugin for notebooks.
         call = [sys.executable, "-m", "pytest", "-v", "-rA", "--color=no", "-o", "addopts="]
-        call += ["-p", "no:cacheprovider", "-m", "cuda", "tests/test_cuda.py"]
+        call += ["-p", "no:cacheprovider", "-m", "cuda", "tests/unit/test_cuda.py"]
         cut = ""
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
             try:
@@ -601,7 +601,7 @@ def tests(device: torch.device, smoke: bool) -> list[Case]:
             said.seek(0)
             text = said.read()
         sys.stderr.write(text)
-        test = r"tests/test_cuda\.py::(\S+)"
+        test = r"tests/unit/test_cuda\.py::(\S+)"
         why = dict(re.findall(rf"^(?:FAILED|ERROR) {test} - (.*)$", text, re.MULTILINE))
         found = re.findall(rf"^{test} (PASSED|FAILED|SKIPPED|ERROR)(.*)$", text, re.MULTILINE)
         rows: list[Row] = [

@@ -1,6 +1,6 @@
 """Writes the tables of README.md and docs/results.md from the rows in figures/: no number is typed.
 
-    python docs/tables.py        # tests/test_docs.py holds both pages to it
+    python docs/tables.py        # tests/unit/test_docs.py holds both pages to it
 
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`.
 """

@@ -42,7 +42,7 @@ def data_root() -> Path:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """How many faults were made (tests/test_faults.py), of each kind, and survived."""
+    """How many faults were made (tests/faults/test_faults.py), of each kind, and survived."""
     tried, survived = Counter(), Counter()
     for report in (r for reports in terminalreporter.stats.values() for r in reports):
         if getattr(report, "when", "") == "call":

@@ -34,12 +34,12 @@ import nbformat
 import pandas as pd
 import psutil
 import pytest
+from helpers import PATH
 
 from robustlib import files, specs, store
 from robustlib.specs import Pretrain, Ticket, Transfer
 from robustlib.sweeps import closure
 
-HERE = Path(__file__).parent
 NATURAL = Pretrain(
     **{"source": "digits", "width": 4, "stem_stride": 1, "size": 8},
     **{"n_train": 100, "epochs": 2, "batch_size": 25},
@@ -293,7 +293,7 @@ def _ended(pid: int, seconds: float) -> int | None:
 def forks(tmp_path_factory) -> Iterator[SimpleNamespace]:
     """start(job, *args, into=folder) gives an id; end(id) its status; both in one: do(...)."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent)])
+    environment["PYTHONPATH"] = PATH
     code = "import test_faults; test_faults.nursery()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     environment["ROBUSTLIB_STORE"] = str(tmp_path_factory.mktemp("nursery") / "store")
@@ -737,7 +737,7 @@ def dask(folder: Path) -> Iterator[SimpleNamespace]:
     """A scheduler and a worker of one thread, as somebody would start them by hand."""
     file = folder / f"scheduler-{time.monotonic_ns()}.json"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent)])
+    environment["PYTHONPATH"] = PATH
     options = {"env": environment, "cwd": folder, "stderr": subprocess.DEVNULL}
     command = [sys.executable, "-m", "dask"]
     ports = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]

@@ -5,7 +5,7 @@ import json
 import nbformat
 import pandas as pd
 import pytest
-from test_cluster import _workers_import_this_file  # noqa: F401 - a fixture
+from helpers import _workers_import_tests  # noqa: F401 - a fixture
 
 from robustlib import batch as batches
 from robustlib import parameters

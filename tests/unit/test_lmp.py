@@ -8,7 +8,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from test_patterns import NETS, SCOPES, basic, fits, members, odd, sparsity_of
+from helpers import NETS, SCOPES, basic, fits, members, odd, sparsity_of
 from torch import nn
 from torch.func import functional_call
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_figures import half, inside, lines, reach, small, texts
+from helpers import half, inside, lines, reach, small, texts
 
 from robustlib import figures, models, specs, tickets
 from robustlib.figures import drawing

@@ -6,22 +6,10 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import rows
 from scipy import stats as scipy_stats
 
 from robustlib import stats
-
-
-def rows(effect=0.05, seeds=(0, 1, 2), tasks=("a", "b"), noise=0.0) -> pd.DataFrame:
-    """Robust is `effect` above natural, give or take noise; seeds and tasks differ a lot."""
-    out = []
-    for seed, task, sparsity in itertools.product(seeds, tasks, (0.0, 0.9)):
-        base = 0.5 + 0.1 * seed + 0.2 * (task == "a") - 0.1 * sparsity
-        natural = {"objective": "natural", "eps": 0.0, "accuracy": base}
-        robust = {"objective": "pgd", "eps": 0.5, "accuracy": base + effect + noise * (seed - 1)}
-        for side in (natural, robust):
-            cell = {"task": task, "mode": "linear", "sparsity": sparsity, "seed": seed}
-            out.append({**side, **cell, "norm": "l2", "sigma": 0.0, "steps": 1})
-    return pd.DataFrame(out)
 
 
 def test_mean_interval_is_scipys_t_interval():

@@ -8,19 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import PATH, TINY, transfers
 
 from robustlib import Pretrain, Ticket, Transfer, specs, store, sweep
 from robustlib.cli import main
 from robustlib.sweeps import SweepFailed, closure, cost
 
-HERE = Path(__file__).parent
-
-TINY = Pretrain(source="digits", width=4, n_train=100, epochs=1, batch_size=50)
-
-
-def transfers(pretrain=TINY, **fields):
-    tickets = [Ticket(pretrain, sparsity=s) for s in (0.0, 0.5)]
-    return [Transfer(t, "digits", "linear", n_train=50, **fields) for t in tickets]
+ROOT = Path(__file__).parents[2]
 
 
 def test_closure_has_each_once_and_parents_first():
@@ -112,7 +106,7 @@ def test_two_sweeps_at_once_on_one_store_train_each_network_once(tmp_path):
     )
     script = tmp_path / "two.py"
     script.write_text(code)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+    env = {**os.environ, "PYTHONPATH": PATH}
     both = [subprocess.Popen([sys.executable, str(script), s], env=env) for s in "12"]
     assert [p.wait(300) for p in both] == [0, 0]
     rows = {kind: len(store.frame(cls)) for kind, cls in specs.KINDS.items()}
@@ -123,12 +117,12 @@ def test_two_sweeps_at_once_on_one_store_train_each_network_once(tmp_path):
 
 def test_the_readmes_example_is_a_program(tmp_path):
     """Saved as a file, without a guard of its main, it runs once, and so do its networks."""
-    readme = (HERE.parent / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     code = code.replace("epochs=3", "epochs=1, n_train=100").replace("width=16", "width=4")
     script = tmp_path / "mine.py"
     script.write_text(code + 'print("accuracies", len(frame.accuracy))\n')
-    env = {**os.environ, "PYTHONPATH": str(HERE.parent), "TQDM_DISABLE": "1"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
     done = subprocess.run(
         [sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=300
     )

@@ -12,19 +12,14 @@ from pathlib import Path
 import dask
 import dask_jobqueue  # noqa: F401  (its defaults enter Dask's configuration)
 import pytest
-from test_sweeps import transfers
+from helpers import (
+    _workers_import_tests,  # noqa: F401
+    transfers,
+)
 
 from robustlib import specs, store, sweep, sweeps
 from robustlib.cli import main
 from robustlib.sweeps import Job, SweepFailed
-
-# Workers import this file by its name.
-PATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-
-
-@pytest.fixture(autouse=True)
-def _workers_import_this_file(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", PATH)
 
 
 def note(file, text, seconds=0.0):

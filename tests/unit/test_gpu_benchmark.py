@@ -14,7 +14,7 @@ import torch
 
 from robustlib.data import batches
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
 
 

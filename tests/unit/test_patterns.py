@@ -2,78 +2,30 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from helpers import BLOCKS, NETS, SCOPES, basic, bottleneck, fits, members, odd, sparsity_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
-from torchvision.models.resnet import Bottleneck
 
-from robustlib import models, tickets
+from robustlib import tickets
 from robustlib.data import load
 from robustlib.data.splits import Split, take
 from robustlib.specs import PATTERNS, SCHEMES, Ticket
 from robustlib.tickets import Mask, learned, masked, omp, patterns, prunable, random
 from robustlib.training import Recipe, optimiser
 
-SCOPES = ("global", "layer")
-BLOCKS = {"2:4": (2, 4), "1:4": (1, 4), "1:8": (1, 8)}
 DRAWN = [s for s in SCHEMES if s != "dense"]
-
-
-def basic(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return models.build("resnet10s", 10, width=8)
-
-
-def bottleneck(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return models.ResNet(Bottleneck, (1, 1, 1, 1), 10, width=8, small_stem_stride=1)
-
-
-def odd(seed: int = 0) -> nn.Module:
-    """1x1, depthwise, grouped and oblong kernels, biases, and a convolution without a norm."""
-    torch.manual_seed(seed)
-    parts = {
-        **{"point": nn.Conv2d(3, 16, 1), "bn1": nn.BatchNorm2d(16)},
-        **{"depth": nn.Conv2d(16, 16, 3, groups=16), "bn2": nn.BatchNorm2d(16), "r1": nn.ReLU()},
-        **{"group": nn.Conv2d(16, 24, (1, 3), groups=2), "r2": nn.ReLU()},
-        **{"tall": nn.Conv2d(24, 12, (3, 2), bias=False), "bn3": nn.BatchNorm2d(12)},
-        **{"pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "fc": nn.Linear(12, 10)},
-    }
-    return nn.Sequential(OrderedDict(parts))
-
-
-NETS = {"basic": basic, "bottleneck": bottleneck, "odd": odd}
 
 
 @pytest.fixture(scope="module")
 def split() -> Split:
     return take(load("digits", size=8).train, np.arange(40))
-
-
-def members(values: torch.Tensor, pattern: str) -> np.ndarray:
-    """The entries of a weight [O, I, KH, KW] as [groups, size], by position; for n:m the blocks of
-    m input channels at one place of one kernel. Written from the definition, not from the code."""
-    a = values.detach().numpy()
-    _, n_in, height, width = a.shape
-    if pattern in BLOCKS:  # o, kh and kw tell the blocks apart, and which m input channels
-        return np.ascontiguousarray(a.transpose(0, 2, 3, 1)).reshape(-1, BLOCKS[pattern][1])
-    size = {"row": width, "kernel": height * width, "channel": n_in * height * width}
-    return a.reshape(-1, size.get(pattern, 1))
-
-
-def fits(p: torch.Tensor, pattern: str) -> bool:
-    return pattern not in BLOCKS or p.shape[1] % BLOCKS[pattern][1] == 0
-
-
-def sparsity_of(pattern: str, wanted: float) -> float:
-    return 1 - BLOCKS[pattern][0] / BLOCKS[pattern][1] if pattern in BLOCKS else wanted
 
 
 def draw(scheme: str, model: nn.Module, split: Split, pattern: str, s: float, scope: str) -> Mask:

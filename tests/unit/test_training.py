@@ -134,7 +134,7 @@ run(specs.from_dict(specs.Pretrain, json.loads(sys.argv[1])))
 def test_killed_in_an_epoch_and_run_again_it_ends_with_the_same_bits(spec, kill_at, monkeypatch):
     done = subprocess.run(
         [sys.executable, "-c", KILLED, json.dumps(to_dict(spec)), str(kill_at)],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )
@@ -712,7 +712,7 @@ def test_narrow_networks_do_not_corrupt_memory(instructions, tmp_path):
     environment = {**os.environ, "MALLOC_CHECK_": "3", "ROBUSTLIB_STORE": str(tmp_path)}
     environment |= {"LD_PRELOAD": ctypes.util.find_library("c_malloc_debug") or ""}
     environment |= {"ONEDNN_MAX_CPU_ISA": instructions, "TQDM_DISABLE": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", NARROW], env=environment, capture_output=True, text=True
     )

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from test_stats import rows
+from helpers import rows
 
 from robustlib import profiles, specs, stats
 from robustlib.figures.table import table

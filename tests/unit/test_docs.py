@@ -11,7 +11,7 @@ import pytest
 
 import robustlib
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = [m.name for m in pkgutil.iter_modules(robustlib.__path__) if m.name[0] != "_"]
 

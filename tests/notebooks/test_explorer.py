@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_figures import transfers
+from helpers import transfer_rows
 
 from robustlib import explorer, figures, models, tickets
 
@@ -71,7 +71,7 @@ def drawn(box):
 
 
 def test_transfers_shows_what_is_chosen():
-    frame = transfers(tasks=("mnist", "gtsrb"), modes=("finetune", "linear"), seeds=(0, 1, 2))
+    frame = transfer_rows(tasks=("mnist", "gtsrb"), modes=("finetune", "linear"), seeds=(0, 1, 2))
     box = explorer.transfers(frame)
     menus = controls(box)
     assert set(menus) == {"picture", "task", "mode", "seed"}

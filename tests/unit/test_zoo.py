@@ -16,7 +16,7 @@ from robustlib import checkpoints, files, models, specs, stages, store, training
 from robustlib.data import load
 from robustlib.specs import Pretrain, Ticket, Transfer
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "zoo.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "zoo.py"
 NATURAL = Pretrain("digits", width=4, size=16, epochs=2, n_train=200)
 ROBUST = replace(NATURAL, objective="pgd", eps=0.1, stem="imagenet")
 MADE = {"natural-0": NATURAL, "robust-0": ROBUST}

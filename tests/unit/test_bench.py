@@ -10,7 +10,7 @@ import pytest
 
 import robustlib.bench
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "bench.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bench.py"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_patterns import members
+from helpers import members
 
 from robustlib import specs, stages, store, tickets
 from robustlib.specs import Pretrain, Ticket, Transfer

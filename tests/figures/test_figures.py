@@ -10,77 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import NATURAL, STRONG, half, inside, lines, small, texts, transfer_rows
 
 from robustlib import figures, models, specs, stats, tickets
 from robustlib.specs import Pretrain, Ticket, Transfer
 
-NATURAL, WEAK, STRONG = (
-    Pretrain(),
-    Pretrain(objective="pgd", eps=0.15),
-    Pretrain(objective="pgd", eps=0.5),
-)
-
-
-def transfers(
-    tasks=("mnist",), modes=("linear",), seeds=(0, 1, 2), sparsities=(0.0, 0.8, 0.9), **fields
-):
-    """Rows as sweep gives them, accuracies made up: robust is ahead by 0.1 eps (1 + seed), more of
-    it by half of the sparsity, of a task's place and of a mode's: no two panels are alike."""
-    rng, rows = np.random.default_rng(0), []
-    product = itertools.product(enumerate(tasks), enumerate(modes), seeds, sparsities)
-    for (t, task), (m, mode), seed, s in product:
-        level = 0.2 + 0.2 * rng.random()
-        more = 1 + (s + t + m) / 2
-        for pretrain in (NATURAL, WEAK, STRONG):
-            source = Pretrain(objective=pretrain.objective, eps=pretrain.eps, seed=seed)
-            spec = Transfer(Ticket(source, sparsity=s), task, mode, seed=seed, **fields)
-            accuracy = level + 0.1 * pretrain.eps * (1 + seed) * more
-            rows.append(specs.columns(spec) | {"accuracy": accuracy, "n": 1000, "seconds": 1.0})
-    return pd.DataFrame(rows)
-
-
-def reach(container, axis=1):
-    """How far bars reach below and above each point, or to its left and right (nan: no bar)."""
-    points = np.asarray(container[0].get_xydata(), dtype=float)
-    out = np.full((len(points), 2), math.nan)
-    for i, ends in enumerate(container[2][-axis].get_segments() if container[2] else ()):
-        if np.ndim(ends) == 2:
-            out[i] = (ends[:, axis] - points[i, axis]) * (-1, 1)
-    return out
-
-
-def half(values):
-    """Half the length of the 95 % bar of independent values."""
-    mean, low, _ = stats.mean_interval(values)
-    return mean - low
-
-
-def lines(ax):
-    """The curves of a panel by label: places, values, and how far their bars reach."""
-    return {c.get_label(): (*c[0].get_data(), reach(c)) for c in ax.containers}
-
-
-def small(ax):
-    """The heights of the small dots of a panel, in the order they were drawn."""
-    large = [line for c in ax.containers for line in (c[0], *c[1])]
-    dots = [line for line in ax.lines if line.get_ls() == "None" and line not in large]
-    return [float(y) for line in dots for y in line.get_ydata()]
-
-
-def texts(fig):
-    return [t.get_text() for t in fig.findobj(plt.Text) if t.get_text().strip()]
-
-
-def inside(fig):
-    """Whether all that is drawn lies within the figure, nothing clipped."""
-    fig.draw_without_rendering()
-    box, size = fig.get_tightbbox(), fig.get_size_inches()
-    return min(box.x0, box.y0) > -0.01 and box.x1 < size[0] + 0.01 and box.y1 < size[1] + 0.01
-
 
 def test_accuracy_shows_means_and_paired_intervals():
     tasks, modes = ("mnist", "gtsrb"), ("finetune", "linear")
-    frame = transfers(tasks, modes)
+    frame = transfer_rows(tasks, modes)
     fig = figures.accuracy_vs_sparsity(frame)
     assert len(fig.axes) == 4 and inside(fig)
     assert [ax.get_title() for ax in fig.axes] == ["MNIST", "GTSRB"] * 2
@@ -102,7 +40,7 @@ def test_accuracy_shows_means_and_paired_intervals():
 
 
 def test_advantage_shows_the_paired_difference():
-    fig = figures.advantage(transfers(("mnist", "gtsrb"), ("finetune", "linear")))
+    fig = figures.advantage(transfer_rows(("mnist", "gtsrb"), ("finetune", "linear")))
     assert [ax.get_title() for ax in fig.axes] == ["MNIST", "GTSRB"] * 2 and inside(fig)
     # The places of a mode and of a task, each worth a half.
     for ax, place in zip(fig.axes, (0, 1, 1, 2), strict=True):
@@ -118,30 +56,32 @@ def test_advantage_shows_the_paired_difference():
 
 
 def test_one_seed_has_no_interval():
-    frame = transfers(seeds=(1,))
+    frame = transfer_rows(seeds=(1,))
     for draw in (figures.accuracy_vs_sparsity, figures.advantage):
         assert np.isnan(lines(draw(frame).axes[0])["robust, L2 ε = 0.5"][-1]).all()
 
 
 def test_two_ways_to_transfer_are_never_averaged():
-    frame = pd.concat([transfers(recalibrate=r, n_train=n) for r in (False, True) for n in (1, 2)])
+    frame = pd.concat(
+        [transfer_rows(recalibrate=r, n_train=n) for r in (False, True) for n in (1, 2)]
+    )
     fig = figures.accuracy_vs_sparsity(frame)
     names = [ax.get_ylabel().split("\n")[0] for ax in fig.axes]
     assert len(set(names)) == len(fig.axes) == 4
     assert all("BN" in name for name in names[2:]) and "1 training images" in names[0]
-    everything = pd.concat([transfers(n_train=n) for n in (None, 100)])
+    everything = pd.concat([transfer_rows(n_train=n) for n in (None, 100)])
     assert len(figures.accuracy_vs_sparsity(everything).axes) == 2
 
 
 def test_many_tasks_wrap():
-    frame = transfers(tasks=("a", "b", "c", "d", "e"), seeds=(0, 1))
+    frame = transfer_rows(tasks=("a", "b", "c", "d", "e"), seeds=(0, 1))
     fig = figures.accuracy_vs_sparsity(frame)
     assert [ax.get_title() for ax in fig.axes if ax.axison] == list("abcde")
     assert inside(fig)
 
 
 def test_sparsities_are_far_apart_and_named():
-    ax = figures.accuracy_vs_sparsity(transfers(sparsities=(0.0, 0.8, 0.9, 0.95))).axes[0]
+    ax = figures.accuracy_vs_sparsity(transfer_rows(sparsities=(0.0, 0.8, 0.9, 0.95))).axes[0]
     ax.figure.draw_without_rendering()
     at = ax.transAxes.inverted().transform(
         ax.transData.transform([(x, 0.0) for x in ax.get_xticks()])
@@ -152,7 +92,7 @@ def test_sparsities_are_far_apart_and_named():
 
 def test_ten_tasks_stand_on_a_page_those_of_full_detail_first():
     tasks = {f"task{i}": 64 if i % 3 == 0 else 4 * i for i in range(10)}
-    frame = transfers(tuple(tasks), ("finetune", "linear"), seeds=(0, 1))
+    frame = transfer_rows(tuple(tasks), ("finetune", "linear"), seeds=(0, 1))
     frame = frame.assign(size=64, native_detail=frame.task.map(tasks)).sample(frac=1)
     for draw in (figures.accuracy_vs_sparsity, figures.advantage):
         fig = draw(frame)
@@ -227,7 +167,7 @@ def data_inside(fig):
 
 
 def test_no_datum_lies_outside_its_panel_and_only_what_is_cut_off_is_said_to_be():
-    frame = transfers(seeds=(0, 1))
+    frame = transfer_rows(seeds=(0, 1))
     lower = frame.assign(scope="layer", accuracy=frame.accuracy - 0.15)
     fig = figures.accuracy_vs_sparsity(pd.concat([frame, lower]))
     assert fig.axes[0].get_ylim() == fig.axes[1].get_ylim() and data_inside(fig)
@@ -239,7 +179,7 @@ def test_no_datum_lies_outside_its_panel_and_only_what_is_cut_off_is_said_to_be(
     for draw in (figures.accuracy_vs_sparsity, figures.advantage):
         wide = draw(frame.assign(accuracy=frame.accuracy + 0.1 * frame.seed * (frame.eps > 0)))
         assert said(wide) and any(len(ax.collections) for ax in wide.axes) and data_inside(wide)
-    rounds = transfers(seeds=range(8))
+    rounds = transfer_rows(seeds=range(8))
     near = figures.advantage(rounds)
     assert not said(near) and data_inside(near)
     assert not any("bars" in t for t in texts(figures.advantage(frame[frame.seed == 0])))
@@ -254,7 +194,7 @@ def test_a_way_to_pretrain_looks_the_same_whatever_stands_beside_it():
 
 
 def test_no_rows_and_no_partner_are_refused():
-    frame = transfers()
+    frame = transfer_rows()
     for draw in (figures.accuracy_vs_sparsity, figures.advantage):
         with pytest.raises(ValueError, match="no rows"):
             draw(frame[:0])
@@ -292,7 +232,7 @@ def test_label(spec, expected):
 
 
 def test_save_writes_three_files_and_the_same_bytes(tmp_path):
-    frame = transfers()
+    frame = transfer_rows()
     for _ in range(2):
         fig = figures.accuracy_vs_sparsity(frame)
         assert figures.save(fig, tmp_path / "new", "one", frame) == tmp_path / "new" / "one.pdf"
@@ -310,7 +250,7 @@ def test_save_writes_three_files_and_the_same_bytes(tmp_path):
 
 
 def test_save_leaves_nothing_half_written(tmp_path, monkeypatch):
-    frame = transfers()
+    frame = transfer_rows()
     fig = figures.advantage(frame)
     monkeypatch.setattr(fig, "savefig", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -321,7 +261,7 @@ def test_save_leaves_nothing_half_written(tmp_path, monkeypatch):
 def test_no_folder_means_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert figures.folder("") is None
-    assert figures.save(figures.advantage(transfers()), None, "one", transfers()) is None
+    assert figures.save(figures.advantage(transfer_rows()), None, "one", transfer_rows()) is None
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="must be a folder"):
@@ -330,7 +270,7 @@ def test_no_folder_means_nothing_is_written(tmp_path, monkeypatch):
 
 def test_figures_are_shown_once(tmp_path):
     before = plt.get_fignums()
-    figures.advantage(transfers())
+    figures.advantage(transfer_rows())
     assert plt.get_fignums() == before
 
 
@@ -424,7 +364,7 @@ def test_names_that_the_font_lacks_are_written_without_boxes():
     scenes = figures.scenes(torch.zeros((1, 1, n, 3), dtype=torch.uint8), labels, {}, HARD)
     assert [t.get_text() for t in scenes.legends[0].get_texts()] == written
     frame = pd.concat(
-        transfers(seeds=(0,), sparsities=(0.0,)).assign(name=name, iou=0.5) for name in HARD
+        transfer_rows(seeds=(0,), sparsities=(0.0,)).assign(name=name, iou=0.5) for name in HARD
     )
     for fig in (shown, scenes, figures.by_class(frame)):
         assert missing_glyphs(fig) == []
@@ -540,7 +480,7 @@ def test_classes_of_several_tasks_or_patterns_are_never_averaged():
 
 
 def test_verdict_counts_decided_comparisons():
-    frame = transfers(tasks=("mnist", "gtsrb"), seeds=(0, 1, 2))
+    frame = transfer_rows(tasks=("mnist", "gtsrb"), seeds=(0, 1, 2))
     ahead = figures.verdict(frame).splitlines()
     assert len(ahead) == 2
     # Differences 1, 2 and 3 times one number: their interval holds zero.
