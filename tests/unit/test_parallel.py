@@ -389,11 +389,6 @@ def test_the_first_error_of_any_process_is_raised_here(how, error, message):
         assert "in failing" in raised.value.__notes__[0]
 
 
-class Odd(Exception):
-    def __init__(self, one, two):  # which pickle does not know of
-        super().__init__(one + two)
-
-
 def test_of_several_errors_the_first_counts(tmp_path):
     """The others are of processes that lost a peer: they raise, or are aborted."""
     for r, error in enumerate([RuntimeError("connection closed by peer"), ValueError("lr=3")]):
@@ -407,7 +402,14 @@ def test_of_several_errors_the_first_counts(tmp_path):
 
 
 @pytest.mark.parametrize("held", [None, lambda: 0])
-def test_an_error_that_cannot_be_sent_keeps_its_message(held):
+def test_an_error_that_cannot_be_sent_keeps_its_message(held, monkeypatch):
+    # Made here: Dask teaches pickle the errors that are there when it is imported.
+    class Odd(Exception):
+        def __init__(self, one, two):  # which pickle does not know of
+            super().__init__(one + two)
+
+    Odd.__qualname__ = "Odd"
+    monkeypatch.setitem(globals(), "Odd", Odd)
     odd = Odd("no copy ", "of this") if held is None else ValueError("no copy of this")
     odd.held = held
     error = pickle.loads(parallel._sendable(odd, "where it was"))
