@@ -114,24 +114,24 @@ def dies_at_line(name: str, function: str, n: int, nth_call: int = 1) -> None:
 
 def dies_in_write(name: str, file: str, part: float) -> None:
     """Computes, and dies when a part of a file's bytes is written."""
-    real = open
+    real = Path.open
 
     @contextmanager
-    def dying(path, mode) -> Iterator:
+    def dying(path) -> Iterator:
         def write(data) -> None:
             f.write(bytes(data)[: int(part * len(data))])
             f.flush()
             die()
 
-        with real(path, mode) as f:
+        with real(path, "wb") as f:
             yield SimpleNamespace(write=write)
 
-    def opened(path, mode="r"):
-        named = re.fullmatch(re.escape(file) + r"\.[0-9a-f]{8}\.part", Path(path).name)
-        return dying(path, mode) if named and mode == "wb" else real(path, mode)
+    def opened(path, mode="r", *rest, **more):
+        named = re.fullmatch(re.escape(file) + r"\.[0-9a-f]{8}\.part", path.name)
+        return dying(path) if named and mode == "wb" else real(path, mode, *rest, **more)
 
     checkpointing()
-    files.open = opened
+    Path.open = opened
     compute(name)
 
 

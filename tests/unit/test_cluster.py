@@ -107,7 +107,7 @@ def hog():
 def test_a_job_that_takes_more_memory_than_its_share_fails_and_the_others_do_not(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 1500 * 2**20)
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 3000 * 2**20)
     jobs = [Job("hog", "hog", hog, ()), *jobs_of(tmp_path / "done", ("a", "", 1), ("b", "a", 1))]
     failures = sweeps.compute(jobs, workers=2)
     assert [f.job.key for f in failures] == ["hog"]
