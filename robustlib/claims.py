@@ -1,9 +1,10 @@
 """The paper's claims, and one of ours: what each says, what is measured for it, and the verdict.
 
-Every claim has its estimand and its test written down here, and its verdict is computed from
-stored rows alone. docs/results.md says which rows had been seen when the tests were written. An estimand is a mean of effects, in points, each of a
-seed and a task: robust minus natural, unless the claim says otherwise. Seeds and tasks are both
-samples: the interval is that of a two-way layout with both random, so it is of tasks like these.
+Every claim has its estimand and its test written down here, and its verdict is computed from stored
+rows alone. docs/results.md says which rows had been seen when the tests were written. An estimand
+is a mean of effects, in points, each of a seed and a task: robust minus natural, unless the claim
+says otherwise. Seeds and tasks are both samples: the interval is that of a two-way layout with both
+random, so it is of tasks like these.
 
 Beside it stands what holds of these very tasks: Student's interval over seeds, of means over tasks.
 
