@@ -122,7 +122,8 @@ def execute(notebook: Path | str, out: Path | str, given: Mapping[str, Any]) -> 
     failed where one does. Raises papermill.PapermillExecutionError then.
 
     Its kernel is reached by sockets in a folder of this user's alone. Over TCP, Jupyter's default,
-    others could read what is run, and the kernel says so on the terminal.
+    others could read what is run, and the kernel says so on the terminal. The kernel's own log is
+    silent: told to end while it answers its last message, it calls that an error.
     """
     import papermill
     from traitlets.config import Config
@@ -131,12 +132,13 @@ def execute(notebook: Path | str, out: Path | str, given: Mapping[str, Any]) -> 
     short = None if len(tempfile.gettempdir()) < 70 else "/tmp"
     with tempfile.TemporaryDirectory(prefix="robustlib-", dir=short) as folder:
         ipc = {"transport": "ipc", "ip": str(Path(folder, "kernel"))}
+        quiet = {"extra_arguments": ["--log-level=CRITICAL"]}
         papermill.execute_notebook(
             notebook,
             out,
             parameters=given,
             progress_bar=False,
-            config=Config(KernelManager=ipc),
+            config=Config(KernelManager=ipc, NotebookClient=quiet),
         )
 
 

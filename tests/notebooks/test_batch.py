@@ -123,7 +123,9 @@ def test_a_notebook_that_runs_says_nothing_on_the_terminal(folder, tmp_path, mon
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     monkeypatch.chdir(temporary)
-    book = notebook(tmp_path / "mine.ipynb", body="print(n_train)")
+    # What a kernel logs where the signal that ends it comes while it answers its last message.
+    log = "from traitlets.config import Application\nApplication.instance().log.error('caught')\n"
+    book = notebook(tmp_path / "mine.ipynb", body=log + "print(n_train)")
     batches.execute(book, tmp_path / "out.ipynb", {"n_train": 7})
     assert capfd.readouterr() == ("", "")
     cells = nbformat.read(tmp_path / "out.ipynb", 4).cells
