@@ -1,0 +1,49 @@
+"""The `robustlib` command: its flags are the fields of the specs."""
+
+from __future__ import annotations
+
+import sys
+
+import pydantic
+from cyclopts import CycloptsError
+
+from robustlib.cli import single, stored, studies  # noqa: F401 - each adds its commands
+from robustlib.cli.app import app
+from robustlib.specs import printable
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command line; returns the exit code.
+
+    Bad input is a line on stderr and exit code 2; work that failed says why and exits with 1.
+    """
+    try:
+        given = sys.argv[1:] if argv is None else argv
+        if not given:
+            raise ValueError(f"which command? {', '.join(n for n in app if n[0] != '-')}")
+        call, bound, _ = app.parse_args(given, exit_on_error=False, print_error=False)
+        call(*bound.args, **bound.kwargs)
+    except CycloptsError as e:
+        cause = e.__cause__  # what a spec refused, which pydantic has packed
+        refused = cause.errors()[0]["ctx"] if isinstance(cause, pydantic.ValidationError) else {}
+        return _refuse(str(refused.get("error", e)))
+    except (ValueError, OSError) as e:
+        return _refuse(str(e))
+    except RuntimeError as e:
+        print(f"robustlib: {e}", file=sys.stderr)  # whole: what failed, and where, may take lines
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "robustlib: interrupted; what is stored stays, the same call goes on", file=sys.stderr
+        )
+        return 130
+    return 0
+
+
+def _refuse(message: str) -> int:
+    """Says why on one line, whatever a path or another library put into it."""
+    text = printable(message)
+    # The beginning names what is bad, the end says what is allowed.
+    text = text if len(text) <= 2_500 else f"{text[:1_500]} [...] {text[-800:]}"
+    print(f"robustlib: {text}", file=sys.stderr)
+    return 2

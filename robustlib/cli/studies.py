@@ -1,0 +1,111 @@
+"""Commands that run many specs: studies, sweeps and batches of a notebook."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from robustlib.cli.app import FLAT, HERE, Where, app, check_csv, show
+
+
+@app.command
+def study(
+    *,
+    profile: str = "quick",
+    out: Path | None = None,
+    where: Annotated[Where, FLAT] = HERE,
+    dry_run: bool = False,
+) -> None:
+    """Run a study: its grid of specs, then every notebook on the results.
+
+    Args:
+        profile: quick, cpu, paper, or the path of a TOML file of yours.
+        out: Folder for executed notebooks, figures and results (default: runs/PROFILE).
+        dry_run: Print the grid with counts and an estimate of cost, and run nothing.
+    """
+    from robustlib import batch, profiles, sweeps
+
+    sweeps.check(**vars(where))
+    if dry_run:
+        print(profiles.plan(profile))
+        return
+    out = out or Path("runs") / Path(profile).stem
+    frame = batch.run_study(profile, out, **vars(where))
+    from robustlib.figures.table import table  # matplotlib: not before it is needed
+
+    print(f"\n{table(frame).to_string(index=False)}")
+    print("\nMeans over tasks and seeds; [95 % interval over seeds]; differences paired by seed.")
+    for what in ("notebooks", "figures", "results.csv"):
+        print(f"{what}: {out / what}")
+
+
+@app.command
+def sweep(
+    what: str,
+    /,
+    *,
+    where: Annotated[Where, FLAT] = HERE,
+    csv: Path | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Compute many specs, those that are not stored, here or on a cluster; print their rows.
+
+    Args:
+        what: A profile (quick, cpu, paper, or your TOML file), or a JSON file: a list of specs,
+            [{"transfer": {"ticket": {...}, "task": "digits"}}, ...].
+        csv: Write the rows here, all columns, instead of printing.
+        dry_run: Print how many specs there are, how many are stored, and the script of a Slurm
+            job, and run nothing.
+    """
+    from robustlib import profiles, store, sweeps
+
+    sweeps.check(**vars(where))
+    check_csv(csv)
+    wanted = profiles.wanted(what)
+    if dry_run:
+        stored = sum(map(store.has, wanted))
+        missing = [s for s in sweeps.closure(wanted) if not store.has(s)]
+        print(f"{len(wanted)} specs, {stored} stored; {len(missing)} to compute, parents included")
+        if where.scheduler == "slurm":
+            with sweeps.slurm() as slurm:
+                print(slurm.job_script(), end="")
+        return
+    show(sweeps.sweep(wanted, **vars(where)), csv)
+
+
+@app.command
+def batch(
+    notebook: Path,
+    /,
+    *,
+    grid: Annotated[tuple[str, ...], Parameter(alias="-g", negative=())] = (),
+    parameter: Annotated[tuple[str, ...], Parameter(alias="-p", negative=())] = (),
+    out: Path | None = None,
+    where: Annotated[Where, FLAT] = HERE,
+) -> None:
+    """Run a notebook once for every point of a grid of its parameters, and gather the rows.
+
+    Args:
+        notebook: The notebook; one of its cells is tagged `parameters`.
+        grid: NAME=VALUE,VALUE,... of a parameter that varies (lists in brackets); may be repeated.
+        parameter: NAME=VALUE of one that does not; may be repeated.
+        out: Folder for executed notebooks, figures and rows (default: runs/batch/NOTEBOOK).
+    """
+    from robustlib import batch as batches
+
+    out = out or Path("runs") / "batch" / notebook.stem
+    fixed = {name: value for name, (value,) in batches.parse(parameter, several=False).items()}
+    tables = batches.batch(notebook, batches.parse(grid), out, fixed, **vars(where))
+    print(f"executed notebooks: {out / 'points'}")
+    for name, rows in tables.items():
+        print(f"{len(rows)} rows: {out / name}.csv")
+
+
+@app.command
+def bench() -> None:
+    """Measure the machinery: imports, sweeps, two workers, the training loop (2 minutes)."""
+    from robustlib import bench
+
+    bench.main()
