@@ -158,6 +158,12 @@ def finish(page: Any) -> None:
     assert not red(page), red(page)
 
 
+def save(page: Any) -> None:
+    """Saves the notebook, and waits until it is on the disk."""
+    page.keyboard.press("Control+s")
+    page.locator(".lm-TabBar-tab.jp-mod-dirty").wait_for(state="detached")
+
+
 def red(page: Any) -> list[str]:
     """What stands in red boxes: errors, and what was written to stderr."""
     kinds = ("error", "stderr")
@@ -193,7 +199,10 @@ def changed(where: Any, before: str) -> str:
     raise AssertionError("the picture stays as it was")
 
 
-def shoot(page: Any, name: str) -> None:
-    """Keeps a screenshot for the contact sheet."""
+def shoot(page: Any, name: str, where: Any = None) -> None:
+    """Keeps a screenshot for the contact sheet, with `where` at its top."""
     SHOTS.mkdir(parents=True, exist_ok=True)
+    for _ in range(2 if where else 0):
+        where.evaluate("element => element.scrollIntoView()")
+        page.wait_for_timeout(200)  # what comes into view is laid out only now
     page.screenshot(path=SHOTS / f"{name}.png")

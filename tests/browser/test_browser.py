@@ -7,7 +7,7 @@ import re
 
 import pytest
 from helpers import TESTS
-from lab import cell, changed, finish, menu, picture, ready, run_all, shoot
+from lab import cell, changed, finish, menu, picture, ready, run_all, save, shoot
 
 TINY = str(TESTS / "browser" / "tiny.toml")
 
@@ -44,14 +44,14 @@ def test_transfer_runs_and_its_buttons_and_menus_redraw(page, server):
     assert "dashboard" not in text and "|" not in text
     explorer = cell(lab, "explorer.transfers(")
     first = picture(explorer)
-    shoot(lab, "03-accuracy")
+    shoot(lab, "03-accuracy", explorer)
     explorer.get_by_role("button", name="robust − natural").click()
     second = changed(explorer, first)
-    shoot(lab, "03-difference")
-    explorer.get_by_label("seed").select_option("0")
+    shoot(lab, "03-difference", explorer)
+    explorer.get_by_label("seed").select_option(index=0)
     third = changed(explorer, second)
-    shoot(lab, "03-one-seed")
-    explorer.get_by_label("seed").select_option(["0", "1"])
+    shoot(lab, "03-one-seed", explorer)
+    explorer.get_by_label("seed").select_option(index=[0, 1])
     assert changed(explorer, third) == second
     explorer.get_by_role("button", name="accuracy").click()
     assert changed(explorer, second) == first
@@ -72,7 +72,7 @@ def test_the_slider_and_the_menus_of_the_masks_redraw(page):
     run_all(lab)
     masks = cell(lab, "explorer.masks(")
     first = picture(masks)
-    shoot(lab, "02-masks")
+    shoot(lab, "02-masks", masks)
     handle = masks.get_by_role("slider")
     handle.press("ArrowLeft")
     second = changed(masks, first)
@@ -81,10 +81,10 @@ def test_the_slider_and_the_menus_of_the_masks_redraw(page):
     assert changed(masks, second) == first
     masks.get_by_label("layer").select_option("layer2.0.conv1.weight")
     assert changed(masks, first) != second
-    shoot(lab, "02-another-layer")
+    shoot(lab, "02-another-layer", masks)
     # Finished trainings leave no bar behind.
-    text = cell(lab, "cut, last =").locator(".jp-OutputArea").inner_text()
-    assert not text.strip()
+    text = "".join(cell(lab, "cut, last =").locator(".jp-OutputArea-output").all_text_contents())
+    assert not text.strip(), repr(text)
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -94,7 +94,7 @@ def test_after_a_reload_picture_and_buttons_agree(page, dark):
     run_all(lab)
     explorer = cell(lab, "explorer.transfers(")
     first = picture(explorer)
-    lab.keyboard.press("Control+s")
+    save(lab)
     explorer.get_by_role("button", name="robust − natural").click()
     second = changed(explorer, first)
     lab.reload()
@@ -104,6 +104,6 @@ def test_after_a_reload_picture_and_buttons_agree(page, dark):
     pressed.wait_for()
     assert pressed.inner_text() == "robust − natural"
     assert picture(explorer) == second
-    shoot(lab, f"03-reloaded-{'dark' if dark else '900px'}")
+    shoot(lab, f"03-reloaded-{'dark' if dark else '900px'}", explorer)
     explorer.get_by_role("button", name="accuracy").click()
     assert changed(explorer, second) == first
