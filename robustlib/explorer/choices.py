@@ -18,6 +18,7 @@ from robustlib.specs import Spec, Transfer, columns
 Chosen = Mapping[str, Sequence[str]]
 """The values chosen of each facet, as texts; none means all."""
 FIRST = ["source", "robust", "scheme", "pattern", "detail", "task", "mode", "n_train", "seed"]
+TRAINED = ["epochs", "lr", "batch_size", "weight_decay", "augment"]
 OWN = "own"
 PANELS, TASKS = 24, 4
 NOTHING = (
@@ -41,7 +42,8 @@ def facets(frame: pd.DataFrame) -> pd.DataFrame:
     """What may be chosen, as texts: for each row and facet its value. Facets are FIRST, whose mask
     it is, and what else must be known to tell rows apart; values are in their order.
 
-    `robust` is the way to pretrain, missing for natural rows, which go with any of them.
+    What says nothing of a row is missing, and goes with any choice: the way to pretrain (`robust`)
+    of a natural row, what is TRAINED of a linear one.
     """
     own = {c: frame[f"mask_{c}"] for c in stats.PRETRAINING if f"mask_{c}" in frame}
     labels = pd.Series([label(r) for r in frame[stats.PRETRAINING].to_dict("records")], frame.index)
@@ -49,6 +51,9 @@ def facets(frame: pd.DataFrame) -> pd.DataFrame:
     if own:
         masks = [label(r) for r in pd.DataFrame(own).to_dict("records")]
         table["mask"] = table["mask"].where(labels == masks, masks)
+    for name in TRAINED:
+        if name in table:
+            table[name] = table[name].where(table["mode"] != "linear")
     names = [name for name in [*FIRST, "mask"] if name in table]
     said = {*stats.PRETRAINING, "sparsity", *(f"mask_{c}" for c in stats.PRETRAINING)}
     cell = table.assign(labels=labels)
@@ -61,7 +66,7 @@ def facets(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _texts(name: str, values: pd.Series) -> pd.Categorical:
-    absent = {"n_train": "all", "detail": "as they are", "robust": None}.get(name, "none")
+    absent = {"n_train": "all", "detail": "as they are"}.get(name)
     known = sorted(values.dropna().unique())
     said = {v: f"{v:g}" if isinstance(v, float) else str(v) for v in known}
     texts = [absent if pd.isna(v) else said[v] for v in values]
@@ -73,8 +78,7 @@ def matching(table: pd.DataFrame, chosen: Chosen, but: str = "") -> pd.Series:
     out = pd.Series(True, table.index)
     for name, values in chosen.items():
         if values and name in table and name != but:
-            hit = table[name].isin(values)
-            out &= hit | table[name].isna() if name == "robust" else hit
+            out &= table[name].isin(values) | table[name].isna()
     return out
 
 

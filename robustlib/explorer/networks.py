@@ -171,7 +171,10 @@ def _pairs() -> dict[tuple[str, str], tuple[Transfer, Transfer]]:
     """The stored pairs, (natural, robust), by task and by what tells them apart in it."""
     frame, stored, _ = choices.load()
     frame = frame[frame["mode"] != "segment"]
-    table, found = choices.facets(frame), {}
+    found: dict[tuple[str, str], tuple[Transfer, Transfer]] = {}
+    if frame.empty:
+        return found
+    table = choices.facets(frame)
     usual = {n: table[n].mode()[0] for n in table if n not in ("task", "robust", "mode", "seed")}
     partner = choices.partners(frame)
     for i, row in frame.loc[partner.index].iterrows():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -89,7 +90,7 @@ class Panel(widgets.VBox):
 
     def _static(self) -> dict[str, Any]:
         said = {"text/plain": html.unescape(self.message.value) or "controls: run this cell"}
-        return said | ({"image/png": self.image.value} if self.figures else {})
+        return said | ({"image/png": b64encode(self.image.value).decode()} if self.figures else {})
 
     def _ipython_display_(self) -> None:
         view = {"model_id": self.model_id, "version_major": 2, "version_minor": 0}

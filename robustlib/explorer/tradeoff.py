@@ -79,7 +79,7 @@ class Tradeoff(Panel):
         self.frame = self.table = self.rows = pd.DataFrame()
         self.said = ""
         for control in (self.sort, self.down):
-            control.observe(lambda _: self.busy or self.tabulate(), "value")
+            control.observe(lambda _: None if self.busy else self.tabulate(), "value")
         self.one.observe(lambda _: self.spell(), "value")
         bar = [button("choose all", self.clear), button("reload", self.reload)]
         keep = [self.name, self.folder, button("save", self.save)]
