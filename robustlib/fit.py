@@ -8,13 +8,11 @@ specs: an interrupted call goes on from the store.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -22,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustlib import checkpoints, files, stats, store, sweeps, takeaway
+from robustlib import checkpoints, files, store, sweeps, takeaway
 from robustlib.costs import cost
-from robustlib.data import load, sources
+from robustlib.data import Dataset, load, sources
 from robustlib.data.images import image_size
 from robustlib.specs import Ticket, Transfer, number, one_of
 from robustlib.stages import transfer
@@ -42,6 +40,8 @@ LEAST = 5
 """Images that a class of a folder has at least: to train on, to choose by and to measure on."""
 HELD_OUT = 0.2
 """The part of a folder's images that is test, and of the others that is val."""
+RATE = 0.1
+"""Of finetuning: the one that the study has chosen on validation images of ten tasks."""
 ROOM = {"parameters": 1.0, "bytes": 1.03, "latency": 1.1}
 """How much more a finetuned ticket may cost than was estimated: by how its weights compress, and
 by the clock, which is read differently each time."""
@@ -87,6 +87,27 @@ EFFORTS = {"quick": Effort((0,), 2, 1000, 20), "full": Effort((0, 1, 2), 3, None
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a fit tries, checked."""
+
+    task: str
+    """The name of the set; a folder has become a pack in the data root."""
+    detail: int
+    """Side, in pixels, of what the images show, that of the zoo's at most."""
+    wanted: tuple[Transfer, ...]
+    """Linear evaluation of each ticket."""
+    budget: Budget
+    effort: str
+    workers: int | None
+    data: Dataset
+
+    def __str__(self) -> str:
+        counts = [f"{len(getattr(self.data, s))} {s}" for s in ("train", "val", "test")]
+        what = f"{self.task}: {self.data.n_classes} classes, {self.detail} px"
+        return f"{what}; images: {', '.join(counts)}; {len(self.wanted)} tickets"
+
+
+@dataclass(frozen=True)
 class Fitted:
     """What a fit has found."""
 
@@ -100,57 +121,63 @@ class Fitted:
     folder: Path
 
 
-def fit(
+def plan(
     what: str | Path,
     budget: Budget | None = None,
     effort: str = "quick",
-    out: str | Path | None = None,
     n_train: int | None = None,
     workers: int | None = None,
-    say: Callable[[str], None] = print,
-) -> Fitted:
-    """Chooses, finetunes and exports the best ticket of the zoo for images and a budget.
+) -> Plan:
+    """What to try for images and a budget.
 
     what: a folder of class folders, as `sources.build_folder` takes it, which becomes a pack in the
     data root that is named by its content; or the name of a set. effort: one of EFFORTS; n_train:
-    instead of its number of training images. out: where card.json, classify.py, the chosen
-    network.onnx.gz, and both its forms go (default: runs/fit/NAME). say: is told what each step
-    costs before it begins. workers: as in `sweeps.sweep`.
+    instead of its number of training images. workers: as in `sweeps.sweep`.
 
-    Raises ValueError, before any training, for images or a budget that nothing can be made of, and
-    SweepFailed.
+    Raises ValueError for what nothing can be trained on or is not known.
     """
-    budget, tried = budget or Budget(), EFFORTS[one_of("effort", effort, EFFORTS)]
+    tried = EFFORTS[one_of("effort", effort, EFFORTS)]
     sweeps.check(workers, "")
     sides = [checkpoints.pretrain(f"zoo/{name}") for name in checkpoints.zoo()]
-    size = sides[0].size
-    task, detail = _task(what, size)
-    most = len(load(task, size).train)
+    task, detail = _task(what, sides[0].size)
+    most = len(load(task, sides[0].size).train)
     n = min(tried.n_train or most, most) if n_train is None else n_train
-    wanted = [
+    wanted = tuple(
         Transfer(Ticket(p, pattern=pattern, sparsity=s), task, "linear", n, recalibrate=True)
         for p in sides
         if p.seed in tried.seeds
         for pattern, s in TICKETS
-    ]
+    )
     data = transfer.data(wanted[0])
-    out = Path(out or Path("runs") / "fit" / task)
-    counts = ", ".join(f"{len(getattr(data, s))} {s}" for s in ("train", "val", "test"))
-    say(f"{task}: {data.n_classes} classes, images: {counts}; the choice is by those of val")
-    with sweeps.connect(workers) as client, TemporaryDirectory(prefix="robustlib-") as temporary:
+    return Plan(task, detail, wanted, budget or Budget(), effort, workers, data)
+
+
+def fit(plan: Plan, out: str | Path | None = None, say: Callable[[str], None] = print) -> Fitted:
+    """Chooses, finetunes and exports the best ticket of the zoo for a plan.
+
+    out: where card.json, classify.py, the chosen network.onnx.gz, and both its forms go (default:
+    fit/NAME beside the store). say: is told what each step costs before it begins.
+
+    Raises ValueError, before any training, for a budget that no ticket is within, and SweepFailed.
+    """
+    data, budget, tried = plan.data, plan.budget, EFFORTS[plan.effort]
+    wanted = list(plan.wanted)
+    out = Path(out or store.root().parent / "fit" / plan.task)
+    say(str(plan))
+    with sweeps.connect(plan.workers) as client, TemporaryDirectory() as folder:
         if budget.given():
             say(f"costs: of {len(wanted)} tickets, in two forms; nothing is trained for them")
-            wanted = _affordable(wanted, budget, data.n_classes, Path(temporary) / "before", client)
+            wanted = _affordable(wanted, budget, data.n_classes, Path(folder) / "before", client)
             say(f"costs: {len(wanted)} tickets are within the budget")
         out.mkdir(parents=True, exist_ok=True)
         linear = _computed("linear evaluation", wanted, [], client, say)
         few = [
-            Transfer(wanted[i].ticket, task, "finetune", n, tried.epochs, 0.1)
+            replace(wanted[i], mode="finetune", epochs=tried.epochs, lr=RATE, recalibrate=False)
             for own in linear.groupby(linear.objective == "natural").groups.values()
             for i in linear.val_accuracy[own].nlargest(tried.finetuned).index
         ]
         _computed("finetuning", few, wanted, client, say)
-        options = takeaway.forms(few, Path(temporary) / "after", client)
+        options = takeaway.forms(few, Path(folder) / "after", client)
         right = np.array([takeaway.right(file, data.val) for file in options.file])
         options = options.assign(val_accuracy=right.mean(1), n_val=len(data.val))
         options["met"] = budget.met(options)
@@ -158,23 +185,10 @@ def fit(
             raise ValueError(_refusal(budget, options, {}))
         place = choose(options, right)
         options["chosen"] = options.index == place
-        best = options.loc[place]
-        spec = few[best.spec]
-        card = takeaway.card(spec, data, options, right)
-        card |= {
-            "budget": budget.given(),
-            "effort": effort,
-            "expected": takeaway.expected(task, detail),
-        }
-        correct = takeaway.right(best.file, data.test)
-        low, high = stats.accuracy_interval(correct.mean(), len(correct))
-        card["test"] = {"accuracy": correct.mean(), "low": low, "high": high, "n": len(correct)}
-        for form in options[options.spec == best.spec].itertuples():
-            shutil.copyfile(form.file, out / f"{form.form}.onnx")
-        shutil.copyfile(f"{best.file}.gz", out / card["network"])
-    for name, text in (("classify.py", takeaway.SCRIPT), ("card.json", json.dumps(card, indent=1))):
-        with files.whole(out / name) as file:
-            file.write(text.encode())
+        card = takeaway.card(few[options.spec[place]], data, options, right)
+        card |= {"budget": budget.given(), "effort": plan.effort}
+        card["expected"] = takeaway.expected(plan.task, plan.detail)
+        takeaway.save(out, card, options)
     shown = linear.drop(columns=["accuracy", "n"])
     return Fitted(card, options.drop(columns="file"), shown, out)
 
@@ -186,7 +200,8 @@ def choose(options: pd.DataFrame, right: np.ndarray) -> int:
     able = sorted(able, key=lambda i: (-right[i].mean(), options.bytes[i]))
     behind = right[able[0]].astype(float) - right[able]
     error = behind.std(1, ddof=1) / np.sqrt(right.shape[1]) if right.shape[1] > 1 else 0.0
-    tied = [i for i, near in zip(able, behind.mean(1) <= error, strict=True) if near]
+    # One image behind is one standard error, to the last digits.
+    tied = [i for i, near in zip(able, behind.mean(1) <= error + 1e-9, strict=True) if near]
     return min(tied, key=lambda i: options.bytes[i])
 
 

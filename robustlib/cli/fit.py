@@ -34,14 +34,16 @@ def fit(
         latency: Milliseconds for one image at most, on one thread of this machine.
         effort: quick tries one natural and one robust network, on 1,000 images at most; full tries
             six, on all images, for longer.
-        out: Folder for the network, its card and classify.py (default: runs/fit/NAME).
+        out: Folder for the network, its card and classify.py (default: fit/NAME
+            beside the store).
         n_train: Training images at most, instead of those of the effort.
         workers: Processes, one thread each (default: one a GPU, or else one a core).
     """
-    from robustlib.fit import Budget, fit
+    from robustlib import fit as fits
     from robustlib.takeaway import told
 
+    budget = fits.Budget(parameters, bytes, latency)
     with warnings_as_lines():
-        budget = Budget(parameters, bytes, latency)
-        found = fit(what, budget, effort, out, n_train, workers)
+        planned = fits.plan(what, budget, effort, n_train, workers)
+    found = fits.fit(planned, out)
     print(f"\n{told(found.card)}\n\n{found.folder}: card.json, classify.py and the networks")

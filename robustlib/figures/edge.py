@@ -172,19 +172,21 @@ def choice(options: pd.DataFrame, most: float | None = None) -> Figure:
     """
     frame = _kinds(options)
     colours = looks(ordered(frame))
-    fig, ax = plt.subplots(figsize=(COLUMN * 1.4, COLUMN))
+    fig = grid.plain(1.4 * COLUMN, COLUMN)
+    ax = fig.subplots()
     for row in frame.itertuples():
-        look, hollow = colours[row.label], {"mfc": "none"} if row.form == "int8" else {}
+        fill = "none" if row.form == "int8" else colours[row.label]["color"]
         low, high = stats.accuracy_interval(row.val_accuracy, row.n_val)
         at = row.bytes / 1000, 100 * row.val_accuracy
-        pale = {"alpha": 1.0 if row.met else 0.3, "color": look["color"]}
+        pale: dict[str, Any] = {"alpha": 1.0 if row.met else 0.3}
+        pale["color"] = colours[row.label]["color"]
         ax.vlines(at[0], 100 * low, 100 * high, lw=0.6, **pale)
-        ax.plot(*at, marker=_MARKERS[row.kind], ms=5, ls="", **pale, **hollow)
+        ax.plot(*at, marker=_MARKERS[row.kind], ms=5, ls="", mfc=fill, **pale)
         if row.chosen:
             ax.plot(*at, marker="o", ms=12, mfc="none", mec="black", mew=0.8, ls="")
-    if most is not None:
-        ax.axvline(most / 1000, color=OTHER, lw=0.8, zorder=0)
     ax.set_xscale("log")
+    for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        axis(FuncFormatter(lambda x, _: f"{x:g}"))
     ax.set(xlabel="file through gzip (kB, log scale)", ylabel="validation accuracy (%)")
     black: dict[str, Any] = {"color": "black", "ls": "", "ms": 4}
     handles = [
@@ -193,8 +195,10 @@ def choice(options: pd.DataFrame, most: float | None = None) -> Figure:
         plt.Line2D([], [], label="int8", marker="o", mfc="none", **black),
         plt.Line2D([], [], label="chosen", marker="o", mfc="none", **black | {"ms": 9}),
     ]
+    if most is not None:
+        handles.append(ax.axvline(most / 1000, color=OTHER, lw=0.8, zorder=0, label="budget"))
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5))
-    ax.set_title(f"{alike(frame, 'task')}: {frame.n_val.iloc[0]} validation images")
+    ax.set_title(f"{shared(frame, 'task')}: {frame.n_val.iloc[0]} validation images")
     return fig
 
 
