@@ -87,6 +87,11 @@ def find(name: str, size: int, root: str | Path | None = None) -> Path | None:
     return _published(name, size, folder / _file(name, size))
 
 
+def stored(name: str, root: str | Path | None = None) -> bool:
+    """Whether a set is embedded or has a pack in the data root."""
+    return name in EMBEDDED or name in _packs(data_root(root))
+
+
 def find_masks(name: str, size: int, root: str | Path | None = None) -> Path | None:
     """The pack to read `name`, a set with masks, from; None if it is embedded. As `find`, but packs
     are of one size: only a published set is built for `size`."""
@@ -119,12 +124,14 @@ def build_folder(
     test_fraction: float = 0.2,
     seed: int = 0,
     root: str | Path | None = None,
+    val_fraction: float = 0.0,
 ) -> Path:
     """A pack `name` from folder/<class>/<image files>, or from folder/{train,test[,val]}/<class>/.
 
     val may be called valid or validation. Images are opened as `images.read_image` says. Without a
-    split of its own, `test_fraction` of each class is test, drawn by `seed`. Images are
-    scaled by their shorter side and cut to the middle. Returns the pack's path in the data root.
+    split of its own, `test_fraction` of each class is test, drawn by `seed`, and `val_fraction` of
+    what is left of it is val (0: `load` cuts it off). Images are scaled by their shorter side and
+    cut to the middle. Returns the pack's path in the data root.
     ValueError: a name that is no plain file name or is taken, a folder that is not of that form,
     an image that cannot be read (it is named), or copies of training images in test.
     """
@@ -134,10 +141,20 @@ def build_folder(
         raise ValueError(f"name={name!r}: is a set of robustlib's own; choose another name")
     size = integer("size", size, 8, 4096)
     fraction = number("test_fraction", test_fraction, 0.01, 0.99)
+    held_out = number("val_fraction", val_fraction, 0, 0.99)
     seed = integer("seed", seed, 0, 2**63 - 1)
     folder, path = home(folder), data_root(root) / _file(name, size)
     if path.exists():
         raise ValueError(f"{path}: is there already; delete it to build it anew")
+    pack = _from_folders(name, image_files(folder), size, (fraction, held_out), seed)
+    packs.validate(pack, path)  # before the data root is made: a refusal leaves nothing there
+    ensure(path, lambda: packs.write(path, pack))
+    return path
+
+
+def image_files(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    """Split -> class -> image files of a folder as `build_folder` takes it; "all" is the one split
+    of a set that is not divided. Warns of what is not read; ValueError for another form."""
     skipped: Counter[str] = Counter()
     found = split_folders(folder)
     if found:
@@ -146,10 +163,7 @@ def build_folder(
     else:
         splits = {"all": class_folders(folder, skipped)}
     warn_skipped(folder, skipped, found.values())
-    pack = _from_folders(name, splits, size, fraction, seed)
-    packs.validate(pack, path)  # before the data root is made: a refusal leaves nothing there
-    ensure(path, lambda: packs.write(path, pack))
-    return path
+    return splits
 
 
 def available(root: str | Path | None = None) -> list[Row]:
@@ -236,8 +250,13 @@ def ensure(path: Path, write: Callable[[], None]) -> None:
 
 
 def _from_folders(
-    name: str, splits: dict[str, dict[str, list[Path]]], size: int, fraction: float, seed: int
+    name: str,
+    splits: dict[str, dict[str, list[Path]]],
+    size: int,
+    fractions: tuple[float, float],
+    seed: int,
 ) -> Pack:
+    """fractions: of the images that are test, and of the others that are val, where need be."""
     classes = sorted({c for split in splits.values() for c in split})
     made = {}
     for split, found in splits.items():
@@ -250,9 +269,13 @@ def _from_folders(
         made[split] = stack(opened(files), len(files), size, f"{name} {split}")
     if "all" in made:
         x, y = made.pop("all")
-        train, test = divide(y, fraction, seed)
+        train, test = divide(y, fractions[0], seed)
         made = {"train": (x[train], y[train]), "test": (x[test], y[test])}
-    elif len({x.shape[3] for x, _ in made.values()}) > 1:  # one split is grey throughout
+    if fractions[1] and "val" not in made:
+        x, y = made["train"]
+        train, val = divide(y, fractions[1], seed)
+        made |= {"train": (x[train], y[train]), "val": (x[val], y[val])}
+    if len({x.shape[3] for x, _ in made.values()}) > 1:  # one split is grey throughout
         made = {split: (np.broadcast_to(x, (*x.shape[:3], 3)), y) for split, (x, y) in made.items()}
     arrays = {f"{k}_{s}": a for s, pair in made.items() for k, a in zip("xy", pair, strict=True)}
     return Pack(arrays, tuple(classes), "folder")

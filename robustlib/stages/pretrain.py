@@ -11,7 +11,7 @@ from torch import nn
 
 from robustlib import checkpoints, models, objectives, parallel, store, training
 from robustlib.attacks import Threat
-from robustlib.data import batches, load
+from robustlib.data import batches, load, sources
 from robustlib.data.splits import FileSplit, Split, take
 from robustlib.devices import device, devices
 from robustlib.specs import Pretrain
@@ -111,6 +111,8 @@ def _published(spec: Pretrain) -> tuple[nn.Module, dict[str, Any], Any]:
                 f"{name}={getattr(spec, name)!r}: checkpoint {spec.checkpoint!r} holds a network "
                 f"with {name}={found[name]!r}"
             )
+    if spec.checkpoint.startswith("zoo/") and not sources.stored(spec.source):
+        return model, found, None  # not even its name need be known here
     try:
         own = images(spec)
     except FileNotFoundError:

@@ -113,6 +113,16 @@ def test_a_network_of_the_zoo_is_drawn_from_and_transferred(name, zoo):
     assert done.row["accuracy"] > 0.2
 
 
+def test_the_zoo_needs_no_image_of_its_source(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBUSTLIB_DATA", str(tmp_path / "empty"))
+    spec = checkpoints.pretrain("zoo/robust-0")
+    assert spec.source == "tinyimagenet150"
+    row = stages.run(spec).row
+    assert (row["accuracy"], row["n"]) == (None, 0) and row["parameters"] > 1e6
+    with pytest.raises(ValueError, match="source|dataset"):
+        stages.run(replace(spec, checkpoint=""))
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
