@@ -1,14 +1,14 @@
-"""A browser, a server with a small store, and at the end one picture of all that was seen."""
+"""A browser, a server with the first half of a small study stored, and at the end one picture of all that was seen."""
 
 import os
 import shutil
 
 import lab
 import pytest
-from helpers import ROOT, TESTS
+from helpers import ROOT
 from PIL import Image, ImageDraw
 
-TINY = str(TESTS / "browser" / "tiny.toml")
+from robustlib import profiles, run
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +34,10 @@ def server(browser, tmp_path_factory):
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {"ROBUSTLIB_STORE": str(own / "store"), "PYTHONPATH": path}
     environment |= {"OMP_NUM_THREADS": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBUSTLIB_STORE", environment["ROBUSTLIB_STORE"])
+        for spec in profiles.grid(lab.TINY, seeds="0"):
+            run(spec)
     with lab.serve(root, own, environment) as started:
         yield started
 

@@ -21,8 +21,9 @@ from urllib.request import Request, urlopen
 
 import nbformat
 import papermill
-from helpers import ROOT
+from helpers import ROOT, TESTS
 
+TINY = str(TESTS / "browser" / "tiny.toml")
 SHOTS = ROOT / "build" / "browser"
 # As root, on a machine without a network, a screen or a GPU.
 CHROMIUM = (

@@ -6,10 +6,7 @@ What is looked at is the page, never the kernel: a picture is its bytes, a text 
 import re
 
 import pytest
-from helpers import TESTS
-from lab import cell, changed, finish, menu, picture, ready, run_all, save, shoot
-
-TINY = str(TESTS / "browser" / "tiny.toml")
+from lab import TINY, cell, changed, finish, menu, picture, ready, run_all, save, shoot
 
 
 @pytest.fixture
@@ -36,11 +33,11 @@ def test_transfer_runs_and_its_buttons_and_menus_redraw(page, server):
     menu(lab, "Run", "Run All Cells")
     # The bar while it runs, and what is left of it.
     sweep = cell(lab, "frame = sweep(")
-    sweep.get_by_text(re.compile(r"^dashboard: http://.*\n?.*/28 \|")).wait_for()
+    sweep.get_by_text(re.compile(r"^dashboard: http://.*\n?.*/22 \|")).wait_for()
     shoot(lab, "03-running")
     finish(lab)
     text = sweep.locator(".jp-OutputArea").inner_text()
-    assert re.search(r"^sweep: 28/28 in \d\d:\d\d, failed 0, cached 0$", text, re.M)
+    assert re.search(r"^sweep: 22/22 in \d\d:\d\d, failed 0, cached 8$", text, re.M)
     assert "dashboard" not in text and "|" not in text
     explorer = cell(lab, "explorer.transfers(")
     first = picture(explorer)
@@ -107,3 +104,12 @@ def test_after_a_reload_picture_and_buttons_agree(page, dark):
     shoot(lab, f"03-reloaded-{'dark' if dark else '900px'}", explorer)
     explorer.get_by_role("button", name="accuracy").click()
     assert changed(explorer, second) == first
+
+
+def test_the_explorer(page, server, tmp_path):
+    lab = page("00_explorer", profile=TINY, workers=1, figures=str(tmp_path / "saved"))
+    run_all(lab)
+    for name in ("tradeoff = explorer", "explorer.ticket(", "explorer.attack(", "explorer.runner("):
+        part = cell(lab, name)
+        shoot(lab, f"00-{name.strip('(').split('.')[-1].split()[0]}", part)
+        print(part.locator(".jp-OutputArea").inner_text())

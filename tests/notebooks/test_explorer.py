@@ -12,7 +12,7 @@ import torch
 from helpers import TINY, _workers_import_tests, transfer_rows  # noqa: F401 - a fixture
 from PIL import Image
 
-from robustlib import (  # noqa: F401 - as_python's text is evaluated here
+from robustlib import (
     Pretrain,
     Ticket,
     Transfer,
