@@ -21,6 +21,7 @@ from robustlib.explorer.panel import Drawn, Panel, button, offer
 from robustlib.figures.names import radius
 from robustlib.metrics.sample import in_memory
 from robustlib.specs import Norm, Pretrain, Transfer, columns
+from robustlib.sweeps import closure
 from robustlib.transfer import linear
 
 IMAGES = 500
@@ -181,7 +182,9 @@ def _pairs() -> dict[tuple[str, str], tuple[Transfer, Transfer]]:
         parts = [table.robust[i], row["mode"], f"sparsity {row.sparsity:g}"]
         parts += [f"{n} {table[n][i]}" for n, value in usual.items() if table[n][i] != value]
         name = ", ".join([*parts, f"seed {row.seed}"])
-        found[row.task, name] = stored[frame.key[partner[i]]], stored[row.key]
+        pair = stored[frame.key[partner[i]]], stored[row.key]
+        if all(map(store.has, closure(pair))):  # else their networks would have to be trained
+            found[row.task, name] = pair
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 
-from robustlib import figures, files, store
+from robustlib import figures, files, stats, store
 from robustlib.explorer import choices
 from robustlib.explorer.panel import REFUSED, WRAP, Drawn, Panel, button, offer
 
@@ -22,9 +22,11 @@ PYTHON = "from robustlib import Pretrain, Ticket, Transfer, run\n\nrun({}).row"
 
 
 def _menus(names: Any) -> dict[str, widgets.SelectMultiple]:
-    size = widgets.Layout(width="215px")
     style = {"description_width": "60px"}
-    return {name: widgets.SelectMultiple(rows=4, layout=size, style=style) for name in names}
+    return {
+        name: widgets.SelectMultiple(rows=4, layout=widgets.Layout(width="215px"), style=style)
+        for name in names
+    }
 
 
 def _chosen(menus: dict[str, widgets.SelectMultiple]) -> dict[str, tuple[str, ...]]:
@@ -36,14 +38,14 @@ def _narrow(menus: dict[str, widgets.SelectMultiple], table: pd.DataFrame) -> No
         offer(menus[name], values)
 
 
-def _pictures(rows: pd.DataFrame) -> tuple[dict[str, Any], pd.DataFrame, str]:
+def _pictures(rows: pd.DataFrame) -> tuple[dict[str, Any], pd.DataFrame, str, str]:
     """The two pictures, not drawn yet, of the rows that can be compared."""
     kept, value, said = choices.drawable(rows)
     draw = {
         ABOVE: lambda: figures.accuracy_vs_sparsity(kept, value),
         BELOW: lambda: figures.advantage(kept, value),
     }
-    return draw, kept, said
+    return draw, kept, value, said
 
 
 def transfers(frame: pd.DataFrame) -> Panel:
@@ -57,7 +59,7 @@ def transfers(frame: pd.DataFrame) -> Panel:
 
     def draw() -> Drawn:
         _narrow(menus, table)
-        pictures, _, said = _pictures(frame[choices.matching(table, _chosen(menus))])
+        pictures, *_, said = _pictures(frame[choices.matching(table, _chosen(menus))])
         return [pictures[picture.value]()], said
 
     return Panel(draw, {"picture": picture, **menus})
@@ -119,7 +121,7 @@ class Tradeoff(Panel):
         ]
         offer(self.sort, [*measures, "sparsity", *differ, "n", "seconds", "key"])
         self.tabulate()
-        pictures, _, said = _pictures(self.rows)
+        pictures, *_, said = _pictures(self.rows)
         said = f"{len(self.rows)} of {len(self.frame)} rows. {said} {self.said}"
         return [draw() for draw in pictures.values()], said
 
@@ -158,10 +160,12 @@ class Tradeoff(Panel):
             name = self.name.value
             if not name or Path(name).name != name:
                 raise ValueError(f"name={name!r}: must be the name of a file, without a folder")
-            pictures, kept, _ = _pictures(self.rows)
+            pictures, kept, value, _ = _pictures(self.rows)
             out = figures.folder(self.folder.value or ".")
             figures.save(pictures[ABOVE](), out, name, kept)
-            figures.save(pictures[BELOW](), out, f"{name}_advantage", kept)
+            figures.save(
+                pictures[BELOW](), out, f"{name}_advantage", stats.differences(kept, value)
+            )
             file = Path(self.folder.value, f"{name}.json")
             with files.whole(file) as to:
                 to.write(choices.as_json(self.specs[key] for key in self.rows.key).encode())
