@@ -1,4 +1,4 @@
-"""A browser, a server with the first half of a small study stored, and at the end one picture of all that was seen."""
+"""A browser, a server that has half of a tiny study, and at the end a sheet of what was seen."""
 
 import os
 import shutil

@@ -180,6 +180,12 @@ def cell(page: Any, start: str) -> Any:
     return found
 
 
+def says(where: Any, text: str, seconds: float = SECONDS) -> None:
+    """Waits until a text is seen there, a regular expression."""
+    seen = where.get_by_text(re.compile(text)).filter(visible=True)
+    seen.first.wait_for(timeout=1000 * seconds)
+
+
 def picture(where: Any) -> str:
     """The one picture that is seen there, as a digest of its bytes."""
     seen = where.locator("img:visible")

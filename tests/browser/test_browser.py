@@ -3,10 +3,11 @@
 What is looked at is the page, never the kernel: a picture is its bytes, a text what can be read.
 """
 
+import json
 import re
 
 import pytest
-from lab import TINY, cell, changed, finish, menu, picture, ready, run_all, save, shoot
+from lab import TINY, cell, changed, finish, menu, picture, ready, run_all, save, says, shoot
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_transfer_runs_and_its_buttons_and_menus_redraw(page, server):
     menu(lab, "Run", "Run All Cells")
     # The bar while it runs, and what is left of it.
     sweep = cell(lab, "frame = sweep(")
-    sweep.get_by_text(re.compile(r"^dashboard: http://.*\n?.*/22 \|")).wait_for()
+    says(sweep, r"^dashboard: http://.*\n?.*/22 \|")
     shoot(lab, "03-running")
     finish(lab)
     text = sweep.locator(".jp-OutputArea").inner_text()
@@ -84,10 +85,8 @@ def test_the_slider_and_the_menus_of_the_masks_redraw(page):
     assert not text.strip(), repr(text)
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_after_a_reload_picture_and_buttons_agree(page, dark):
-    """Also on a narrow page, and in the dark theme."""
-    lab = page("03_transfer", profile=TINY, workers=1, width=900, dark=dark)
+def test_after_a_reload_picture_and_buttons_agree(page):
+    lab = page("03_transfer", profile=TINY, workers=1, width=900)
     run_all(lab)
     explorer = cell(lab, "explorer.transfers(")
     first = picture(explorer)
@@ -101,15 +100,90 @@ def test_after_a_reload_picture_and_buttons_agree(page, dark):
     pressed.wait_for()
     assert pressed.inner_text() == "robust − natural"
     assert picture(explorer) == second
-    shoot(lab, f"03-reloaded-{'dark' if dark else '900px'}", explorer)
+    shoot(lab, "03-reloaded-900px", explorer)
     explorer.get_by_role("button", name="accuracy").click()
     assert changed(explorer, second) == first
+    # Another kernel knows nothing of the widget: the picture stays, as it was saved.
+    save(lab)
+    menu(lab, "Kernel", "Restart Kernel…")
+    lab.get_by_role("button", name="Confirm Kernel Restart").click()
+    lab.reload()
+    ready(lab)
+    explorer = cell(lab, "explorer.transfers(")
+    assert picture(explorer)
+    assert not explorer.locator("button.mod-active").count()
+    shoot(lab, "03-another-kernel", explorer)
 
 
-def test_the_explorer(page, server, tmp_path):
-    lab = page("00_explorer", profile=TINY, workers=1, figures=str(tmp_path / "saved"))
+def test_the_explorer_over_the_store(page, tmp_path):
+    lab = page("00_explorer", profile=TINY, workers=1, figures=str(tmp_path))
     run_all(lab)
-    for name in ("tradeoff = explorer", "explorer.ticket(", "explorer.attack(", "explorer.runner("):
-        part = cell(lab, name)
-        shoot(lab, f"00-{name.strip('(').split('.')[-1].split()[0]}", part)
-        print(part.locator(".jp-OutputArea").inner_text())
+    part = cell(lab, "tradeoff = explorer")
+    first = picture(part)
+    says(part, r"of \d+ rows")
+    shoot(lab, "00-tradeoff", part)
+    some = int(re.search(r"(\d+) of \d+ rows", part.inner_text())[1])
+    part.get_by_label("mode").select_option(index=[0, 1])
+    second = changed(part, first)
+    says(part, f"{2 * some} of ")
+    part.get_by_role("button", name="save").click()
+    says(part, "robustlib sweep")
+    shoot(lab, "00-saved", part.get_by_label("sort by"))
+    kinds = {
+        f"tradeoff{end}.{kind}" for end in ("", "_advantage") for kind in ("pdf", "png", "csv")
+    }
+    assert {path.name for path in tmp_path.iterdir()} >= kinds
+    assert len(json.loads((tmp_path / "tradeoff.json").read_text())) == 2 * some
+    part.get_by_role("button", name="choose all").click()
+
+    part = cell(lab, "explorer.ticket(")
+    first = picture(part)
+    part.get_by_role("slider").press("ArrowLeft")
+    second = changed(part, first)
+    part.get_by_label("pattern").select_option("channel")
+    assert changed(part, second) != first
+    shoot(lab, "00-ticket", part)
+
+    part = cell(lab, "explorer.attack(")
+    first = picture(part)
+    part.get_by_role("button", name="next").click()
+    second = changed(part, first)
+    part.get_by_role("slider").press("Home")
+    third = changed(part, second)
+    shoot(lab, "00-attack-eps-0", part)
+    part.get_by_role("slider").press("End")
+    assert changed(part, third) not in (first, second)
+    part.get_by_role("button", name="misclassified").click()
+    shoot(lab, "00-attack", part)
+
+
+def test_the_explorer_computes_what_is_lacking(page):
+    """Started, refused a second time, cancelled, started again; then it is in the trade-off."""
+    lab = page("00_explorer", profile=f"{TINY}:detail", workers=1, width=900, dark=True)
+    run_all(lab)
+    save(lab)
+    tradeoff, part = cell(lab, "tradeoff = explorer"), cell(lab, "explorer.runner(")
+    before = picture(tradeoff)
+    part.get_by_label("seeds").fill("0")
+    part.get_by_label("seeds").press("Enter")
+    says(part, r"^4 transfers; to compute: 4 transfer; about .* minutes")
+    part.get_by_role("button", name="start").click()
+    says(part, r"running: 0 of 4 stored")
+    shoot(lab, "00-running-dark-900px", part)
+    part.get_by_role("button", name="start").click()
+    says(part, "a sweep is running: wait for it, or cancel it")
+    part.get_by_role("button", name="cancel").click()
+    says(part, r"cancelled: \d of 4 stored")
+    part.get_by_role("button", name="start").click()
+    says(part, r"done: (\d) of \1 stored", 120)
+    says(part, "4 transfers, all stored.")
+    shoot(lab, "00-done-dark-900px", part)
+    tradeoff.get_by_label("detail").select_option(index=[0, 1])
+    now = changed(tradeoff, before)
+    shoot(lab, "00-tradeoff-dark-900px", tradeoff)
+    lab.reload()
+    ready(lab)
+    tradeoff = cell(lab, "tradeoff = explorer")
+    chosen = tradeoff.get_by_label("detail").evaluate("e => e.selectedOptions.length")
+    assert (chosen, picture(tradeoff)) == (2, now)
+    shoot(lab, "00-reloaded-dark-900px", tradeoff)
