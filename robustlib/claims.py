@@ -17,14 +17,17 @@ of twenty undecided ones in truth, one is decided by chance.
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats as scipy_stats
 
 from robustlib import stats
+from robustlib.specs import Evaluation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,16 +38,16 @@ MARGIN = 1.0
 
 @dataclass(frozen=True)
 class Claim:
-    """What is claimed, of which rows, and the effects that are averaged."""
+    """What is claimed (claims.toml), of which rows, and the effects that are averaged."""
 
     name: str
     sentence: str
-    study: str
-    """The ablation of the profile whose grid it is of; empty: the profile's own grid."""
     estimand: str
     effects: Callable[[pd.DataFrame, pd.DataFrame], dict[str, pd.DataFrame]]
     """From the grid's rows, and those of evaluations, to {part: seed, task, effect in points}; for
     a correlation: {part: task, x, y}."""
+    study: str = ""
+    """The ablation of the profile whose grid it is of; empty: the profile's own grid."""
 
 
 def interval(effects: pd.DataFrame, level: float = 0.95) -> tuple[float, float, float]:
@@ -107,6 +110,22 @@ def table(rows: dict[str, pd.DataFrame | None], evaluations: pd.DataFrame) -> pd
     order = ["claim", "part", "sentence", "estimand", "verdict", "mean", "low", "high"]
     order += ["these_tasks", "these_low", "these_high", "seeds", "tasks"]
     return pd.DataFrame(out).reindex(columns=order)
+
+
+def of_profile(profile: str) -> pd.DataFrame:
+    """The `table` of a profile, from what is stored: of a grid that is not stored whole, a claim is
+    "not run"."""
+    import pandas as pd
+
+    from robustlib import profiles, store
+
+    rows: dict[str, pd.DataFrame | None] = {}
+    for study in {claim.study for claim in CLAIMS} & {"", *profiles.ablations(profile)}:
+        grid = profiles.grid(f"{profile}:{study}" if study else profile)
+        grid = [spec for spec in grid if study or not spec.recalibrate]
+        whole = all(map(store.has, grid))
+        rows[study] = pd.DataFrame([store.get(s).row for s in grid]) if whole else None
+    return table(rows, store.frame(Evaluation))
 
 
 def _decided(effects: pd.DataFrame) -> dict:
@@ -248,99 +267,22 @@ def _detail(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
-_MEAN = "robust minus natural accuracy, mean over sparsities above 0, tasks and seeds"
-CLAIMS = (
-    Claim(
-        "C1", "Robust one-shot tickets are better when finetuned.", "", _MEAN, _tickets("finetune")
-    ),
-    Claim(
-        "C2",
-        "Robust one-shot tickets are better as frozen features.",
-        "",
-        _MEAN,
-        _tickets("linear"),
-    ),
-    Claim(
-        "C3", "Robust tickets are better in every sparsity pattern.", "patterns", _MEAN, _patterns
-    ),
-    Claim(
-        "C4",
-        "A-IMP draws better tickets from robust networks than IMP from natural ones.",
-        "schemes",
-        "accuracy of A-IMP on the robust network minus IMP on the natural one",
-        _a_imp,
-    ),
-    Claim("C5", "Robust networks are better to learn a mask on.", "schemes", _MEAN, _lmp),
-    Claim(
-        "C6",
-        "Robust tickets are better for segmentation.",
-        "segmentation",
-        _MEAN.replace("accuracy", "mean IoU"),
-        _segmentation,
-    ),
-    Claim(
-        "C7",
-        "The advantage grows with the domain gap.",
-        "",
-        "rank correlation, over tasks, of Frechet distance and advantage at sparsity 0.9; "
-        "permutation test",
-        _gap,
-    ),
-    Claim(
-        "C8a",
-        "Other robust pretraining helps too.",
-        "pretraining",
-        "this way to pretrain minus natural, mean over modes, tasks and seeds",
-        _kinds,
-    ),
-    Claim(
-        "C8b",
-        "The radius of L2 pretraining has an optimum.",
-        "pretraining",
-        "the advantage at the inner radii minus that at the least and the largest",
-        _optimum,
-    ),
-    Claim(
-        "C9a",
-        "Robust tickets keep robustness after finetuning.",
-        "properties",
-        "robust minus natural accuracy under AutoAttack",
-        _property("adversarial", "autoattack_accuracy"),
-    ),
-    Claim(
-        "C9b",
-        "Robust tickets are better on corrupted images.",
-        "properties",
-        "robust minus natural mean accuracy over corruptions",
-        _property("corruption", "corruption_accuracy"),
-    ),
-    Claim(
-        "C9c",
-        "Robust tickets are better calibrated.",
-        "properties",
-        "natural minus robust expected calibration error",
-        _property("calibration", "ece", -1),
-    ),
-    Claim(
-        "C9d",
-        "Robust tickets tell other images from the task's better.",
-        "properties",
-        "robust minus natural AUROC of the softmax score",
-        _property("ood", "msp_auroc"),
-    ),
-    Claim(
-        "C10",
-        "It is the robust mask, or the robust weights, that makes the difference.",
-        "masks",
-        "robust minus natural mask on the same weights, robust minus natural weights below the "
-        "same mask",
-        _carrier,
-    ),
-    Claim(
-        "C11",
-        "Robust tickets gain where the task's images are coarser than the source's.",
-        "detail",
-        "the advantage with the task's images at the least detail, minus that at full detail",
-        _detail,
-    ),
-)
+_EFFECTS = {
+    "C1": _tickets("finetune"),
+    "C2": _tickets("linear"),
+    "C3": _patterns,
+    "C4": _a_imp,
+    "C5": _lmp,
+    "C6": _segmentation,
+    "C7": _gap,
+    "C8a": _kinds,
+    "C8b": _optimum,
+    "C9a": _property("adversarial", "autoattack_accuracy"),
+    "C9b": _property("corruption", "corruption_accuracy"),
+    "C9c": _property("calibration", "ece", -1),
+    "C9d": _property("ood", "msp_auroc"),
+    "C10": _carrier,
+    "C11": _detail,
+}
+_TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+CLAIMS = tuple(Claim(effects=_EFFECTS[text["name"]], **text) for text in _TEXTS["claim"])

@@ -87,6 +87,11 @@ def find(name: str, size: int, root: str | Path | None = None) -> Path | None:
     return _published(name, size, folder / _file(name, size))
 
 
+def here(name: str) -> bool:
+    """Whether a set is known or a pack in the data root: whether `find` takes its name."""
+    return name in KNOWN or name in _packs(data_root())
+
+
 def find_masks(name: str, size: int, root: str | Path | None = None) -> Path | None:
     """The pack to read `name`, a set with masks, from; None if it is embedded. As `find`, but packs
     are of one size: only a published set is built for `size`."""
