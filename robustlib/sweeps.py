@@ -177,7 +177,7 @@ def compute(
                 spent += job.cost
                 if future.status != "finished":
                     failed[job.key] = _failure(job, future, failed)
-                    bar.write(f"failed: {job.name}: {failed[job.key].error}")
+                    bar.write(f"failed: {job.name}: {failed[job.key].error.splitlines()[0]}")
                 bar.update()
                 show()
         finally:
@@ -214,7 +214,9 @@ def _failure(job: Job, future: Any, failed: dict[str, Failure]) -> Failure:
             return Failure(job, f"not done: needs {failed[name].job.name}")
     error, trace = future.exception(), future.traceback()
     text = "".join(traceback.format_exception_only(error)).strip()
-    return Failure(job, text, "".join(traceback.format_tb(trace)).rstrip() if trace else "")
+    # A note is a notebook's traceback, beside which that of the call says nothing.
+    own = trace is not None and not hasattr(error, "__notes__")
+    return Failure(job, text, "".join(traceback.format_tb(trace)).rstrip() if own else "")
 
 
 @contextmanager
