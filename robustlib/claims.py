@@ -125,7 +125,15 @@ def of_profile(profile: str) -> pd.DataFrame:
         grid = [spec for spec in grid if study or not spec.recalibrate]
         whole = all(map(store.has, grid))
         rows[study] = pd.DataFrame([store.get(s).row for s in grid]) if whole else None
-    return table(rows, store.frame(Evaluation))
+    asked: dict[str, list[Evaluation]] = {}
+    for group in (
+        profiles.evaluations(f"{profile}:properties").values() if "properties" in rows else ()
+    ):
+        asked.setdefault(group[0].suite, []).extend(group)
+    measured = [s for group in asked.values() if all(map(store.has, group)) for s in group]
+    found = store.frame(Evaluation)
+    gaps = found[found.suite == "domain_gap"]
+    return table(rows, pd.concat([gaps, pd.DataFrame([store.get(s).row for s in measured])]))
 
 
 def _decided(effects: pd.DataFrame) -> dict:
@@ -228,12 +236,14 @@ def _optimum(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
     means = [
         p.groupby(["seed", "task", "mode"]).difference.mean() for p in (pairs[~ends], pairs[ends])
     ]
-    both = (means[0] - means[1]).rename("difference").reset_index()
-    return {"": _points(both)}
+    both = (means[0] - means[1]).rename("difference").dropna().reset_index()
+    return {"": _points(both)}  # of two radii none is between
 
 
 def _property(suite: str, column: str, sign: int = 1) -> Callable[..., dict[str, pd.DataFrame]]:
     def effects(rows: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        if "task" not in evaluations:  # none is of a transfer
+            return {}
         own = evaluations[(evaluations.suite == suite) & evaluations.task.isin(rows.task)]
         if suite == "calibration":
             own = own[~own.scaled.astype(bool)]
