@@ -163,12 +163,11 @@ def _a_imp(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
     imp = rows[rows.scheme == "imp"]
     robust = imp[(imp.objective == "pgd") & (imp.ticket_objective == "pgd")]
     natural = imp[(imp.objective == "natural") & (imp.ticket_objective == "natural")]
-    return {
-        name: _between(
-            *(side[(side.dataset == "") == up] for side in (robust, natural)), ["sparsity"]
-        )
-        for name, up in (("upstream", True), ("downstream", False))
-    }
+    out = {}
+    for name, up in (("upstream", True), ("downstream", False)):
+        first, second = (side[(side.dataset == "") == up] for side in (robust, natural))
+        out[name] = _between(first, second, ["sparsity"])
+    return out
 
 
 def _gap(rows: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustlib.data.images import class_folders, needed, read_image, split_folders, warn_skipped
+from robustlib.data.images import class_files, read_image
 from robustlib.data.sources import ensure
 from robustlib.data.splits import Dataset, FileSplit, holdout, seed_for, take
 
@@ -24,16 +23,12 @@ def imagenet(folder: Path, size: int) -> Dataset:
     """ImageNet, or any set in its layout: folder/{train,val}/<class folders>/<image files>.
 
     val is cut from train, as for every set; folder/val (or valid, validation) is the test split.
-    Every image is opened once before the set is used. ValueError: as `split_folders`, `needed` and
-    `class_folders` say, classes of one split only, or an image that cannot be read.
+    Every image is opened once before the set is used. ValueError: as `class_files` says, classes of
+    one split only, or an image that cannot be read.
     """
-    skipped: Counter[str] = Counter()
-    found = split_folders(folder)
-    needed(folder, found, "train", "val")
-    classes = {split: class_folders(found[split], skipped) for split in ("train", "val")}
+    classes = class_files(folder, "train", "val")
     if odd := sorted(set(classes["train"]) ^ set(classes["val"])):
         raise ValueError(f"{folder}: {', '.join(odd[:5])}: a class of only one of train and val")
-    warn_skipped(folder, skipped, [found["train"], found["val"]])
     parts = {}
     for split, files in classes.items():
         labelled = [(str(path), k) for k, paths in enumerate(files.values()) for path in paths]

@@ -75,7 +75,7 @@ def load_segmentation(
     size = None if size is None else integer("size", size, 8, 4096)
     n_train = None if n_train is None else integer("n_train", n_train, 1)
     seed = integer("seed", seed, 0, 2**63 - 1)
-    path = sources.find_masks(name, size or VOC_SIZE, root)
+    path = sources.find(name, size or VOC_SIZE, root, masks=True)
     data = _few(_stored(name, path, 0, masks=True), n_train, seed)
     return data if size is None else _each(data, lambda split: _scaled(split, size))
 

@@ -123,15 +123,18 @@ def balanced(y: np.ndarray, n: int, seed: int) -> np.ndarray:
     return np.sort(order[:n])
 
 
-def divide(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows for (train, test): `fraction` of every class is test, at least one image of each. Every
-    class has two images or more."""
+def divide(
+    x: np.ndarray, y: np.ndarray, fraction: float, seed: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Images and labels as those of train and of test: `fraction` of every class is test, at least
+    one image of each. Every class has two images or more."""
     rng = np.random.default_rng(seed_for("divide", seed))
     test: list[int] = []
     for label in np.unique(y):
         rows = rng.permutation(np.flatnonzero(y == label))
         test.extend(rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)])
-    return np.setdiff1d(np.arange(len(y)), test), np.array(sorted(test))
+    parts = {"train": np.setdiff1d(np.arange(len(y)), test), "test": np.sort(test)}
+    return {split: (x[rows], y[rows]) for split, rows in parts.items()}
 
 
 def rank_in_class(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:

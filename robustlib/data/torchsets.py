@@ -54,7 +54,7 @@ class Known:
     splits: Mapping[str, Mapping[str, Any]] = field(
         default_factory=lambda: {"train": {"train": True}, "test": {"train": False}}
     )
-    """What that class is called with, by split."""
+    """What that class is called with, by split; of a set without a test split, a fifth is that."""
     files: tuple[str, ...] = ()
     """Its attributes that list the files, with their labels: torchvision would open them without
     their transparency and rotation. The images of a set without files are taken from the class."""
@@ -83,6 +83,8 @@ def build(name: str, size: int, root: Path) -> Pack:
             f"{name} could not be fetched ({e}).\nDownload\n  {wanted}\nand {entry.put} into "
             f"{root / entry.place}"
         ) from e
+    if "test" not in splits:
+        splits = divide(*splits["train"], 0.2, 0)
     for split, n in zip(("train", "test"), entry.counts, strict=False):
         _complete(name, split, len(splits[split][1]), n, root)
     keys = "xm" if entry.masks else "xy"
@@ -113,13 +115,6 @@ def _torchvision(name: str, size: int, root: Path) -> tuple[Splits, tuple[str, .
         splits[split] = stack(pairs, len(data), size, f"{name} {split}", entry.border)
     names = getattr(data, "classes", None) or range(entry.counts[2])
     return splits, tuple(map(str, names))
-
-
-def _eurosat(name: str, size: int, root: Path) -> tuple[Splits, tuple[str, ...]]:
-    splits, names = _torchvision(name, size, root)
-    x, y = splits["train"]
-    train, test = divide(y, 0.2, 0)
-    return {"train": (x[train], y[train]), "test": (x[test], y[test])}, names
 
 
 def _voc(name: str, size: int, root: Path) -> tuple[Splits, tuple[str, ...]]:
@@ -213,7 +208,6 @@ def _stacked(
 
 
 READERS: dict[str, Callable[[str, int, Path], tuple[Splits, tuple[str, ...]]]] = {
-    "eurosat": _eurosat,
     "omniglot": _omniglot,
     "tiny_imagenet": _tiny_imagenet,
     "voc2012_seg": _voc,
