@@ -23,8 +23,8 @@ from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 from robustlib import files, foreign, models, specs
 from robustlib.data.sources import data_root, home
-from robustlib.foreign import COUNTER, SUFFIXES, plain
-from robustlib.specs import ARCHS, Pretrain, integer, one_of, shown
+from robustlib.foreign import COUNTER, SUFFIXES
+from robustlib.specs import ARCHS, Pretrain, integer, one_of, plain, shown
 
 # The first recipe for both (69.8 and 76.1 %): the natural counterpart of the robust networks below.
 _TORCHVISION = {

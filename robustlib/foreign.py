@@ -11,7 +11,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from robustlib.specs import reason, shown
+from robustlib.specs import plain, reason, shown
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar", ".ckpt", ".bin")
 COUNTER = "num_batches_tracked"
@@ -58,11 +58,6 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 f"{other or 'its own'}: save the one that is meant by itself"
             )
     return state, metadata
-
-
-def plain(key: str) -> str:
-    """A name inside a file, which is anybody's: it may hold line breaks, or go on for pages."""
-    return key if re.fullmatch(r"[ -~]{1,100}", key) else shown(key, 100)
 
 
 def _differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:

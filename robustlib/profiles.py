@@ -16,7 +16,17 @@ from typing import Any
 from robustlib import specs
 from robustlib.profile_files import ABLATION, Profile, axis, checked, read
 from robustlib.profile_files import profiles as profiles
-from robustlib.specs import Evaluation, Pretrain, Spec, Ticket, Transfer, one_of, reason, shown
+from robustlib.specs import (
+    Evaluation,
+    Pretrain,
+    Spec,
+    Ticket,
+    Transfer,
+    one_of,
+    plain,
+    reason,
+    shown,
+)
 
 OTHERS = ("dense", "natural")
 """What an evaluation may compare a ticket with: the dense network, or the natural ticket."""
@@ -303,10 +313,8 @@ def _choose(name: str, value: Any, among: Sequence[Any], to: type) -> list[Any]:
     chosen = items(name, value, to) or list(among)
     for v in chosen:
         if v not in among:
-            odd = isinstance(v, str) and not re.fullmatch(r"[ -~]{1,80}", v)
-            raise ValueError(
-                f"{name}={shown(v) if odd else v}: choose among {', '.join(map(str, among))}"
-            )
+            named = plain(v) if isinstance(v, str) else v
+            raise ValueError(f"{name}={named}: choose among {', '.join(map(str, among))}")
     return chosen
 
 
