@@ -16,17 +16,7 @@ from typing import Any
 from robustlib import specs
 from robustlib.profile_files import ABLATION, Profile, axis, checked, read
 from robustlib.profile_files import profiles as profiles
-from robustlib.specs import (
-    Evaluation,
-    Pretrain,
-    Spec,
-    Ticket,
-    Transfer,
-    one_of,
-    plain,
-    reason,
-    shown,
-)
+from robustlib.specs import Evaluation, Pretrain, Spec, Ticket, Transfer, one_of, reason, shown
 
 OTHERS = ("dense", "natural")
 """What an evaluation may compare a ticket with: the dense network, or the natural ticket."""
@@ -313,7 +303,7 @@ def _choose(name: str, value: Any, among: Sequence[Any], to: type) -> list[Any]:
     chosen = items(name, value, to) or list(among)
     for v in chosen:
         if v not in among:
-            named = plain(v) if isinstance(v, str) else v
+            named = specs.plain(v) if isinstance(v, str) else v
             raise ValueError(f"{name}={named}: choose among {', '.join(map(str, among))}")
     return chosen
 

@@ -77,14 +77,11 @@ def load_segmentation(
     seed = integer("seed", seed, 0, 2**63 - 1)
     path = sources.find(name, size or VOC_SIZE, root, masks=True)
     data = _few(_stored(name, path, 0, masks=True), n_train, seed)
-    return data if size is None else _each(data, lambda split: _scaled(split, size))
-
-
-def _scaled(split: Split, size: int) -> Split:
-    """The split with a shorter side of `size` px."""
-    shape = split.x.shape[1:3]
+    if size is None:
+        return data
+    shape = data.train.x.shape[1:3]
     height, width = (round(side * size / min(shape)) for side in shape)
-    return resized(split, height, width)
+    return _each(data, lambda split: resized(split, height, width))
 
 
 def _few(data: Dataset, n_train: int | None, seed: int) -> Dataset:
@@ -127,28 +124,20 @@ def _embedded(name: str, size: int) -> Dataset:
     return _dataset(name, (EMBEDDED | EMBEDDED_MASKS)[name](size))
 
 
-@lru_cache(maxsize=2)
-def _folder(path: Path, size: int) -> Dataset:
-    return imagenet(path, size)
+_folder = lru_cache(maxsize=2)(imagenet)
 
 
 def _dataset(name: str, pack: Pack) -> Dataset:
     label = "m" if pack.masks else "y"
-    parts = {
-        s: Split(
-            torch.from_numpy(pack.arrays[f"x_{s}"]), torch.from_numpy(pack.arrays[f"{label}_{s}"])
-        )
-        for s in SPLITS
-        if f"x_{s}" in pack.arrays
-    }
+    arrays = {key: torch.from_numpy(a) for key, a in pack.arrays.items()}
+    splits = [s for s in SPLITS if f"x_{s}" in arrays]
+    parts = {s: Split(arrays[f"x_{s}"], arrays[f"{label}_{s}"]) for s in splits}
     if "val" not in parts:
         train = parts["train"]
         if pack.masks and len(train) < 2:
             raise ValueError(f"{name}: 1 training image; 3 are needed, 1 of them for val")
         rows = holdout(train.y.numpy())
         parts["train"], parts["val"] = (take(train, r) for r in rows)
-    native = max(parts["train"].x.shape[1:3])
-    ignore = IGNORE if pack.masks else -1
-    return Dataset(
-        name, parts["train"], parts["val"], parts["test"], pack.class_names, native, ignore
-    )
+    train, val, test = (parts[s] for s in SPLITS)
+    native, ignore = max(train.x.shape[1:3]), IGNORE if pack.masks else -1
+    return Dataset(name, train, val, test, pack.class_names, native, ignore)
