@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -79,7 +79,7 @@ def load_segmentation(
     data = _few(_stored(name, path, 0, masks=True), n_train, seed)
     if size is None:
         return data
-    shape = data.train.x.shape[1:3]
+    shape = cast(Split, data.train).x.shape[1:3]
     height, width = (round(side * size / min(shape)) for side in shape)
     return _each(data, lambda split: resized(split, height, width))
 

@@ -27,10 +27,9 @@ def omp(
     groups of a pattern, `patterns.select` says which are kept. before: a mask of the same pattern,
     whose removed groups go first.
 
-    Raises ValueError for a sparsity outside [0, 1) or other than that of n:m, an unknown pattern,
-    scope or score, a model that has nothing to prune, weights that are not finite or no parameters
-    (`prunable`), layers that the pattern does not fit, and a min_channels that leaves too little to
-    remove.
+    Raises ValueError for an argument out of its range, a model that has nothing to prune, weights
+    that are not finite or no parameters (`prunable`), layers that the pattern does not fit, and a
+    min_channels that leaves too little to remove.
     """
     one_of("score", score, SCORES)
 
@@ -87,9 +86,7 @@ def _drawn(
         if sparsity != 1 - n / m:
             raise ValueError(f"sparsity={sparsity:g}: pattern={pattern!r} has {1 - n / m}")
         if len(patterns.left_dense(model, pattern)) == len(weights):
-            raise ValueError(
-                f"pattern={pattern!r}: no layer has input channels that are a multiple of {m}"
-            )
+            raise ValueError(f"pattern={pattern!r}: no layer has a multiple of {m} input channels")
     scores = {name: ranked(name, p) for name, p in weights.items()}
     shapes = {name: p.shape for name, p in weights.items()}
     kept = patterns.select(scores, shapes, sparsity, pattern, scope, min_channels)
