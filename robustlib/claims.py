@@ -27,6 +27,7 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 from robustlib import stats
+from robustlib.specs import Evaluation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,6 +111,22 @@ def table(rows: dict[str, pd.DataFrame | None], evaluations: pd.DataFrame) -> pd
     order = ["claim", "part", "sentence", "estimand", "verdict", "mean", "low", "high"]
     order += ["these_tasks", "these_low", "these_high", "seeds", "tasks"]
     return pd.DataFrame(out).reindex(columns=order)
+
+
+def of_profile(profile: str) -> pd.DataFrame:
+    """The `table` of a profile, from what is stored: of a grid that is not stored whole, a claim is
+    "not run"."""
+    import pandas as pd
+
+    from robustlib import profiles, store
+
+    rows: dict[str, pd.DataFrame | None] = {}
+    for study in {claim.study for claim in CLAIMS} & {"", *profiles.ablations(profile)}:
+        grid = profiles.grid(f"{profile}:{study}" if study else profile)
+        grid = [spec for spec in grid if study or not spec.recalibrate]
+        whole = all(map(store.has, grid))
+        rows[study] = pd.DataFrame([store.get(s).row for s in grid]) if whole else None
+    return table(rows, store.frame(Evaluation))
 
 
 def _decided(effects: pd.DataFrame) -> dict:

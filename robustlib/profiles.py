@@ -65,17 +65,10 @@ def pretrains(study: str | Profile, *, seeds: Some = "", eps: Some = "") -> list
     the profile's (empty: all); natural networks are kept whatever eps is. Raises ValueError that
     lists the profile's values."""
     study = study if isinstance(study, Profile) else profile(study)
-    chosen = _choose("seeds", seeds, study.seeds, int)
-    out: dict[str, Pretrain] = {}
-    for entry in study.objectives:
-        for values in _product({**study.pretrain, **entry}):
-            for seed in chosen:
-                # A checkpoint is one network: its repetitions are those of the transfer.
-                spec = _network(values, 0 if values.get("checkpoint") else seed)
-                out.setdefault(specs.key(spec), spec)
-    radii = sorted({p.eps for p in out.values() if p.eps > 0})
+    found = [p for p, _ in _sources(study, _choose("seeds", seeds, study.seeds, int)).values()]
+    radii = sorted({p.eps for p in found if p.eps > 0})
     kept = _choose("eps", eps, radii, float) if radii else []
-    ordered = [p for p in out.values() if p.eps == 0 or p.eps in kept]
+    ordered = [p for p in found if p.eps == 0 or p.eps in kept]
     return sorted(ordered, key=lambda p: (p.objective != "natural", p.objective, p.eps, p.seed))
 
 
@@ -99,9 +92,23 @@ def family(
     return [p for p, own in zip(sources, alike, strict=True) if own == alike[0]]
 
 
+def _sources(study: Profile, seeds: list[int]) -> dict[str, tuple[Pretrain, list[int]]]:
+    """The source networks of a study by key, each with the seeds of what is built on it: its own,
+    or for a checkpoint that is one network all of them."""
+    out: dict[str, tuple[Pretrain, list[int]]] = {}
+    for entry in study.objectives:
+        for values in _product({**study.pretrain, **entry}):
+            checkpoint = str(values.get("checkpoint", ""))
+            one = checkpoint != "" and "{seed" not in checkpoint
+            for seed in [0] if one else seeds:
+                spec = _network(values, seed)
+                out.setdefault(specs.key(spec), (spec, seeds if one else [seed]))
+    return out
+
+
 def _network(values: dict[str, Any], seed: int) -> Pretrain:
     if checkpoint := values.get("checkpoint"):
-        values = values | {"checkpoint": _filled(checkpoint, values)}
+        values = values | {"checkpoint": _filled(checkpoint, values | {"seed": seed})}
     return Pretrain(**values, seed=seed)
 
 
@@ -167,12 +174,12 @@ def grid(
 
             # refuses more images than there are
             (load_segmentation if mode == "segment" else load)(task, n_train=n_train)
-    chosen = _choose("seeds", seeds, study.seeds, int)
+    built = _sources(study, _choose("seeds", seeds, study.seeds, int))
     out: dict[str, Transfer] = {}
     for pretrain, drawn, way in itertools.product(
         pretrains(study, seeds=seeds, eps=eps), drawings, ways
     ):
-        for seed in chosen if pretrain.checkpoint else [pretrain.seed]:
+        for seed in built[specs.key(pretrain)][1]:
             spec = Transfer(_drawing(study, pretrain, drawn, way, seed), **way, seed=seed)
             out.setdefault(specs.key(spec), spec)
     return list(out.values())
@@ -301,11 +308,11 @@ def _choose(name: str, value: Any, among: Sequence[Any], to: type) -> list[Any]:
 def plan(study: str | Profile) -> str:
     """What a study would run, with counts, what is stored already, and an estimate of cost."""
     from robustlib import store
-    from robustlib.sweeps import closure, cost
+    from robustlib.costs import absent, cost
 
     study = study if isinstance(study, Profile) else profile(study)
     transfers = grid(study)
-    everything = closure(transfers)
+    everything = specs.closure(transfers)
     lines = [f"study {study.name}: {study.about}", ""]
     for kind, cls in specs.KINDS.items():
         own = [s for s in everything if isinstance(s, cls)]
@@ -314,7 +321,9 @@ def plan(study: str | Profile) -> str:
     for name in ("objective", "eps", "sparsity", "task", "mode", "n_train", "seed"):
         values = dict.fromkeys(specs.columns(t)[name] for t in transfers)
         lines.append(f"  {name:10} {', '.join(map(str, values))}")
-    total = sum(cost(s) for s in everything if not store.has(s))
+    missing = [s for s in everything if not store.has(s)]
+    lines += ["", *found] if (found := absent(missing)) else []
+    total = sum(map(cost, missing))
     lines += ["", f"to compute: {total:.3g} multiply-adds; at speeds that are assumptions,"]
     for name, speed in SPEEDS.items():
         lines.append(f"  {name} at {speed:.0e} a second: {total / speed / 3600:.1f} hours")

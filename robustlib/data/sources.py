@@ -65,13 +65,13 @@ def find(name: str, size: int, root: str | Path | None = None, masks: bool = Fal
     if not isinstance(name, str):
         raise ValueError(f"dataset={shown(name)}: must be text")
     folder = data_root(root)
-    here = _packs(folder)
-    sides = here.get(name, {})
+    packed = _packs(folder)
+    sides = packed.get(name, {})
     path = sides.get(32) if masks else _best(sides, name, size)
     if path or name in (EMBEDDED_MASKS if masks else EMBEDDED):
         return path
     known = {n for n, k in KNOWN.items() if k.masks == masks}
-    others = {n for n in here if n.endswith("_seg") and 32 in here[n]} if masks else here.keys()
+    others = {n for n, s in packed.items() if not masks or (n.endswith("_seg") and 32 in s)}
     one_of("dataset", name, sorted(known | others))
     if name == IMAGENET:
         path = folder / IMAGENET
@@ -85,6 +85,11 @@ def find(name: str, size: int, root: str | Path | None = None, masks: bool = Fal
     path = folder / (f"{name}@{size}.npz" if masks else _file(name, size))
     ensure(path, lambda: packs.write(path, torchsets.build(name, size, folder)))
     return path
+
+
+def here(name: str) -> bool:
+    """Whether a set is known or a pack in the data root: whether `find` takes its name."""
+    return name in KNOWN or name in _packs(data_root())
 
 
 def build_folder(
