@@ -35,16 +35,6 @@ class Compacted:
     """What stays zero when the small network is trained. A copy of it needs this applied again."""
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Channels that can only go together: a row is one channel of every layer in it."""
-
-    root: nn.Module
-    rows: dict[int, list[tuple[nn.Module, int]]]
-    """From the channel of the root to the channels, of convolutions and norms, that it is tied to.
-    A sum ties them (a residual stream), and so does a norm; empty if the group may not be cut."""
-
-
 def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
     """Takes out of a copy of the model the channels through which nothing flows.
 
@@ -94,18 +84,17 @@ def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
     empty = {m: _empty(m) for m in norms}
     gone: dict[nn.Module, list[int]] = {m: [] for m in norms}
     # All before the first is cut, for a cut shifts the numbers of the channels after it.
-    groups = list(_groups(graph))
-    for group in groups:
-        rows = [r for r, tied in group.rows.items() if all(bool(dead[m][i]) for m, i in tied)]
-        alive = len(group.rows) - len(rows)
-        stay = min(len(group.rows), max(1, math.ceil(alive / multiple)) * multiple)
+    for root, channels in list(_groups(graph)):
+        rows = [r for r, tied in channels.items() if all(bool(dead[m][i]) for m, i in tied)]
+        alive = len(channels) - len(rows)
+        stay = min(len(channels), max(1, math.ceil(alive / multiple)) * multiple)
         if not (rows := rows[stay - alive :]):
             continue
-        for m, channel in (t for r in rows for t in group.rows[r]):
+        for m, channel in (tied for r in rows for tied in channels[r]):
             if m in gone:
                 gone[m].append(channel)
-        prune = graph.get_pruner_of_module(group.root).prune_out_channels
-        graph.get_pruning_group(group.root, prune, rows).prune(record_history=False)
+        prune = graph.get_pruner_of_module(root).prune_out_channels
+        graph.get_pruning_group(root, prune, rows).prune(record_history=False)
     for name, p in small.named_parameters():
         p.requires_grad_(trained[name])
     names = {m: name for name, m in small.named_modules()}
@@ -133,9 +122,10 @@ def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
     return Compacted(small, removed, {name: n for name, n in left.items() if n}, mask)
 
 
-def _groups(graph: Any) -> Iterator[_Group]:
-    """The groups of all convolutions. What has weights of another kind in it, or feeds no layer
-    (an output of the network), has no rows."""
+def _groups(graph: Any) -> Iterator[tuple[nn.Module, dict[int, list[tuple[nn.Module, int]]]]]:
+    """Channels that can only go together, as a sum (a residual stream) or a norm ties them: a
+    convolution, and from each of its channels to those, of convolutions and norms, that it is tied
+    to. None of what has weights of another kind in it, or feeds no layer (an output)."""
     for group in graph.get_all_groups(root_module_types=[nn.Conv2d]):
         root = group[0].dep.target.module
         rows: dict[int, list[tuple[nn.Module, int]]] = {i: [] for i in range(root.out_channels)}
@@ -151,7 +141,8 @@ def _groups(graph: Any) -> Iterator[_Group]:
                     rows[row].append((m, channel))
             elif isinstance(m, nn.Parameter) or any(True for _ in m.parameters()):
                 cut = False
-        yield _Group(root, rows if feeds and cut else {})
+        if feeds and cut:
+            yield root, rows
 
 
 def _empty(conv: _ConvNd) -> Tensor:

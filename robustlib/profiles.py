@@ -65,11 +65,7 @@ def pretrains(study: str | Profile, *, seeds: Some = "", eps: Some = "") -> list
     the profile's (empty: all); natural networks are kept whatever eps is. Raises ValueError that
     lists the profile's values."""
     study = study if isinstance(study, Profile) else profile(study)
-    found = [p for p, _ in _sources(study, _choose("seeds", seeds, study.seeds, int)).values()]
-    radii = sorted({p.eps for p in found if p.eps > 0})
-    kept = _choose("eps", eps, radii, float) if radii else []
-    ordered = [p for p in found if p.eps == 0 or p.eps in kept]
-    return sorted(ordered, key=lambda p: (p.objective != "natural", p.objective, p.eps, p.seed))
+    return [source for source, _ in _sources(study, seeds, eps)]
 
 
 def family(
@@ -92,18 +88,21 @@ def family(
     return [p for p, own in zip(sources, alike, strict=True) if own == alike[0]]
 
 
-def _sources(study: Profile, seeds: list[int]) -> dict[str, tuple[Pretrain, list[int]]]:
-    """The source networks of a study by key, each with the seeds of what is built on it: its own,
-    or for a checkpoint that is one network all of them."""
-    out: dict[str, tuple[Pretrain, list[int]]] = {}
+def _sources(study: Profile, seeds: Some, eps: Some) -> list[tuple[Pretrain, list[int]]]:
+    """As `pretrains`, each with the seeds of what is built on it: its own, or for a checkpoint that
+    is one network all of them."""
+    chosen = _choose("seeds", seeds, study.seeds, int)
+    out: dict[Pretrain, list[int]] = {}
     for entry in study.objectives:
         for values in _product({**study.pretrain, **entry}):
             checkpoint = str(values.get("checkpoint", ""))
             one = checkpoint != "" and "{seed" not in checkpoint
-            for seed in [0] if one else seeds:
-                spec = _network(values, seed)
-                out.setdefault(specs.key(spec), (spec, seeds if one else [seed]))
-    return out
+            for seed in [0] if one else chosen:
+                out.setdefault(_network(values, seed), chosen if one else [seed])
+    radii = sorted({p.eps for p in out if p.eps > 0})
+    kept = [0, *(_choose("eps", eps, radii, float) if radii else [])]
+    order = sorted(out, key=lambda p: (p.objective != "natural", p.objective, p.eps, p.seed))
+    return [(p, out[p]) for p in order if p.eps in kept]
 
 
 def _network(values: dict[str, Any], seed: int) -> Pretrain:
@@ -174,15 +173,13 @@ def grid(
 
             # refuses more images than there are
             (load_segmentation if mode == "segment" else load)(task, n_train=n_train)
-    built = _sources(study, _choose("seeds", seeds, study.seeds, int))
-    out: dict[str, Transfer] = {}
-    for pretrain, drawn, way in itertools.product(
-        pretrains(study, seeds=seeds, eps=eps), drawings, ways
-    ):
-        for seed in built[specs.key(pretrain)][1]:
-            spec = Transfer(_drawing(study, pretrain, drawn, way, seed), **way, seed=seed)
-            out.setdefault(specs.key(spec), spec)
-    return list(out.values())
+    product = itertools.product(_sources(study, seeds, eps), drawings, ways)
+    found = (
+        Transfer(_drawing(study, pretrain, drawn, way, seed), **way, seed=seed)
+        for (pretrain, own), drawn, way in product
+        for seed in own
+    )
+    return list(dict.fromkeys(found))
 
 
 def evaluations(

@@ -145,13 +145,14 @@ def fit(
     model: nn.Module,
     split: Any,
     objective: Objective,
-    recipe: Recipe,
+    recipe: Any,
     *,
     monitor: Callable[[nn.Module], dict[str, float]] | None = None,
     checkpoint: Path | None = None,
     label: str = "training",
 ) -> list[dict[str, float]]:
-    """Trains the model in place on a split; returns the curve, a row per epoch.
+    """Trains the model in place on a split by a `Recipe`, or a spec that holds one; returns the
+    curve, a row per epoch.
 
     Every random draw is seeded by (seed, epoch, step). The state is saved at the path `checkpoint`
     every CHECKPOINT_SECONDS; a call that finds one goes on from it, to the weights of a run that
@@ -164,7 +165,7 @@ def fit(
     Raises NotFinite, ValueError for the checkpoint of another run. Warns when a checkpoint cannot
     be read, and starts afresh; warns CatastrophicOverfitting where the curve shows it.
     """
-    where, ahead = device(), _runs_ahead()
+    recipe, where, ahead = Recipe.of(recipe), device(), _runs_ahead()
     dtype, lies = reduced(recipe.precision, where), layout(model, where)
     model.to(where).to(memory_format=lies)
     split, eps = _near(split, where), objective.threat.eps if objective.threat else 0.0
@@ -329,13 +330,13 @@ def correct(model: nn.Module, split: Any) -> int:
     return int((out.argmax(1) == y).sum())
 
 
-def robust_correct(model: nn.Module, split: Any, threat: Threat, seed: int = 0) -> int:
+def robust_correct(model: nn.Module, split: Any, threat: Threat) -> int:
     """How many images of a split stay right under our PGD, the worst iterate of each counted; one
     that is wrong as it is stays wrong: a higher loss may come with a right answer."""
     where, right = device(), 0
     model.to(where)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         for x, y in batches.ordered(split, device=where):
             x_adv = pgd(model, x, y, threat, worst=True)
             with inference(model):

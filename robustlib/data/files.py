@@ -41,11 +41,9 @@ def imagenet(folder: Path, size: int) -> Dataset:
 
 
 def _check_images(folder: Path, paths: Sequence[str]) -> None:
-    """Opens all images, unless this was done: an empty file beside the folder then says so.
-
-    It is named after the files and when their folders were last changed: to ask a million files
-    takes minutes on a network. ValueError names an image that cannot be read.
-    """
+    """Opens all images, unless this was done: an empty file beside the folder then says so, named
+    after the files and when their folders were last changed (to ask a million files takes minutes
+    on a network). ValueError names an image that cannot be read."""
     from tqdm.auto import tqdm
 
     def check(some: Sequence[str]) -> None:
@@ -81,10 +79,8 @@ def stream(
     pin: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches (x uint8 [B, S, S, 3], y [B]) of the rows listed, decoded by worker processes.
-
     augment None: the middle of the image, for evaluation. Otherwise each image is augmented from a
-    seed of its own, (seed, epoch, row), whichever worker decodes it.
-    """
+    seed of its own, (seed, epoch, row), whichever worker decodes it."""
     from torch.utils.data import DataLoader
 
     workers = min(16, torch.get_num_threads(), len(batches) // 2)  # none for a batch or two

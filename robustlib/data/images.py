@@ -33,12 +33,12 @@ _RAW_BITS = {"L;2": 2, "L;4": 4}
 
 
 def read_image(file: str | Path | BinaryIO, name: str = "", quick: bool = False) -> Image:
-    """The image in a file, as every set reads it: "L" or "RGB", 8 bits a channel, upright, opaque.
+    """The image in a file, as every set reads it: "L" or "RGB", 8 bits a channel, upright (EXIF),
+    opaque (on BACKGROUND).
 
-    EXIF's rotation is applied. Transparency is laid on BACKGROUND. Of 16 bits the upper 8 are kept,
-    in grey as in colour; 32 bits and floats have no known range and are refused. Of several frames
-    the first is read. Colour profiles are not applied. quick: JPEGs may come at an eighth of their
-    size, but are read to the end. ValueError names the file, or `name` if it has none.
+    Of 16 bits the upper 8 are kept; 32 bits and floats have no known range and are refused. Of
+    several frames the first is read. Colour profiles are not applied. quick: JPEGs may come at an
+    eighth of their size, but are read to the end. ValueError names the file, or else `name`.
     """
     with _open(file, name) as image:
         raw = image.tile[0][3] if image.format == "PNG" and image.tile else ""
@@ -137,9 +137,14 @@ def stack(
     return np.ascontiguousarray(x[order, ..., :1] if grey else x[order]), y[order]
 
 
-def opened(paths: Iterable[tuple[Any, int]]) -> Iterable[tuple[Image, int]]:
-    """(path, label) -> (image, label), as `read_image`."""
-    return ((read_image(path), int(label)) for path, label in paths)
+def opened(files: Iterable[tuple[Any, Any]], masks: bool = False) -> Iterator[tuple[Image, Any]]:
+    """(path, label) -> (image, label); of `masks`, (path, path of the mask) -> (image, mask)."""
+    for file, label in files:
+        image = read_image(file)
+        own: Any = read_labels(label) if masks else int(label)
+        if masks and image.size != own.size:
+            raise ValueError(f"{label}: {own.size} px, its image has {image.size}")
+        yield image, own
 
 
 def class_files(folder: Path, *needed: str, more: bool = False) -> dict[str, dict[str, list[Path]]]:

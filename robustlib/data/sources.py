@@ -102,11 +102,10 @@ def build_folder(
 ) -> Path:
     """A pack `name` from folder/<class>/<image files>, or from folder/{train,test[,val]}/<class>/.
 
-    val may be called valid or validation. Images are opened as `images.read_image` says. Without a
-    split of its own, `test_fraction` of each class is test, drawn by `seed`. Images are
+    Without a split of its own, `test_fraction` of each class is test, drawn by `seed`. Images are
     scaled by their shorter side and cut to the middle. Returns the pack's path in the data root.
-    ValueError: a name that is no plain file name or is taken, a folder that is not of that form,
-    an image that cannot be read (it is named), or copies of training images in test.
+    ValueError: a name that is no plain file name or is taken, a folder that is not of that form
+    (`images.class_files`), an image that cannot be read, or copies of training images in test.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise ValueError(f"name={shown(name)}: use letters, digits, _ and -, 64 at most")

@@ -18,10 +18,8 @@ RESIZE_CHUNK = 512
 
 
 def seed_for(*parts: object) -> int:
-    """A 63-bit seed from the parts: the same in every process, machine and release.
-
-    Numpy and torch scalars count as the Python number they hold.
-    """
+    """A 63-bit seed from the parts: the same in every process, machine and release. Numpy and torch
+    scalars count as the Python number they hold."""
     plain = tuple(p.item() if hasattr(p, "item") else p for p in parts)
     digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -83,12 +81,9 @@ def take(split: Any, rows: np.ndarray) -> Any:
 
 
 def holdout(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows for (train, val): val is a class-stratified tenth of y, at most 5,000, always the same.
-
-    The seed is fixed so that every run of every seed is selected on the same images. A class keeps
-    at least one image in train. Images with masks [N, H, W] are of no class: val is a tenth of
-    them all, at least one.
-    """
+    """Rows for (train, val): val is a class-stratified tenth of y, at most 5,000, the same for
+    every seed. A class keeps at least one image in train. Images with masks [N, H, W] are of no
+    class: val is a tenth of them all, at least one."""
     rng = np.random.default_rng(seed_for("holdout"))
     n_val = min(VAL_CAP, round(VAL_FRACTION * len(y)))
     if y.ndim > 1:

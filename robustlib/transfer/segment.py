@@ -32,9 +32,9 @@ def segment(
     with torch.random.fork_rng():
         torch.manual_seed(batches.seed_for(spec.seed, "head"))
         network = heads.segmenter(model, data.n_classes, spec.head)
-    objective, recipe = pixelwise(data.ignore), training.Recipe.of(spec)
+    objective = pixelwise(data.ignore)
     curve = training.fit(
-        network, data.train, objective, recipe, checkpoint=checkpoint, label="segment"
+        network, data.train, objective, spec, checkpoint=checkpoint, label="segment"
     )
     found: dict[str, Any] = {}
     for name, split in (("val", data.val), ("test", data.test)):
@@ -76,11 +76,10 @@ def measures(confusion: Tensor) -> dict[str, Any]:
     pixel_accuracy: the fraction of labelled pixels that are right. n: images.
     """
     total = confusion.sum(0).double().numpy()
-    occurs = total.sum(1) > 0
-    iou = _iou(total)
+    pairs = zip(_iou(total), total.sum(1), strict=True)
     return {
         "miou": float(_mean_iou(total)),
-        "iou": [float(v) if o else None for v, o in zip(iou, occurs, strict=True)],
+        "iou": [float(v) if n > 0 else None for v, n in pairs],
         "pixel_accuracy": float(np.trace(total) / total.sum()),
         "n": len(confusion),
     }
