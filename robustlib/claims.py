@@ -126,7 +126,15 @@ def of_profile(profile: str) -> pd.DataFrame:
         grid = [spec for spec in grid if study or not spec.recalibrate]
         whole = all(map(store.has, grid))
         rows[study] = pd.DataFrame([store.get(s).row for s in grid]) if whole else None
-    return table(rows, store.frame(Evaluation))
+    asked: dict[str, list[Evaluation]] = {}
+    for group in (
+        profiles.evaluations(f"{profile}:properties").values() if "properties" in rows else ()
+    ):
+        asked.setdefault(group[0].suite, []).extend(group)
+    measured = [s for group in asked.values() if all(map(store.has, group)) for s in group]
+    found = store.frame(Evaluation)
+    gaps = found[found.suite == "domain_gap"]
+    return table(rows, pd.concat([gaps, pd.DataFrame([store.get(s).row for s in measured])]))
 
 
 def _decided(effects: pd.DataFrame) -> dict:
@@ -211,11 +219,13 @@ def _optimum(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
     ends = pairs.eps.isin([pairs.eps.min(), pairs.eps.max()])
     cell = ["seed", "task", "mode"]
     inner, outer = (p.groupby(cell).difference.mean() for p in (pairs[~ends], pairs[ends]))
-    return {"": _points((inner - outer).reset_index())}
+    return {"": _points((inner - outer).dropna().reset_index())}  # of two radii none is between
 
 
 def _property(suite: str, column: str, sign: int = 1) -> Effects:
     def effects(rows: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        if "task" not in evaluations:  # none is of a transfer
+            return {}
         own = evaluations[(evaluations.suite == suite) & evaluations.task.isin(rows.task)]
         if suite == "calibration":
             own = own[~own.scaled.astype(bool)]
