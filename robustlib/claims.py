@@ -1,9 +1,9 @@
 """The paper's claims, and one of ours: what each says, what is measured for it, and the verdict.
 
-Every claim has its estimand and its test written down here, and its verdict is computed from stored
-rows alone. docs/results.md says which rows had been seen when the tests were written. An estimand
-is a mean of effects, in points, each of a seed and a task: robust minus natural, unless the claim
-says otherwise. Seeds and tasks are both samples: the interval is that of a two-way layout with both
+Estimands stand in claims.toml, the test here; a verdict is computed from stored rows alone, and
+docs/results.md says which of these had been seen when the tests were written. An estimand is a mean
+of effects, in points, each of a seed and a task: robust minus natural, unless the claim says
+otherwise. Seeds and tasks are both samples: the interval is that of a two-way layout with both
 random, so it is of tasks like these.
 
 Beside it stands what holds of these very tasks: Student's interval over seeds, of means over tasks.
@@ -32,20 +32,21 @@ from robustlib.specs import Evaluation
 if TYPE_CHECKING:
     import pandas as pd
 
+Effects = Callable[["pd.DataFrame", "pd.DataFrame"], dict[str, "pd.DataFrame"]]
+"""From the grid's rows, and those of evaluations, to {part: seed, task, effect in points}; for a
+correlation: {part: task, x, y}."""
 MARGIN = 1.0
 """Points: a smaller difference is none, to somebody who chooses a network."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What is claimed (claims.toml), of which rows, and the effects that are averaged."""
+    """What is claimed, of which rows, and the effects that are averaged."""
 
     name: str
     sentence: str
     estimand: str
-    effects: Callable[[pd.DataFrame, pd.DataFrame], dict[str, pd.DataFrame]]
-    """From the grid's rows, and those of evaluations, to {part: seed, task, effect in points}; for
-    a correlation: {part: task, x, y}."""
+    effects: Effects
     study: str = ""
     """The ablation of the profile whose grid it is of; empty: the profile's own grid."""
 
@@ -137,12 +138,11 @@ def of_profile(profile: str) -> pd.DataFrame:
 
 
 def _decided(effects: pd.DataFrame) -> dict:
-    mean, low, high = interval(effects)
     these = of_these_tasks(effects)
-    own: dict[str, Any] = dict(zip(("these_low", "these_high"), interval(these)[1:], strict=True))
+    names = ("mean", "low", "high", "_", "these_low", "these_high")
+    own: dict[str, Any] = dict(zip(names, interval(effects) + interval(these), strict=True))
     own |= {"seeds": effects.seed.nunique(), "tasks": effects.task.nunique()}
-    own |= {"verdict": verdict(effects), "these_tasks": verdict(these)}
-    return own | {"mean": mean, "low": low, "high": high}
+    return own | {"verdict": verdict(effects), "these_tasks": verdict(these)}
 
 
 def _correlated(pairs: pd.DataFrame) -> dict:
@@ -153,9 +153,8 @@ def _correlated(pairs: pd.DataFrame) -> dict:
     return {"verdict": decided, "mean": rho, "low": low, "high": high, "tasks": len(pairs)}
 
 
-def _points(rows: pd.DataFrame, difference: pd.Series | None = None) -> pd.DataFrame:
-    found = rows.difference if difference is None else difference
-    return rows[["seed", "task"]].assign(effect=100 * found)
+def _points(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[["seed", "task"]].assign(effect=100 * rows.difference)
 
 
 def _advantage(rows: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
@@ -166,18 +165,15 @@ def _between(first: pd.DataFrame, second: pd.DataFrame, on: list[str]) -> pd.Dat
     """first minus second accuracy, of rows that agree `on` columns, seed and task."""
     on = ["seed", "task", *on]
     pairs = first.merge(second[[*on, "accuracy"]], on=on, suffixes=("", "_other"))
-    return _points(pairs, pairs.accuracy - pairs.accuracy_other)
+    return _points(pairs.assign(difference=pairs.accuracy - pairs.accuracy_other))
 
 
-def _by_detail(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    full = rows.native_detail >= rows["size"]
-    return {"full tasks": _points(rows[full]), "coarse tasks": _points(rows[~full])}
-
-
-def _tickets(mode: str) -> Callable[..., dict[str, pd.DataFrame]]:
+def _tickets(mode: str) -> Effects:
     def effects(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
         own = (rows["mode"] == mode) & (rows.sparsity > 0) & ~rows.recalibrate
-        return _by_detail(_advantage(rows[own]))
+        pairs = _advantage(rows[own])
+        full = pairs.native_detail >= pairs["size"]
+        return {"full tasks": _points(pairs[full]), "coarse tasks": _points(pairs[~full])}
 
     return effects
 
@@ -192,23 +188,11 @@ def _a_imp(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
     imp = rows[rows.scheme == "imp"]
     robust = imp[(imp.objective == "pgd") & (imp.ticket_objective == "pgd")]
     natural = imp[(imp.objective == "natural") & (imp.ticket_objective == "natural")]
-    on = {"upstream": "", "downstream": None}
-
-    def drawn(side: pd.DataFrame, own: str | None) -> pd.DataFrame:
-        return side[(side.dataset == "") == (own == "")]
-
-    return {
-        name: _between(drawn(robust, own), drawn(natural, own), ["sparsity"])
-        for name, own in on.items()
-    }
-
-
-def _lmp(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {"": _points(_advantage(rows[rows.scheme == "lmp"]))}
-
-
-def _segmentation(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {"": _points(_advantage(rows[rows.sparsity > 0], "miou"))}
+    out = {}
+    for name, up in (("upstream", True), ("downstream", False)):
+        first, second = (side[(side.dataset == "") == up] for side in (robust, natural))
+        out[name] = _between(first, second, ["sparsity"])
+    return out
 
 
 def _gap(rows: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -233,14 +217,12 @@ def _optimum(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
     pairs = _advantage(rows)
     pairs = pairs[(pairs.objective == "pgd") & (pairs.norm == "l2")]
     ends = pairs.eps.isin([pairs.eps.min(), pairs.eps.max()])
-    means = [
-        p.groupby(["seed", "task", "mode"]).difference.mean() for p in (pairs[~ends], pairs[ends])
-    ]
-    both = (means[0] - means[1]).rename("difference").dropna().reset_index()
-    return {"": _points(both)}  # of two radii none is between
+    cell = ["seed", "task", "mode"]
+    inner, outer = (p.groupby(cell).difference.mean() for p in (pairs[~ends], pairs[ends]))
+    return {"": _points((inner - outer).dropna().reset_index())}  # of two radii none is between
 
 
-def _property(suite: str, column: str, sign: int = 1) -> Callable[..., dict[str, pd.DataFrame]]:
+def _property(suite: str, column: str, sign: int = 1) -> Effects:
     def effects(rows: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
         if "task" not in evaluations:  # none is of a transfer
             return {}
@@ -277,13 +259,13 @@ def _detail(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
-_EFFECTS = {
+EFFECTS: dict[str, Effects] = {
     "C1": _tickets("finetune"),
     "C2": _tickets("linear"),
     "C3": _patterns,
     "C4": _a_imp,
-    "C5": _lmp,
-    "C6": _segmentation,
+    "C5": lambda rows, _: {"": _points(_advantage(rows[rows.scheme == "lmp"]))},
+    "C6": lambda rows, _: {"": _points(_advantage(rows[rows.sparsity > 0], "miou"))},
     "C7": _gap,
     "C8a": _kinds,
     "C8b": _optimum,
@@ -294,5 +276,5 @@ _EFFECTS = {
     "C10": _carrier,
     "C11": _detail,
 }
-_TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-CLAIMS = tuple(Claim(effects=_EFFECTS[text["name"]], **text) for text in _TEXTS["claim"])
+_CLAIMS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+CLAIMS = tuple(Claim(name, effects=EFFECTS[name], **own) for name, own in _CLAIMS.items())

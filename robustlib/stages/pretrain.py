@@ -79,7 +79,7 @@ def _trained(
         model,
         found.train,
         objective,
-        training.Recipe.of(spec),
+        spec,
         monitor=lambda m: _monitor(m, found.val, objective.threat),
         checkpoint=checkpoint,
         label=f"pretrain {spec.objective} {spec.eps or spec.sigma or ''}".strip(),
