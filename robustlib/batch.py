@@ -82,7 +82,8 @@ def batch(
     Text is read as the parameter's type (`parameters.types`).
 
     Raises ValueError for what the notebook does not take, before anything is run, and SweepFailed
-    when points failed: the executed notebook of each is then its folder's unfinished.ipynb.
+    when points failed, once the tables of the others are written: the executed notebook of a failed
+    one is its folder's unfinished.ipynb.
     """
     notebook, out = Path(notebook), Path(out)
     sweeps.check(workers, scheduler, retries)
@@ -108,11 +109,14 @@ def batch(
             name = f"{notebook.name} {' '.join(f'{k}={v}' for k, v in own.items())}".strip()
             args = str(notebook.resolve()), given, str(folder)
             jobs.append(sweeps.Job(str(folder), name, _execute, args))
+    failures = []
     if jobs:
         cached = len(points) - len(jobs)
-        if failures := sweeps.compute(jobs, workers, scheduler, retries, cached, unit="point"):
-            raise sweeps.SweepFailed(failures, len(jobs))
-    return _gathered(points, out)
+        failures = sweeps.compute(jobs, workers, scheduler, retries, cached, unit="point")
+    tables = _gathered({f: own for f, own in points.items() if (f / DONE).exists()}, out)
+    if failures:
+        raise sweeps.SweepFailed(failures, len(jobs))
+    return tables
 
 
 def execute(notebook: Path | str, out: Path | str, given: Mapping[str, Any]) -> None:
@@ -173,7 +177,9 @@ def _execute(notebook: str, given: dict[str, Any], folder: str) -> None:
     except papermill.PapermillExecutionError as e:
         # Its own kind does not survive the way between processes.
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(e.traceback))
-        raise RuntimeError(f"{e.ename}: {e.evalue} (see {running})\n{trace}") from None
+        failure = RuntimeError(f"{e.ename}: {e.evalue} (see {running})")
+        failure.add_note(trace)
+        raise failure from None
     running.replace(done)
 
 

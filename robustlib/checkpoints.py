@@ -23,8 +23,8 @@ from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 from robustlib import files, foreign, models, specs
 from robustlib.data.sources import data_root, home
-from robustlib.foreign import COUNTER, SUFFIXES, plain
-from robustlib.specs import ARCHS, Pretrain, integer, one_of, shown
+from robustlib.foreign import COUNTER, SUFFIXES
+from robustlib.specs import ARCHS, Pretrain, integer, one_of, plain, shown
 
 # The first recipe for both (69.8 and 76.1 %): the natural counterpart of the robust networks below.
 _TORCHVISION = {
@@ -78,22 +78,20 @@ def load(
 ) -> models.ResNet:
     """The network of a file of one of `SUFFIXES` or of a name in `NAMES`, on the CPU.
 
-    Reads plain state_dicts, with BatchNorm's counters or, like torchvision's published files,
-    without; dicts that hold one under `model`, `state_dict`, `net`, `state_dict_ema` and the like;
-    and names as DataParallel, torch.compile, AveragedModel, a LightningModule (`net.`) or a
-    normaliser in front of the network change them, within one another too. Of MadryLab/robustness
-    it takes the normaliser and checks the second copy of the weights. What is taken is exactly one
-    network: two that differ, or anything beside it, are refused by name.
+    Reads plain state_dicts, with BatchNorm's counters or without; dicts that hold one under
+    `model`, `state_dict`, `net`, `state_dict_ema` and the like; and names as DataParallel,
+    torch.compile, AveragedModel, a LightningModule (`net.`), MadryLab/robustness or a normaliser in
+    front of the network change them, within one another too. What is taken is exactly one network:
+    two that differ, or anything beside it, are refused by name.
 
     Arch and stem are found from the shapes; mean and std come from the file, else they are
     ImageNet's (a warning says so). The network is float32, to which float64 is rounded and half
     precision widened, and in eval mode. torch's generator is untouched unless a head is made:
-    `n_classes` other than the file's puts a fresh head on.
+    `n_classes` other than the file's puts a fresh head on. `stem_stride` is that of a small-image
+    ResNet, which shapes do not tell: None is what `save` recorded, else 1.
 
-    `stem_stride` is that of a small-image ResNet, which shapes do not tell: None is what `save`
-    recorded, else 1. A name of the zoo is a file of the package, whose checksum must be that of the
-    manifest; others are downloaded once and kept as safetensors under $ROBUSTLIB_DATA/checkpoints,
-    else ~/.cache/robustlib/checkpoints.
+    A name of the zoo is a file of the package; others are downloaded once and kept as safetensors
+    under $ROBUSTLIB_DATA/checkpoints, else ~/.cache/robustlib/checkpoints. Checksums are verified.
 
     Raises ValueError for an unknown name, a file that is damaged, that asks for code to be run, or
     that is not exactly one of `specs.ARCHS`; FileNotFoundError; ConnectionError when a name cannot
@@ -102,8 +100,7 @@ def load(
     if not isinstance(source, str | Path):
         raise ValueError(f"checkpoint={shown(source)}: must be a path or a name")
     text = str(source)
-    if n_classes is not None:
-        n_classes = integer("n_classes", n_classes, 1, 10**6)
+    n_classes = None if n_classes is None else integer("n_classes", n_classes, 1, 10**6)
     if text.endswith(SUFFIXES):
         path = home(text)
     else:
@@ -120,12 +117,10 @@ def load(
 
 
 def save(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a network of `models.build` as safetensors, whole or not at all.
-
-    `load` gives back the same bits. What `describe` says goes into the file's metadata, with
-    `metadata`, such as where the network comes from. Raises ValueError for another suffix, a
-    module that is not one of `specs.ARCHS`, or weights that are not finite or not float32.
-    """
+    """Writes a network of `models.build` as safetensors, whole or not at all; `load` gives back the
+    same bits. What `describe` says goes into the file's metadata, with `metadata`. Raises
+    ValueError for another suffix, a module that is not one of `specs.ARCHS`, or weights that are
+    not finite or not float32."""
     path = Path(path).expanduser()
     one_of("suffix", path.suffix, SUFFIXES[:1])
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
@@ -141,11 +136,9 @@ def save(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None 
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """The arguments of `models.build` that give a network of this shape.
-
-    Keys: arch, n_classes, width, stem_stride, stem. A resnet18s of width 64 behind ImageNet's stem
-    is a resnet18. Raises ValueError when no arch fits.
-    """
+    """The arguments of `models.build` that give a network of this shape: arch, n_classes, width,
+    stem_stride, stem. A resnet18s of width 64 behind ImageNet's stem is a resnet18. Raises
+    ValueError when no arch fits."""
     shapes = {k: v.shape for k, v in model.state_dict().items()}
     arch, fitting = _fit("the module", shapes, 1)
     conv1: Any = model.conv1
@@ -158,20 +151,15 @@ def describe(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _bundled(name: str) -> Path:
-    """The file of a network of the zoo, its checksum verified."""
-    entry = zoo()[name]
-    path = ZOO / entry["file"]
-    if path.is_file() and (found := files.sha256(path)) != entry["sha256"]:
-        raise ValueError(f"{path}: its sha256 is {found}, expected {entry['sha256']}")
-    return path
-
-
 def _fetch(name: str) -> Path:
     """The safetensors file of a name: bundled, or made from a download or of one put there."""
     family, model = name.split("/", 1)
     if family == "zoo":
-        return _bundled(model)
+        entry = zoo()[model]
+        path = ZOO / entry["file"]
+        if path.is_file() and (found := files.sha256(path)) != entry["sha256"]:
+            raise ValueError(f"{path}: its sha256 is {found}, expected {entry['sha256']}")
+        return path
     if family == "torchvision":
         url = _TORCHVISION[model].url
         digest = url.rpartition("-")[2].removesuffix(".pth")  # the first 8 of its sha256

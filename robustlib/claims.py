@@ -1,9 +1,9 @@
 """The paper's claims, and one of ours: what each says, what is measured for it, and the verdict.
 
-Every claim has its estimand and its test written down here, and its verdict is computed from stored
-rows alone. docs/results.md says which rows had been seen when the tests were written. An estimand
-is a mean of effects, in points, each of a seed and a task: robust minus natural, unless the claim
-says otherwise. Seeds and tasks are both samples: the interval is that of a two-way layout with both
+Estimands stand in claims.toml, the test here; a verdict is computed from stored rows alone, and
+docs/results.md says which of these had been seen when the tests were written. An estimand is a mean
+of effects, in points, each of a seed and a task: robust minus natural, unless the claim says
+otherwise. Seeds and tasks are both samples: the interval is that of a two-way layout with both
 random, so it is of tasks like these.
 
 Beside it stands what holds of these very tasks: Student's interval over seeds, of means over tasks.
@@ -17,18 +17,24 @@ of twenty undecided ones in truth, one is decided by chance.
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats as scipy_stats
 
 from robustlib import stats
+from robustlib.specs import Evaluation
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Effects = Callable[["pd.DataFrame", "pd.DataFrame"], dict[str, "pd.DataFrame"]]
+"""From the grid's rows, and those of evaluations, to {part: seed, task, effect in points}; for a
+correlation: {part: task, x, y}."""
 MARGIN = 1.0
 """Points: a smaller difference is none, to somebody who chooses a network."""
 
@@ -39,12 +45,10 @@ class Claim:
 
     name: str
     sentence: str
-    study: str
-    """The ablation of the profile whose grid it is of; empty: the profile's own grid."""
     estimand: str
-    effects: Callable[[pd.DataFrame, pd.DataFrame], dict[str, pd.DataFrame]]
-    """From the grid's rows, and those of evaluations, to {part: seed, task, effect in points}; for
-    a correlation: {part: task, x, y}."""
+    effects: Effects
+    study: str = ""
+    """The ablation of the profile whose grid it is of; empty: the profile's own grid."""
 
 
 def interval(effects: pd.DataFrame, level: float = 0.95) -> tuple[float, float, float]:
@@ -109,13 +113,36 @@ def table(rows: dict[str, pd.DataFrame | None], evaluations: pd.DataFrame) -> pd
     return pd.DataFrame(out).reindex(columns=order)
 
 
+def of_profile(profile: str) -> pd.DataFrame:
+    """The `table` of a profile, from what is stored: of a grid that is not stored whole, a claim is
+    "not run"."""
+    import pandas as pd
+
+    from robustlib import profiles, store
+
+    rows: dict[str, pd.DataFrame | None] = {}
+    for study in {claim.study for claim in CLAIMS} & {"", *profiles.ablations(profile)}:
+        grid = profiles.grid(f"{profile}:{study}" if study else profile)
+        grid = [spec for spec in grid if study or not spec.recalibrate]
+        whole = all(map(store.has, grid))
+        rows[study] = pd.DataFrame([store.get(s).row for s in grid]) if whole else None
+    asked: dict[str, list[Evaluation]] = {}
+    for group in (
+        profiles.evaluations(f"{profile}:properties").values() if "properties" in rows else ()
+    ):
+        asked.setdefault(group[0].suite, []).extend(group)
+    measured = [s for group in asked.values() if all(map(store.has, group)) for s in group]
+    found = store.frame(Evaluation)
+    gaps = found[found.suite == "domain_gap"]
+    return table(rows, pd.concat([gaps, pd.DataFrame([store.get(s).row for s in measured])]))
+
+
 def _decided(effects: pd.DataFrame) -> dict:
-    mean, low, high = interval(effects)
     these = of_these_tasks(effects)
-    own: dict[str, Any] = dict(zip(("these_low", "these_high"), interval(these)[1:], strict=True))
+    names = ("mean", "low", "high", "_", "these_low", "these_high")
+    own: dict[str, Any] = dict(zip(names, interval(effects) + interval(these), strict=True))
     own |= {"seeds": effects.seed.nunique(), "tasks": effects.task.nunique()}
-    own |= {"verdict": verdict(effects), "these_tasks": verdict(these)}
-    return own | {"mean": mean, "low": low, "high": high}
+    return own | {"verdict": verdict(effects), "these_tasks": verdict(these)}
 
 
 def _correlated(pairs: pd.DataFrame) -> dict:
@@ -126,9 +153,8 @@ def _correlated(pairs: pd.DataFrame) -> dict:
     return {"verdict": decided, "mean": rho, "low": low, "high": high, "tasks": len(pairs)}
 
 
-def _points(rows: pd.DataFrame, difference: pd.Series | None = None) -> pd.DataFrame:
-    found = rows.difference if difference is None else difference
-    return rows[["seed", "task"]].assign(effect=100 * found)
+def _points(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[["seed", "task"]].assign(effect=100 * rows.difference)
 
 
 def _advantage(rows: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
@@ -139,18 +165,15 @@ def _between(first: pd.DataFrame, second: pd.DataFrame, on: list[str]) -> pd.Dat
     """first minus second accuracy, of rows that agree `on` columns, seed and task."""
     on = ["seed", "task", *on]
     pairs = first.merge(second[[*on, "accuracy"]], on=on, suffixes=("", "_other"))
-    return _points(pairs, pairs.accuracy - pairs.accuracy_other)
+    return _points(pairs.assign(difference=pairs.accuracy - pairs.accuracy_other))
 
 
-def _by_detail(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    full = rows.native_detail >= rows["size"]
-    return {"full tasks": _points(rows[full]), "coarse tasks": _points(rows[~full])}
-
-
-def _tickets(mode: str) -> Callable[..., dict[str, pd.DataFrame]]:
+def _tickets(mode: str) -> Effects:
     def effects(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
         own = (rows["mode"] == mode) & (rows.sparsity > 0) & ~rows.recalibrate
-        return _by_detail(_advantage(rows[own]))
+        pairs = _advantage(rows[own])
+        full = pairs.native_detail >= pairs["size"]
+        return {"full tasks": _points(pairs[full]), "coarse tasks": _points(pairs[~full])}
 
     return effects
 
@@ -165,23 +188,11 @@ def _a_imp(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
     imp = rows[rows.scheme == "imp"]
     robust = imp[(imp.objective == "pgd") & (imp.ticket_objective == "pgd")]
     natural = imp[(imp.objective == "natural") & (imp.ticket_objective == "natural")]
-    on = {"upstream": "", "downstream": None}
-
-    def drawn(side: pd.DataFrame, own: str | None) -> pd.DataFrame:
-        return side[(side.dataset == "") == (own == "")]
-
-    return {
-        name: _between(drawn(robust, own), drawn(natural, own), ["sparsity"])
-        for name, own in on.items()
-    }
-
-
-def _lmp(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {"": _points(_advantage(rows[rows.scheme == "lmp"]))}
-
-
-def _segmentation(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {"": _points(_advantage(rows[rows.sparsity > 0], "miou"))}
+    out = {}
+    for name, up in (("upstream", True), ("downstream", False)):
+        first, second = (side[(side.dataset == "") == up] for side in (robust, natural))
+        out[name] = _between(first, second, ["sparsity"])
+    return out
 
 
 def _gap(rows: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -206,15 +217,15 @@ def _optimum(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
     pairs = _advantage(rows)
     pairs = pairs[(pairs.objective == "pgd") & (pairs.norm == "l2")]
     ends = pairs.eps.isin([pairs.eps.min(), pairs.eps.max()])
-    means = [
-        p.groupby(["seed", "task", "mode"]).difference.mean() for p in (pairs[~ends], pairs[ends])
-    ]
-    both = (means[0] - means[1]).rename("difference").reset_index()
-    return {"": _points(both)}
+    cell = ["seed", "task", "mode"]
+    inner, outer = (p.groupby(cell).difference.mean() for p in (pairs[~ends], pairs[ends]))
+    return {"": _points((inner - outer).dropna().reset_index())}  # of two radii none is between
 
 
-def _property(suite: str, column: str, sign: int = 1) -> Callable[..., dict[str, pd.DataFrame]]:
+def _property(suite: str, column: str, sign: int = 1) -> Effects:
     def effects(rows: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        if "task" not in evaluations:  # none is of a transfer
+            return {}
         own = evaluations[(evaluations.suite == suite) & evaluations.task.isin(rows.task)]
         if suite == "calibration":
             own = own[~own.scaled.astype(bool)]
@@ -248,99 +259,22 @@ def _detail(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
-_MEAN = "robust minus natural accuracy, mean over sparsities above 0, tasks and seeds"
-CLAIMS = (
-    Claim(
-        "C1", "Robust one-shot tickets are better when finetuned.", "", _MEAN, _tickets("finetune")
-    ),
-    Claim(
-        "C2",
-        "Robust one-shot tickets are better as frozen features.",
-        "",
-        _MEAN,
-        _tickets("linear"),
-    ),
-    Claim(
-        "C3", "Robust tickets are better in every sparsity pattern.", "patterns", _MEAN, _patterns
-    ),
-    Claim(
-        "C4",
-        "A-IMP draws better tickets from robust networks than IMP from natural ones.",
-        "schemes",
-        "accuracy of A-IMP on the robust network minus IMP on the natural one",
-        _a_imp,
-    ),
-    Claim("C5", "Robust networks are better to learn a mask on.", "schemes", _MEAN, _lmp),
-    Claim(
-        "C6",
-        "Robust tickets are better for segmentation.",
-        "segmentation",
-        _MEAN.replace("accuracy", "mean IoU"),
-        _segmentation,
-    ),
-    Claim(
-        "C7",
-        "The advantage grows with the domain gap.",
-        "",
-        "rank correlation, over tasks, of Frechet distance and advantage at sparsity 0.9; "
-        "permutation test",
-        _gap,
-    ),
-    Claim(
-        "C8a",
-        "Other robust pretraining helps too.",
-        "pretraining",
-        "this way to pretrain minus natural, mean over modes, tasks and seeds",
-        _kinds,
-    ),
-    Claim(
-        "C8b",
-        "The radius of L2 pretraining has an optimum.",
-        "pretraining",
-        "the advantage at the inner radii minus that at the least and the largest",
-        _optimum,
-    ),
-    Claim(
-        "C9a",
-        "Robust tickets keep robustness after finetuning.",
-        "properties",
-        "robust minus natural accuracy under AutoAttack",
-        _property("adversarial", "autoattack_accuracy"),
-    ),
-    Claim(
-        "C9b",
-        "Robust tickets are better on corrupted images.",
-        "properties",
-        "robust minus natural mean accuracy over corruptions",
-        _property("corruption", "corruption_accuracy"),
-    ),
-    Claim(
-        "C9c",
-        "Robust tickets are better calibrated.",
-        "properties",
-        "natural minus robust expected calibration error",
-        _property("calibration", "ece", -1),
-    ),
-    Claim(
-        "C9d",
-        "Robust tickets tell other images from the task's better.",
-        "properties",
-        "robust minus natural AUROC of the softmax score",
-        _property("ood", "msp_auroc"),
-    ),
-    Claim(
-        "C10",
-        "It is the robust mask, or the robust weights, that makes the difference.",
-        "masks",
-        "robust minus natural mask on the same weights, robust minus natural weights below the "
-        "same mask",
-        _carrier,
-    ),
-    Claim(
-        "C11",
-        "Robust tickets gain where the task's images are coarser than the source's.",
-        "detail",
-        "the advantage with the task's images at the least detail, minus that at full detail",
-        _detail,
-    ),
-)
+EFFECTS: dict[str, Effects] = {
+    "C1": _tickets("finetune"),
+    "C2": _tickets("linear"),
+    "C3": _patterns,
+    "C4": _a_imp,
+    "C5": lambda rows, _: {"": _points(_advantage(rows[rows.scheme == "lmp"]))},
+    "C6": lambda rows, _: {"": _points(_advantage(rows[rows.sparsity > 0], "miou"))},
+    "C7": _gap,
+    "C8a": _kinds,
+    "C8b": _optimum,
+    "C9a": _property("adversarial", "autoattack_accuracy"),
+    "C9b": _property("corruption", "corruption_accuracy"),
+    "C9c": _property("calibration", "ece", -1),
+    "C9d": _property("ood", "msp_auroc"),
+    "C10": _carrier,
+    "C11": _detail,
+}
+_CLAIMS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+CLAIMS = tuple(Claim(name, effects=EFFECTS[name], **own) for name, own in _CLAIMS.items())

@@ -35,34 +35,22 @@ class Compacted:
     """What stays zero when the small network is trained. A copy of it needs this applied again."""
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Channels that can only go together: a row is one channel of every layer in it."""
-
-    root: nn.Module
-    rows: dict[int, list[tuple[nn.Module, int]]]
-    """From the channel of the root to the channels, of convolutions and norms, that it is tied to.
-    A sum ties them (a residual stream), and so does a norm; empty if the group may not be cut."""
-
-
 def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
     """Takes out of a copy of the model the channels through which nothing flows.
 
     A channel of a convolution is dead when all its weights are zero, its bias too, and scale and
-    shift of the BatchNorm that follows are zero there: its output is zero in training as well. The
-    bias does not matter where the convolution feeds such norms alone. A dead channel goes when
-    every channel that it is added to is dead too, such as those of all blocks of a stage, found by
-    tracing an image of `size` px (Fang et al., *DepGraph*, CVPR 2023, through torch-pruning). Every
-    layer keeps one channel at least, and grouped convolutions, unless they are depthwise, keep all.
-    With a `multiple`, a layer keeps dead channels until the number of its channels is one:
+    shift of the BatchNorm that follows: its output is zero in training as well. (The bias does not
+    matter where the convolution feeds such norms alone.) A dead channel goes when every channel
+    that it is added to is dead too, found by tracing an image of `size` px (Fang et al.,
+    *DepGraph*, CVPR 2023, through torch-pruning). Every layer keeps one channel at least; grouped
+    convolutions that are not depthwise, transposed ones and those of one or three dimensions keep
+    all. With a `multiple`, a layer keeps dead channels until the number of its channels is one:
     onnxruntime's convolutions are slow on what is no multiple of 4 (measured on AVX-512; multiples
-    of 8 and 16 gain no more). A channel whose bias or whose norm's shift is not
-    zero is not dead: a constant flows there, and the network keeps it. Convolutions of one or three
-    dimensions and transposed ones keep all channels.
+    of 8 and 16 gain no more).
 
-    The dead channels that stay, and other channels without a weight, are held at zero by a mask.
-    Zeros of other patterns are not: they may be trained. Names of parameters stay, and the same
-    network gives the same compact one, so a state_dict of one fits the other.
+    The dead channels that stay, and other channels without a weight, are held at zero by a mask;
+    zeros of other patterns may be trained. Names of parameters stay, and the same network gives the
+    same compact one, so a state_dict of one fits the other.
 
     Raises ValueError for a model without convolutions, that is wrapped, or whose weights are no
     parameters (`tickets.prunable`), and RuntimeError when outputs are not those of the model (an
@@ -96,33 +84,26 @@ def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
     empty = {m: _empty(m) for m in norms}
     gone: dict[nn.Module, list[int]] = {m: [] for m in norms}
     # All before the first is cut, for a cut shifts the numbers of the channels after it.
-    groups = list(_groups(graph))
-    for group in groups:
-        rows = [r for r, tied in group.rows.items() if all(bool(dead[m][i]) for m, i in tied)]
-        # At least one has to stay.
-        alive = len(group.rows) - len(rows)
-        stay = min(len(group.rows), max(1, math.ceil(alive / multiple)) * multiple)
-        rows = rows[stay - alive :]
-        if not rows:
+    for root, channels in list(_groups(graph)):
+        rows = [r for r, tied in channels.items() if all(bool(dead[m][i]) for m, i in tied)]
+        alive = len(channels) - len(rows)
+        stay = min(len(channels), max(1, math.ceil(alive / multiple)) * multiple)
+        if not (rows := rows[stay - alive :]):
             continue
-        for m, channel in (t for r in rows for t in group.rows[r]):
+        for m, channel in (tied for r in rows for tied in channels[r]):
             if m in gone:
                 gone[m].append(channel)
-        prune = graph.get_pruner_of_module(group.root).prune_out_channels
-        graph.get_pruning_group(group.root, prune, rows).prune(record_history=False)
+        prune = graph.get_pruner_of_module(root).prune_out_channels
+        graph.get_pruning_group(root, prune, rows).prune(record_history=False)
     for name, p in small.named_parameters():
         p.requires_grad_(trained[name])
     names = {m: name for name, m in small.named_modules()}
     held: dict[str, Tensor] = {}
-    removed, left = {}, {}
-    for m in (m for m in small.modules() if m in norms):
+    left = {}
+    for m in norms:
         stays = torch.ones_like(dead[m])
         stays[gone[m]] = False
-        key = f"{names[m]}.weight"
-        if gone[m]:
-            removed[key] = len(gone[m])
-        if n := int(empty[m][stays].sum()):
-            left[key] = n
+        left[f"{names[m]}.weight"] = int(empty[m][stays].sum())
         if not isinstance(m, _ConvTransposeNd):  # no pattern removes its channels
             held |= _held(names, m, norms[m], empty[m][stays], dead[m][stays])
     mask = Mask(held)
@@ -137,20 +118,22 @@ def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
             "the compact network does not compute what the model does: a channel that is zero "
             "after its norm is not zero where it is used"
         )
-    return Compacted(small, removed, left, mask)
+    removed = {f"{names[m]}.weight": len(channels) for m, channels in gone.items() if channels}
+    return Compacted(small, removed, {name: n for name, n in left.items() if n}, mask)
 
 
-def _groups(graph: Any) -> Iterator[_Group]:
-    """The groups of all convolutions. What has weights of another kind in it, or feeds no layer
-    (an output of the network), has no rows."""
+def _groups(graph: Any) -> Iterator[tuple[nn.Module, dict[int, list[tuple[nn.Module, int]]]]]:
+    """Channels that can only go together, as a sum (a residual stream) or a norm ties them: a
+    convolution, and from each of its channels to those, of convolutions and norms, that it is tied
+    to. None of what has weights of another kind in it, or feeds no layer (an output)."""
     for group in graph.get_all_groups(root_module_types=[nn.Conv2d]):
         root = group[0].dep.target.module
         rows: dict[int, list[tuple[nn.Module, int]]] = {i: [] for i in range(root.out_channels)}
         feeds, cut = False, True
         for item in group:
             m, handler = item.dep.target.module, item.dep.handler
-            if isinstance(m, _ConvNd) and m.groups > 1 and not _depthwise(m):
-                cut = False
+            if isinstance(m, _ConvNd) and m.groups > 1:
+                cut = cut and m.groups == m.in_channels == m.out_channels  # depthwise
             if not graph.is_out_channel_pruning_fn(handler):
                 feeds = True
             elif isinstance(m, nn.Conv2d | _BatchNorm):
@@ -158,11 +141,8 @@ def _groups(graph: Any) -> Iterator[_Group]:
                     rows[row].append((m, channel))
             elif isinstance(m, nn.Parameter) or any(True for _ in m.parameters()):
                 cut = False
-        yield _Group(root, rows if feeds and cut else {})
-
-
-def _depthwise(conv: _ConvNd) -> bool:
-    return conv.groups == conv.in_channels == conv.out_channels
+        if feeds and cut:
+            yield root, rows
 
 
 def _empty(conv: _ConvNd) -> Tensor:

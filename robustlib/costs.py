@@ -1,7 +1,8 @@
-"""How much arithmetic a spec takes: an estimate, by which sweeps put the longest first."""
+"""What specs take: an estimate of their arithmetic, and data sets that are not here."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 from robustlib import specs
@@ -55,3 +56,17 @@ def _known() -> dict[str, tuple[int, int]]:
     from robustlib.data import sources
 
     return {row.name: (row.n_train, row.n_test) for row in sources.available()}
+
+
+def absent(wanted: Iterable[Spec]) -> list[str]:
+    """What to say of the data sets that specs need and that are neither known nor packs of the data
+    root: a line, and one for each; nothing where there is none. What is published is fetched when
+    it is needed."""
+    from robustlib.data import sources
+
+    trained = [s for s in wanted if not getattr(s, "checkpoint", "")]
+    fields = ("source", "dataset", "task", "against")
+    names = dict.fromkeys(getattr(s, field, "") for field in fields for s in trained)
+    lines = [f"  {name}" for name in names if name and not sources.here(name)]
+    start = f"no packs of these names are in {sources.data_root()} (docs/data.md says how to make"
+    return [f"{start} those of the study):", *lines] if lines else []

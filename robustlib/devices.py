@@ -29,10 +29,8 @@ def device() -> torch.device:
 
 def _flags() -> frozenset[str]:
     """What this CPU can do, in Linux's words; nothing elsewhere."""
-    try:
-        about = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return frozenset()
+    path = Path("/proc/cpuinfo")
+    about = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", about, re.MULTILINE)
     return frozenset(flags[1].split() if flags else [])
 
@@ -45,16 +43,10 @@ def instructions() -> str:
 
 
 def devices() -> int:
-    """How many processes share a pretraining: $ROBUSTLIB_DEVICES if set, else one.
-
-    On GPUs each has one of its own. Raises ValueError for what is no such number, or more than
-    there are GPUs.
-    """
+    """How many processes share a pretraining: $ROBUSTLIB_DEVICES if set, else one. On GPUs each has
+    one of its own. Raises ValueError for what is no such number, or more than there are GPUs."""
     given, where = os.environ.get("ROBUSTLIB_DEVICES") or "1", device()
-    try:
-        n = int(given)
-    except ValueError:
-        n = 0
+    n = int(given) if given.isdecimal() else 0
     if n < 1:
         raise ValueError(f"ROBUSTLIB_DEVICES={given!r}: must be a whole number, at least 1")
     if n == 1 or where.type == "cpu":
@@ -72,9 +64,9 @@ def layout(model: nn.Module, where: torch.device) -> torch.memory_format:
     """How the weights and images of a network lie in memory wherever gradients are taken.
 
     channels_last, in which convolutions are fastest; but not on a CPU for a network with a strided
-    1x1 convolution of fewer than 16 input channels: there the backward pass of torch (2.14, through
-    oneDNN) writes beyond its memory, below 8 channels with AVX2 and, on maps from 64 px, below 16
-    with AVX-512. It does so when either the weights or the images are in channels_last.
+    1x1 convolution of fewer than 16 input channels: where either is in channels_last, the backward
+    pass of torch (2.14, through oneDNN) writes beyond its memory there, below 8 channels with AVX2
+    and, on maps from 64 px, below 16 with AVX-512.
     """
     narrow = any(
         m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels < 16
@@ -117,10 +109,8 @@ def _slower(dtype: torch.dtype, where: torch.device) -> float:
 
 
 def reduced(precision: Precision, where: torch.device) -> torch.dtype | None:
-    """The type that a precision other than fp32 computes in.
-
-    Raises ValueError for fp16 on a CPU. Warns of what it costs where it is not in hardware.
-    """
+    """The type that a precision other than fp32 computes in. Raises ValueError for fp16 on a CPU.
+    Warns of what it costs where it is not in hardware."""
     if precision == "fp16" and where.type == "cpu":
         raise ValueError("precision='fp16': needs a GPU; on a CPU choose one of fp32, bf16")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)

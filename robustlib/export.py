@@ -43,12 +43,11 @@ class Quantised:
 
 
 def export(model: nn.Module, path: str | Path, size: int) -> Path:
-    """Writes a network as ONNX, one file with its weights; returns the path.
+    """Writes a network as ONNX, one file with its weights, whole or absent; returns the path.
 
     `images` float [N, 3, size, size] in [0, 1], any N, to `logits` [N, K], in eval mode and fp32.
-    The model is left as it was. The file is whole or absent.
-
-    Raises RuntimeError, and writes nothing, when onnxruntime computes something else than torch.
+    The model is left as it was. Raises RuntimeError, and writes nothing, when onnxruntime computes
+    something else than torch.
     """
     size, path = integer("size", size, 1, 4096), Path(path)
     plain = copy.deepcopy(model).cpu().float().eval()
@@ -70,8 +69,7 @@ def export(model: nn.Module, path: str | Path, size: int) -> Path:
     for n in (1, len(images)):
         with torch.no_grad():
             expected = plain(images[:n])
-        found = torch.from_numpy(_run(run, images[:n].numpy()))
-        apart = float((found - expected).abs().max())
+        apart = float((torch.from_numpy(_run(run, images[:n].numpy())) - expected).abs().max())
         if not apart <= TOLERANCE * max(1.0, float(expected.abs().max())):
             raise RuntimeError(f"{path}: logits of {n} images are {apart:.2g} from torch's")
     with whole(path) as file:
@@ -82,16 +80,13 @@ def export(model: nn.Module, path: str | Path, size: int) -> Path:
 def quantise(
     path: str | Path, images: Split | FileSplit | Tensor, out: str | Path, batch_size: int = 64
 ) -> Quantised:
-    """Writes the int8 form of an ONNX file: weights by channel, activations by their range on
-    calibration images (onnxruntime's static quantisation, QDQ). Weights are within +-64, 7 bits, so
-    that the file computes the same on any CPU; it says so in its metadata.
+    """Writes the int8 form of an ONNX file, whole or absent: weights by channel, activations by
+    their range on calibration images (onnxruntime's static quantisation, QDQ). Weights are within
+    +-64, 7 bits, so that the file computes the same on any CPU; it says so in its metadata.
 
-    `images` is a split, or a tensor [N, 3, H, W] in [0, 1]; training images, for the ranges are
-    fitted to them, as the count of those that keep their class is. `logits` gives those of any
-    other images. The file is whole or absent.
-
-    Raises ValueError for images that are none or do not fit the file, FileNotFoundError without
-    the file.
+    images: a split, or a tensor [N, 3, H, W] in [0, 1]; training images, for the ranges are fitted
+    to them, as the count of those that keep their class is. Raises ValueError for images that are
+    none or do not fit the file, FileNotFoundError without the file.
     """
     import onnx
     from onnxruntime import quantization
@@ -162,12 +157,10 @@ def latencies(
 ) -> dict[str, list[float]]:
     """Milliseconds of one forward pass of `batch_size` images in onnxruntime, on one thread.
 
-    `files` maps names to ONNX files. They are timed in turn, `rounds` times, a number each, after
-    a pass that is not timed: the speed of a shared machine drifts, so compare medians, or ratios
-    within rounds, of one call. It is the thread's processor time, which is that of a clock when
-    nothing else runs.
-
-    Raises ValueError for no files or a bad number, FileNotFoundError without a file.
+    files: ONNX files by name. They are timed in turn, `rounds` times, a number each: the speed of a
+    shared machine drifts, so compare medians, or ratios within rounds, of one call. It is the
+    thread's processor time, which is that of a clock when nothing else runs. Raises ValueError for
+    no files or a bad number, FileNotFoundError without a file.
     """
     size, batch_size = integer("size", size, 1, 4096), integer("batch_size", batch_size, 1)
     rounds = integer("rounds", rounds, 1)
@@ -190,11 +183,8 @@ def latencies(
 
 
 def file_sizes(model: nn.Module) -> dict[str, int]:
-    """Bytes of a network on disk, in fp32, all parameters and buffers included.
-
-    `dense`: a safetensors file; `compressed`: the same through gzip at level 6; `bitmap`: the file
-    of `bitmap`, a bit for each weight of a convolution and 4 bytes for each that is not zero.
-    """
+    """Bytes of a network on disk, in fp32, all parameters and buffers included: `dense`, a
+    safetensors file; `compressed`, the same through gzip at level 6; `bitmap`, the file of that."""
     from safetensors.torch import save
 
     dense = save(_state(model))
@@ -206,11 +196,9 @@ def file_sizes(model: nn.Module) -> dict[str, int]:
 
 
 def bitmap(model: nn.Module) -> bytes:
-    """A network as a safetensors file in which zeros of convolutions take one bit.
-
-    Of each weight NAME of a convolution it holds NAME.bits, 1 where it is not zero, 8 a byte, and
-    NAME.values, those that are not, in order; all else as it is.
-    """
+    """A network as a safetensors file in which zeros of convolutions take one bit: of each weight
+    NAME of these it holds NAME.bits, 1 where it is not zero, 8 a byte, and NAME.values, those that
+    are not, in order; all else as it is."""
     from safetensors.torch import save
 
     state = _state(model)
@@ -223,13 +211,8 @@ def bitmap(model: nn.Module) -> bytes:
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers on the CPU, what is floating in fp32."""
-    plain = torch.contiguous_format
-    return {
-        name: t.cpu()
-        .to(torch.float32 if t.is_floating_point() else t.dtype)
-        .clone(memory_format=plain)
-        for name, t in model.state_dict().items()
-    }
+    state = {n: t.float() if t.is_floating_point() else t for n, t in model.state_dict().items()}
+    return {n: t.cpu().clone(memory_format=torch.contiguous_format) for n, t in state.items()}
 
 
 def _run(run: Any, images: np.ndarray) -> np.ndarray:
@@ -239,6 +222,7 @@ def _run(run: Any, images: np.ndarray) -> np.ndarray:
 def _arrays(images: Split | FileSplit | Tensor, batch_size: int) -> Iterator[np.ndarray]:
     """Batches of images as onnxruntime takes them: float32 [B, 3, H, W]."""
     batch_size = integer("batch_size", batch_size, 1)
+    parts: Any
     if isinstance(images, Tensor):
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             got = f"{images.dtype} {list(images.shape)}"
@@ -246,11 +230,10 @@ def _arrays(images: Split | FileSplit | Tensor, batch_size: int) -> Iterator[np.
         if len(images) and not (images.min() >= 0 and images.max() <= 1):
             got = f"{float(images.min()):g} to {float(images.max()):g}"
             raise ValueError(f"images from {got}: must be in [0, 1]")
-    if not len(images):
-        raise ValueError("images: there are none")
-    if isinstance(images, Tensor):
-        parts: Any = images.split(batch_size)
+        parts = images.split(batch_size)
     else:
         parts = (x for x, _ in batches.ordered(images, batch_size))
+    if not len(images):
+        raise ValueError("images: there are none")
     for x in parts:
         yield x.detach().cpu().float().contiguous().numpy()

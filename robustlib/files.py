@@ -15,11 +15,9 @@ SUMS = "SHA256SUMS"
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of `path` at the end: whole, or not at all.
-
-    Until all is on the disk, what was at `path` stays, and after a failure it does for good. The
-    folder is made if need be.
-    """
+    """A file to write to, which takes the place of `path` at the end: whole, or not at all. Until
+    all is on the disk, what was at `path` stays, and after a failure it does for good. The folder
+    is made if need be."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")

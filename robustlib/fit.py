@@ -23,7 +23,7 @@ import numpy as np
 from robustlib import checkpoints, files, store, sweeps, takeaway
 from robustlib.costs import cost
 from robustlib.data import Dataset, load, sources
-from robustlib.data.images import image_size
+from robustlib.data.images import class_files, image_size
 from robustlib.specs import Ticket, Transfer, number, one_of
 from robustlib.stages import transfer
 
@@ -212,7 +212,7 @@ def _task(what: str | Path, size: int) -> tuple[str, int]:
         if folder.name != str(what):
             raise ValueError(f"{what}: no such folder")
         return str(what), min(size, load(str(what), size).native)
-    splits = sources.image_files(folder)
+    splits = class_files(folder, "train", "test", more=True)
     for split in {"all", "train"} & splits.keys():
         for name, found in splits[split].items():
             if len(found) < LEAST:
@@ -224,7 +224,7 @@ def _task(what: str | Path, size: int) -> tuple[str, int]:
     content = "\n".join(f"{files.sha256(p)} {p.relative_to(folder)}" for p in paths)
     plain = re.sub(r"[^A-Za-z0-9]+", "-", folder.resolve().name).strip("-")[:40] or "folder"
     name = f"{plain}-{files.sha256(content.encode())[:10]}"
-    if not sources.stored(name):
+    if not sources.here(name):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is not read has been said
             sources.build_folder(name, folder, size, HELD_OUT, val_fraction=HELD_OUT)

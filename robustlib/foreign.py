@@ -11,7 +11,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from robustlib.specs import reason, shown
+from robustlib.specs import plain, reason, shown
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar", ".ckpt", ".bin")
 COUNTER = "num_batches_tracked"
@@ -60,11 +60,6 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return state, metadata
 
 
-def plain(key: str) -> str:
-    """A name inside a file, which is anybody's: it may hold line breaks, or go on for pages."""
-    return key if re.fullmatch(r"[ -~]{1,100}", key) else shown(key, 100)
-
-
 def _differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
     """The names of tensors that are not in both, or not of one type and value."""
     return [
@@ -102,10 +97,9 @@ def _checked(path: Path, state: dict) -> dict[str, Tensor]:
             found = type(value).__name__
             raise ValueError(f"{path}: {shown(key, 100)}: {found}, expected a name: tensor")
         name = plain(key)
-        if value.dtype not in (*_FLOATS, *_INTEGERS) or value.layout != torch.strided:
-            raise ValueError(f"{path}: {name} is {value.dtype}, {value.layout}")
-        if value.is_meta:
-            raise ValueError(f"{path}: {name} is {value.dtype} on {value.device}")
+        known = value.dtype in (*_FLOATS, *_INTEGERS) and value.layout == torch.strided
+        if not known or value.is_meta:
+            raise ValueError(f"{path}: {name} is {value.dtype}, {value.layout} on {value.device}")
         if value.nbytes > value.untyped_storage().nbytes():  # a few bytes that claim to be many
             raise ValueError(f"{path}: {name} says it is {list(value.shape)}, the file holds less")
         if key.endswith(COUNTER):
@@ -129,15 +123,9 @@ class _Ignored:
 # arguments of the command. The real constructors are not safe on hostile input and the value is not
 # wanted, so classes that carry these names, which is what torch goes by, and do nothing take their
 # place.
-_IGNORED: list[Any] = [
-    type(name, (_Ignored,), {"__module__": module})
-    for module, name in (
-        ("numpy", "dtype"),
-        ("numpy.core.multiarray", "scalar"),
-        ("numpy._core.multiarray", "scalar"),
-        ("argparse", "Namespace"),
-    )
-]
+_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
+_BENIGN = {"numpy": "dtype", "argparse": "Namespace"} | dict.fromkeys(_MULTIARRAY, "scalar")
+_IGNORED: list[Any] = [type(n, (_Ignored,), {"__module__": m}) for m, n in _BENIGN.items()]
 
 
 def _unpickle(path: Path) -> Any:
@@ -173,8 +161,8 @@ def _unpickle(path: Path) -> Any:
 
 
 def _unwrap(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Parameter names without wrappers: those are taken off one by one, from the outside, while
-    all that is beside the wrapped network is a normaliser, a count of averages, or a copy of it."""
+    """Parameter names without wrappers, taken off one by one from the outside, while all that is
+    beside the wrapped network is a normaliser, a count of averages, or a copy of it."""
     bare: dict[str, Tensor] = {}
     for key, value in state.items():
         name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)

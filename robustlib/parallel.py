@@ -107,11 +107,9 @@ class _Sum(torch.autograd.Function):
 
 @contextmanager
 def synchronised(model: nn.Module) -> Iterator[None]:
-    """In this context BatchNorm in train mode takes its statistics from the whole batch.
-
-    torch's SyncBatchNorm refuses the CPU. The modules and the names of their state stay as they
-    are; in eval mode, as in an attack, nothing is communicated. With one process nothing changes.
-    """
+    """In this context BatchNorm in train mode takes its statistics from the whole batch; in eval
+    mode, as in an attack, nothing is communicated. The modules and the names of their state stay as
+    they are. (torch's SyncBatchNorm refuses the CPU.)"""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if processes() > 1 else []
     for m in norms:
         m.forward = partial(_norm, m)  # type: ignore[method-assign]  # the swap is meant
@@ -151,10 +149,9 @@ def launch(function: Callable[..., Any], args: tuple, n: int, where: torch.devic
     """function(*args) in n processes that form a group; returns what that of rank 0 returns.
 
     With n = 1 it is a plain call. Else torchrun's launcher starts n fresh Pythons that import
-    `function` by its name, each on a GPU of its own or with its part of the CPU's threads. Tensors
-    come back on the CPU; rank 0's warnings are given here. If one fails the others are ended, and
-    its error is raised (if it cannot be sent, a RuntimeError with its message). They end with this
-    process, however it ends.
+    `function` by its name, each on a GPU of its own or with its part of the CPU's threads, and all
+    end with this process. Tensors come back on the CPU; rank 0's warnings are given here. If one
+    fails, its error is raised (if it cannot be sent, a RuntimeError with its message).
     """
     if n == 1:
         return function(*args)
@@ -171,7 +168,9 @@ def launch(function: Callable[..., Any], args: tuple, n: int, where: torch.devic
         signals: dict[str, Any] = {"signals_to_handle": "SIGUSR2"} if named else {}
         Path(folder, "call").write_bytes(pickle.dumps((call, where.type, threads, os.getpid())))
         config = LaunchConfig(
-            *(1, 1, n),
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=n,
             run_id="robustlib",
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",

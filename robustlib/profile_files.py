@@ -46,12 +46,10 @@ def profiles() -> list[str]:
 
 def read(name: str) -> tuple[Path, dict[str, Any], str]:
     """The file of a profile, what it holds, and the ablation that the name asks for."""
-    ablation = ""
-    if isinstance(name, str | Path):
-        stem, colon, last = str(name).rpartition(":")
-        if colon and last.isidentifier():
-            name, ablation = stem, last
-    if isinstance(name, str | Path) and str(name).endswith(".toml"):
+    name, ablation = str(name) if isinstance(name, Path) else name, ""
+    if isinstance(name, str) and (parts := name.rpartition(":"))[1] and parts[2].isidentifier():
+        name, _, ablation = parts
+    if isinstance(name, str) and name.endswith(".toml"):
         path = Path(name)
         if not os.path.isfile(path):  # noqa: PTH113 - Path's own raises for a name too long
             raise ValueError(f"profile={shown(name)}: there is no such file")

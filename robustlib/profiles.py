@@ -18,12 +18,12 @@ from robustlib.profile_files import ABLATION, Profile, axis, checked, read
 from robustlib.profile_files import profiles as profiles
 from robustlib.specs import Evaluation, Pretrain, Spec, Ticket, Transfer, one_of, reason, shown
 
-OTHERS = ("dense", "natural")
-"""What an evaluation may compare a ticket with: the dense network, or the natural ticket."""
 SPEEDS = {"one core": 1e10, "a GPU": 1e13}
 """Multiply-adds a second that each sustains in training: a guess for the estimate of cost."""
 Some = str | Sequence[Any]
 """Some values of an axis: a sequence, or comma-separated text."""
+_WAY: dict[str, Any] = {n: getattr(Transfer, n) for n in ("task", "mode", "n_train")}
+"""What a [[transfer]] has by default."""
 _FORMAT = r"[.0-9]{0,3}[defg]?"
 """How a field may be written into the name of a checkpoint."""
 
@@ -61,35 +61,19 @@ def ablations(name: str, chosen: Some = "") -> list[str]:
 
 
 def pretrains(study: str | Profile, *, seeds: Some = "", eps: Some = "") -> list[Pretrain]:
-    """The source networks of a study, natural ones first, by seed.
-
-    `seeds` and `eps` choose among the profile's (sequences, or comma-separated text; empty: all);
-    natural networks are kept whatever eps is. Raises ValueError that lists the profile's values.
-    """
+    """The source networks of a study, natural ones first, by seed. `seeds` and `eps` choose among
+    the profile's (empty: all); natural networks are kept whatever eps is. Raises ValueError that
+    lists the profile's values."""
     study = study if isinstance(study, Profile) else profile(study)
-    chosen = _choose("seeds", seeds, study.seeds, int)
-    out: dict[str, Pretrain] = {}
-    for entry in study.objectives:
-        for values in _product({**study.pretrain, **entry}):
-            for seed in chosen:
-                # A checkpoint is one network: its repetitions are those of the transfer.
-                spec = _network(values, 0 if values.get("checkpoint") else seed)
-                out.setdefault(specs.key(spec), spec)
-    radii = sorted({p.eps for p in out.values() if p.eps > 0})
-    kept = _choose("eps", eps, radii, float) if radii else []
-    ordered = [p for p in out.values() if p.eps == 0 or p.eps in kept]
-    return sorted(ordered, key=lambda p: (p.objective != "natural", p.objective, p.eps, p.seed))
+    return [source for source, _ in _sources(study, seeds, eps)]
 
 
 def family(
     study: str | Profile, *, seed: int | None = None, eps: Some = "", arch: str = ""
 ) -> list[Pretrain]:
     """A natural network of a study and the robust ones that differ from it in nothing but how they
-    were pretrained.
-
-    `seed`, `eps` and `arch` choose among the profile's; no seed, an empty arch: its first. Raises
-    ValueError that lists the profile's values, or says that it has no natural network.
-    """
+    were pretrained. `seed`, `eps` and `arch` choose among the profile's; no seed, an empty arch:
+    its first. Raises ValueError as `pretrains`, and if it has no natural network."""
     from robustlib import stats
 
     study = study if isinstance(study, Profile) else profile(study)
@@ -104,9 +88,26 @@ def family(
     return [p for p, own in zip(sources, alike, strict=True) if own == alike[0]]
 
 
+def _sources(study: Profile, seeds: Some, eps: Some) -> list[tuple[Pretrain, list[int]]]:
+    """As `pretrains`, each with the seeds of what is built on it: its own, or for a checkpoint that
+    is one network all of them."""
+    chosen = _choose("seeds", seeds, study.seeds, int)
+    out: dict[Pretrain, list[int]] = {}
+    for entry in study.objectives:
+        for values in _product({**study.pretrain, **entry}):
+            checkpoint = str(values.get("checkpoint", ""))
+            one = checkpoint != "" and "{seed" not in checkpoint
+            for seed in [0] if one else chosen:
+                out.setdefault(_network(values, seed), chosen if one else [seed])
+    radii = sorted({p.eps for p in out if p.eps > 0})
+    kept = [0, *(_choose("eps", eps, radii, float) if radii else [])]
+    order = sorted(out, key=lambda p: (p.objective != "natural", p.objective, p.eps, p.seed))
+    return [(p, out[p]) for p in order if p.eps in kept]
+
+
 def _network(values: dict[str, Any], seed: int) -> Pretrain:
     if checkpoint := values.get("checkpoint"):
-        values = values | {"checkpoint": _filled(checkpoint, values)}
+        values = values | {"checkpoint": _filled(checkpoint, values | {"seed": seed})}
     return Pretrain(**values, seed=seed)
 
 
@@ -138,9 +139,9 @@ def grid(
 ) -> list[Transfer]:
     """The transfers of a study, robust and natural paired by seed: one seed drives the chain.
 
-    Each argument narrows or replaces an axis (sequence, or comma-separated text; empty or 0: the
-    profile's): seeds, eps and modes choose among the profile's; tasks, sparsities and n_train may
-    be any valid ones. Raises ValueError that names the bad value and lists the good ones.
+    Each argument narrows or replaces an axis (empty or 0: the profile's): seeds, eps and modes
+    choose among the profile's; tasks, sparsities and n_train may be any valid ones. Raises
+    ValueError that names the bad value and lists the good ones.
     """
     study = study if isinstance(study, Profile) else profile(study)
     given: dict[str, Any] = {}
@@ -160,31 +161,25 @@ def grid(
     for drawn in (drawn for entry in study.tickets for drawn in _product(entry)):
         fixed = specs.n_of_m(drawn.get("pattern", Ticket.pattern)) or drawn.get("scheme") == "dense"
         drawings += [drawn] if fixed else [drawn | {"sparsity": s} for s in replaced] or [drawn]
-    ways = [way for entry in study.transfers for way in _product({**entry, **given})]
-    has = dict.fromkeys(way.get("mode", Transfer.mode) for way in ways)
-    kept = _choose("modes", modes, list(has), str)
-    for task, mode in dict.fromkeys(
-        (way.get("task", Transfer.task), way.get("mode", Transfer.mode)) for way in ways
-    ):
-        if values and mode in kept and known[task] != (mode == "segment"):
+    ways = [_WAY | way for entry in study.transfers for way in _product({**entry, **given})]
+    kept = _choose("modes", modes, list(dict.fromkeys(way["mode"] for way in ways)), str)
+    ways = [way for way in ways if way["mode"] in kept]
+    for task, mode in dict.fromkeys((way["task"], way["mode"]) for way in ways):
+        if values and known[task] != (mode == "segment"):
             word = "labels each image" if mode == "segment" else "labels each pixel"
             raise ValueError(f"tasks: {task!r} {word}, which is not for mode={mode!r}")
-        if n_train and mode in kept:
+        if n_train:
             from robustlib.data import load, load_segmentation
 
             # refuses more images than there are
             (load_segmentation if mode == "segment" else load)(task, n_train=n_train)
-    chosen = _choose("seeds", seeds, study.seeds, int)
-    out: dict[str, Transfer] = {}
-    for pretrain, drawn, way in itertools.product(
-        pretrains(study, seeds=seeds, eps=eps), drawings, ways
-    ):
-        if way.get("mode", Transfer.mode) in kept:
-            for seed in chosen if pretrain.checkpoint else [pretrain.seed]:
-                ticket = _drawing(study, pretrain, drawn, way, seed)
-                spec = Transfer(ticket, **way, seed=seed)
-                out.setdefault(specs.key(spec), spec)
-    return list(out.values())
+    product = itertools.product(_sources(study, seeds, eps), drawings, ways)
+    found = (
+        Transfer(_drawing(study, pretrain, drawn, way, seed), **way, seed=seed)
+        for (pretrain, own), drawn, way in product
+        for seed in own
+    )
+    return list(dict.fromkeys(found))
 
 
 def evaluations(
@@ -203,10 +198,14 @@ def evaluations(
         for values in _product(entry):
             other = values.pop("other", None)
             if other is not None:
-                one_of("other", other, OTHERS)
+                one_of("other", other, ("dense", "natural"))
             suite = values.get("suite", Evaluation.suite)
-            differing = [_value_name(k, v) for k, v in values.items() if isinstance(entry[k], list)]
-            name = " ".join([suite, *differing, *([f"with {other}"] if other else [])])
+            differing = {k: v for k, v in values.items() if isinstance(entry[k], list)}
+            parts = [
+                f"{'' if v else 'not '}{k}" if isinstance(v, bool) else f"{k} {v}"
+                for k, v in differing.items()
+            ]
+            name = " ".join([suite, *parts, *([f"with {other}"] if other else [])])
             if name in out:
                 raise ValueError(
                     f"evaluation: two are called {name!r}; write the values that differ as a list"
@@ -217,10 +216,6 @@ def evaluations(
                 if own.get("other") != spec:
                     out[name].append(Evaluation(spec, **own))
     return out
-
-
-def _value_name(name: str, value: Any) -> str:
-    return ("" if value else "not ") + name if isinstance(value, bool) else f"{name} {value}"
 
 
 def _other(study: Profile, spec: Transfer, which: str) -> Transfer:
@@ -246,8 +241,7 @@ def _drawing(
     if (entry := own.get("mask_from")) is not None:
         own["mask_from"] = _partner(study, entry, pretrain)
     if own.get("dataset") == "task":
-        own["dataset"] = way.get("task", Transfer.task)
-        own["n_train"] = way.get("n_train", Transfer.n_train)
+        own |= {"dataset": way["task"], "n_train": way["n_train"]}
     if own.get("scheme") in ("random", "imp", "lmp") or own.get("control", "none") != "none":
         own["seed"] = seed
     return Ticket(pretrain, **own)
@@ -303,21 +297,19 @@ def _choose(name: str, value: Any, among: Sequence[Any], to: type) -> list[Any]:
     chosen = items(name, value, to) or list(among)
     for v in chosen:
         if v not in among:
-            odd = isinstance(v, str) and not re.fullmatch(r"[ -~]{1,80}", v)
-            raise ValueError(
-                f"{name}={shown(v) if odd else v}: choose among {', '.join(map(str, among))}"
-            )
+            named = specs.plain(v) if isinstance(v, str) else v
+            raise ValueError(f"{name}={named}: choose among {', '.join(map(str, among))}")
     return chosen
 
 
 def plan(study: str | Profile) -> str:
     """What a study would run, with counts, what is stored already, and an estimate of cost."""
     from robustlib import store
-    from robustlib.sweeps import closure, cost
+    from robustlib.costs import absent, cost
 
     study = study if isinstance(study, Profile) else profile(study)
     transfers = grid(study)
-    everything = closure(transfers)
+    everything = specs.closure(transfers)
     lines = [f"study {study.name}: {study.about}", ""]
     for kind, cls in specs.KINDS.items():
         own = [s for s in everything if isinstance(s, cls)]
@@ -326,7 +318,9 @@ def plan(study: str | Profile) -> str:
     for name in ("objective", "eps", "sparsity", "task", "mode", "n_train", "seed"):
         values = dict.fromkeys(specs.columns(t)[name] for t in transfers)
         lines.append(f"  {name:10} {', '.join(map(str, values))}")
-    total = sum(cost(s) for s in everything if not store.has(s))
+    missing = [s for s in everything if not store.has(s)]
+    lines += ["", *found] if (found := absent(missing)) else []
+    total = sum(map(cost, missing))
     lines += ["", f"to compute: {total:.3g} multiply-adds; at speeds that are assumptions,"]
     for name, speed in SPEEDS.items():
         lines.append(f"  {name} at {speed:.0e} a second: {total / speed / 3600:.1f} hours")

@@ -92,15 +92,11 @@ def has(spec: Spec) -> bool:
 
 
 def get(spec: Spec) -> Artifact:
-    """The stored artifact of a spec.
-
-    Raises KeyError when there is none, Damaged when a file differs from its checksum or was
-    written by a newer version of the library.
-    """
-    where = path(spec)
-    if not where.exists():
+    """The stored artifact of a spec. Raises KeyError when there is none, Damaged when a file
+    differs from its checksum or was written by a newer version of the library."""
+    if not has(spec):
         raise KeyError(f"{specs.kind(spec)} {specs.key(spec)} is not in the store {root()}")
-    return _load(where)
+    return _load(path(spec))
 
 
 def put(
@@ -110,12 +106,9 @@ def put(
     extra: dict[str, Any] | None = None,
     replace: bool = False,
 ) -> Artifact:
-    """Stores a result and returns its artifact; one that is there already stays, or is replaced
-    once the new one is on the disk.
-
-    Hold `lock` meanwhile if other processes may want the same. Raises PermissionError when the
-    store cannot be written or is full; nothing of the result is stored then.
-    """
+    """Stores a result, whole or not at all, and returns its artifact; one that is there already
+    stays, or is replaced once the new one is on the disk. Hold `lock` meanwhile if other processes
+    may want the same. Raises PermissionError when the store cannot be written or is full."""
     from safetensors.torch import save
 
     meta = {
@@ -145,8 +138,7 @@ def put(
                 _delete(where)
             try:
                 staged.rename(where)
-            except OSError:
-                # Renaming onto a folder that is not empty fails: somebody stored it first.
+            except OSError:  # onto a folder that is not empty: somebody stored it first
                 if not where.exists():
                     raise
         finally:
@@ -156,18 +148,15 @@ def put(
 
 def remove(spec: Spec) -> None:
     """Deletes a spec's artifact, such as a damaged one, so that it is computed again."""
-    where = path(spec)
-    if where.exists():
+    if has(spec):
         with _writing():
-            _delete(where)
+            _delete(path(spec))
 
 
 @contextmanager
 def lock(spec: Spec) -> Iterator[None]:
-    """Held while an artifact is computed; the kernel frees it when its holder dies.
-
-    Whoever takes it clears away what killed writers of that artifact left.
-    """
+    """Held while an artifact is computed; the kernel frees it when its holder dies. Whoever takes
+    it clears away what killed writers of that artifact left."""
     file = root() / "locks" / f"{specs.key(spec)}.lock"
     with _writing():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -191,9 +180,7 @@ def _unfinished() -> Path:
 
 def write_checked(file: Path, data: bytes | memoryview) -> None:
     """Writes a file of the store, whole or not at all, behind a line of SHA256SUMS of its own.
-
-    Raises PermissionError when the store cannot be written or is full; what was there stays.
-    """
+    Raises PermissionError when the store cannot be written or is full; what was there stays."""
     with _writing(), files.whole(file) as out:
         out.write(files.sums({file.name: data}))
         out.write(data)
@@ -225,9 +212,8 @@ def artifacts(cls: type, damaged: list[Damaged] | None = None) -> Iterator[Artif
 def frame(cls: type) -> pd.DataFrame:
     """The tidy table of all stored results of one kind: `store.frame(Transfer)`.
 
-    A row a result; columns are the spec's fields, nested ones flattened (`specs.columns`), then
-    what was measured, then the versions it was measured with. An empty store gives an empty table
-    that has all columns but those of the measures.
+    A row a result; columns are the spec's fields, nested ones flattened (`specs.columns`), what was
+    measured (none in an empty table), and the versions it was measured with.
     """
     import pandas as pd
 

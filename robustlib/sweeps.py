@@ -19,8 +19,8 @@ from multiprocessing import spawn
 from typing import TYPE_CHECKING, Any
 
 from robustlib import progress, specs, store
-from robustlib.costs import cost
-from robustlib.specs import Spec, integer
+from robustlib.costs import absent, cost
+from robustlib.specs import Spec, closure, integer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,21 +67,6 @@ class SweepFailed(RuntimeError):
         super().__init__(f"{len(failures)} of {total} failed, the rest is stored:\n{texts}")
 
 
-def closure(wanted: Iterable[Spec]) -> list[Spec]:
-    """The specs and all they are built on, each once, what others need first."""
-    found: dict[str, Spec] = {}
-
-    def add(spec: Spec) -> None:
-        if (name := specs.key(spec)) not in found:
-            for below in specs.parents(spec):
-                add(below)
-            found[name] = spec
-
-    for spec in wanted:
-        add(spec)
-    return list(found.values())
-
-
 def sweep(
     wanted: Iterable[Spec],
     workers: int | None = None,
@@ -95,23 +80,25 @@ def sweep(
     What is missing, and what that is built on, runs on Dask, longest first, each thing once: on the
     workers of `client`, any Dask client, or else where `connect` says by `workers` and `scheduler`.
     A spec that fails is tried `retries` times more and does not stop the others. Raises SweepFailed
-    at the end; a second call runs only what is missing. ValueError for bad arguments, before
-    anything is started.
+    at the end; a second call runs only what is missing. ValueError for bad arguments, and
+    RuntimeError for data sets that are not here, before anything is started.
     """
     import pandas as pd
 
     wanted = list(wanted)
     check(workers, scheduler, retries, client)
     unique = {specs.key(s): s for s in wanted}
-    lacking = [s for s in unique.values() if not store.has(s)]
+    unstored = [s for s in unique.values() if not store.has(s)]
     # A stored result needs nothing below it.
-    missing = [s for s in closure(lacking) if not store.has(s)]
+    missing = [s for s in closure(unstored) if not store.has(s)]
     if missing:
-        cached = len(unique) - len(lacking)
+        if lines := absent(missing):
+            raise RuntimeError("\n".join(["nothing was run", *lines]))
+        cached = len(unique) - len(unstored)
         jobs = [job(s) for s in missing]
         if failures := compute(jobs, workers, scheduler, retries, cached, client=client):
             raise SweepFailed(failures, len(missing))
-        if lost := [s for s in lacking if not store.has(s)]:
+        if lost := [s for s in unstored if not store.has(s)]:
             raise RuntimeError(
                 f"{len(lost)} results are not in the store {store.root()}, which workers must see "
                 "under the same path"
@@ -196,7 +183,7 @@ def compute(
                 spent += job.cost
                 if future.status != "finished":
                     failed[job.key] = _failure(job, future, failed)
-                    bar.write(f"failed: {job.name}: {failed[job.key].error}")
+                    bar.write(f"failed: {job.name}: {failed[job.key].error.splitlines()[0]}")
                 bar.update()
                 show()
         finally:
@@ -221,7 +208,9 @@ def _failure(job: Job, future: Any, failed: dict[str, Failure]) -> Failure:
             return Failure(job, f"not done: needs {failed[name].job.name}")
     error, trace = future.exception(), future.traceback()
     text = "".join(traceback.format_exception_only(error)).strip()
-    return Failure(job, text, "".join(traceback.format_tb(trace)).rstrip() if trace else "")
+    # A note is a notebook's traceback, beside which that of the call says nothing.
+    own = trace is not None and not hasattr(error, "__notes__")
+    return Failure(job, text, "".join(traceback.format_tb(trace)).rstrip() if own else "")
 
 
 @contextmanager

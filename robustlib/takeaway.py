@@ -72,7 +72,7 @@ def expected(task: str, detail: int) -> list[str]:
         f"{row['mean']:+.1f} points [{row.low:+.1f}, {row.high:+.1f}]: {row.verdict}."
     ]
     about = "Domain gap: not known, "
-    if not sources.stored(pretrain.source):
+    if not sources.here(pretrain.source):
         return [*lines, f"{about}since the images of the source, {pretrain.source}, are not here."]
     try:
         gap = run(Evaluation(pretrain, "domain_gap", against=task, limit=GAP_IMAGES)).row

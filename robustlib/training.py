@@ -143,27 +143,27 @@ def fit(
     model: nn.Module,
     split: Any,
     objective: Objective,
-    recipe: Recipe,
+    recipe: Any,
     *,
     monitor: Callable[[nn.Module], dict[str, float]] | None = None,
     checkpoint: Path | None = None,
     label: str = "training",
 ) -> list[dict[str, float]]:
-    """Trains the model in place on a split; returns the curve, a row per epoch.
+    """Trains the model in place on a split by a `Recipe`, or a spec that holds one; returns the
+    curve, a row per epoch.
 
     Every random draw is seeded by (seed, epoch, step). The state is saved at the path `checkpoint`
     every CHECKPOINT_SECONDS; a call that finds one goes on from it, to the weights of a run that
-    was never killed. The caller removes it once the result is stored. What `monitor` measures after
-    each epoch joins the row.
+    was never killed. What `monitor` measures after each epoch joins the row.
 
     In a group (`parallel.launch`) every process calls it with the same arguments, takes its share
-    of each batch, runs the monitor, and ends with the same weights and curve. Rank 0 writes the
-    checkpoint, which any number of processes can go on from.
+    of each batch, and ends with the same weights and curve. Rank 0 writes the checkpoint, which any
+    number of processes can go on from.
 
     Raises NotFinite, ValueError for the checkpoint of another run. Warns when a checkpoint cannot
     be read, and starts afresh; warns CatastrophicOverfitting where the curve shows it.
     """
-    where, ahead = device(), _runs_ahead()
+    recipe, where, ahead = Recipe.of(recipe), device(), _runs_ahead()
     dtype, lies = reduced(recipe.precision, where), layout(model, where)
     model.to(where).to(memory_format=lies)
     split, eps = _near(split, where), objective.threat.eps if objective.threat else 0.0
@@ -302,15 +302,22 @@ def inference(model: nn.Module) -> Iterator[torch.device]:
         yield where
 
 
+def outputs(model: nn.Module, split: Any, call: Callable[..., Any] | None = None) -> Any:
+    """What a model, or a method of it, puts out for a split's images [N, ...], and the labels [N]:
+    on the CPU; BatchNorm statistics stay as they are."""
+    call = call or model
+    with inference(model) as where:
+        pairs = [(call(x).float().cpu(), y.cpu()) for x, y in batches.ordered(split, device=where)]
+    return tuple(torch.cat(parts) for parts in zip(*pairs, strict=True))
+
+
 def logits(model: nn.Module, split: Any) -> tuple[Tensor, Tensor]:
     """Logits [N, K] and labels [N] of a split, on the CPU. Raises NotFinite: the largest of nans
     would be the first class."""
-    with inference(model) as where:
-        pairs = [(model(x).float().cpu(), y.cpu()) for x, y in batches.ordered(split, device=where)]
-    out = torch.cat([p[0] for p in pairs])
+    out, y = outputs(model, split)
     if not out.isfinite().all():
         raise NotFinite(f"{int((~out.isfinite()).any(1).sum())} of {len(out)} images: logits")
-    return out, torch.cat([p[1] for p in pairs])
+    return out, y
 
 
 def correct(model: nn.Module, split: Any) -> int:
@@ -319,18 +326,16 @@ def correct(model: nn.Module, split: Any) -> int:
     return int((out.argmax(1) == y).sum())
 
 
-def robust_correct(model: nn.Module, split: Any, threat: Threat, seed: int = 0) -> int:
-    """How many images of a split stay right under our PGD, the worst iterate of each counted.
-
-    An image that is wrong as it is stays wrong: a higher loss may come with a right answer.
-    """
+def robust_correct(model: nn.Module, split: Any, threat: Threat) -> int:
+    """How many images of a split stay right under our PGD, the worst iterate of each counted; one
+    that is wrong as it is stays wrong: a higher loss may come with a right answer."""
     where, right = device(), 0
     model.to(where)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         for x, y in batches.ordered(split, device=where):
             x_adv = pgd(model, x, y, threat, worst=True)
-            with evaluating(model), torch.no_grad():
+            with inference(model):
                 stays = (model(x).argmax(1) == y) & (model(x_adv).argmax(1) == y)
                 right += int(stays.sum())
     return right

@@ -8,7 +8,7 @@ from typing import Literal
 from cyclopts import App
 
 from robustlib.cli.app import app, check_csv, show, warnings_as_lines
-from robustlib.specs import KINDS, Evaluation
+from robustlib.specs import KINDS
 
 data = App(name="data", help="List the datasets, or build one from a folder of images.")
 app.command(data)
@@ -76,16 +76,8 @@ def claims(*, profile: str = "cpu", csv: Path | None = None) -> None:
         profile: Whose grid and ablations; what is not stored whole is "not run".
         csv: Write the table here, with estimands and intervals, instead of printing.
     """
-    import pandas as pd
-
-    from robustlib import claims, profiles, store
+    from robustlib.claims import of_profile
 
     check_csv(csv)
-    rows = {}
-    for ablation in {claim.study for claim in claims.CLAIMS} & {"", *profiles.ablations(profile)}:
-        grid = profiles.grid(f"{profile}:{ablation}" if ablation else profile)
-        grid = [spec for spec in grid if ablation or not spec.recalibrate]
-        whole = all(map(store.has, grid))
-        rows[ablation] = pd.DataFrame([store.get(s).row for s in grid]) if whole else None
-    table = claims.table(rows, store.frame(Evaluation))
+    table = of_profile(profile)
     show(table if csv else table.drop(columns=["sentence", "estimand"]).round(2), csv)

@@ -59,15 +59,17 @@ def sweep(
         dry_run: Print how many specs there are, how many are stored, and the script of a Slurm
             job, and run nothing.
     """
-    from robustlib import profiles, store, sweeps
+    from robustlib import costs, profiles, specs, store, sweeps
 
     sweeps.check(**vars(where))
     check_csv(csv)
     wanted = profiles.wanted(what)
     if dry_run:
         stored = sum(map(store.has, wanted))
-        missing = [s for s in sweeps.closure(wanted) if not store.has(s)]
+        missing = [s for s in specs.closure(wanted) if not store.has(s)]
         print(f"{len(wanted)} specs, {stored} stored; {len(missing)} to compute, parents included")
+        for line in costs.absent(missing):
+            print(line)
         if where.scheduler == "slurm":
             with sweeps.slurm() as slurm:
                 print(slurm.job_script(), end="")

@@ -41,15 +41,12 @@ def epoch(
     start: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One shuffled epoch of (x [B, 3, H, W] in [0, 1], y [B]), from step `start` on; masks are
-    y uint8 [B, H, W], moved with their images.
+    """One shuffled epoch of (x [B, 3, H, W] in [0, 1], y [B], of masks uint8 [B, H, W]), from step
+    `start` on, the remainder of the last batch dropped.
 
     The order follows from (seed, epoch), the augmentation of a step from (seed, epoch, step).
-    The remainder of the last batch is dropped; the next epoch shuffles it back in. Images from
-    files are augmented by (seed, epoch, row), and a crop is a RandomResizedCrop.
+    Images from files are augmented by (seed, epoch, row), and a crop is a RandomResizedCrop.
     """
-    if not len(split):
-        raise ValueError("the split is empty: there is nothing to train on")
     order = torch.randperm(len(split), generator=_generator(seed, epoch))
     steps_left = range(start, steps(split, batch_size))
     batches = [order[step * batch_size : (step + 1) * batch_size] for step in steps_left]
@@ -68,8 +65,7 @@ def ordered(
     if isinstance(split, FileSplit):
         yield from _from_files(split, torch.arange(len(split)).split(batch_size), device)
         return
-    for i in range(0, len(split), batch_size):
-        x, y = split.x[i : i + batch_size], split.y[i : i + batch_size]
+    for x, y in zip(split.x.split(batch_size), split.y.split(batch_size), strict=True):
         yield to_float(x, device), y.to(device, non_blocking=True)
 
 

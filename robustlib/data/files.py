@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robustlib import progress
-from robustlib.data.images import class_folders, needed, read_image, split_folders, warn_skipped
+from robustlib.data.images import class_files, read_image
 from robustlib.data.sources import ensure
 from robustlib.data.splits import Dataset, FileSplit, holdout, seed_for, take
 
@@ -25,16 +24,12 @@ def imagenet(folder: Path, size: int) -> Dataset:
     """ImageNet, or any set in its layout: folder/{train,val}/<class folders>/<image files>.
 
     val is cut from train, as for every set; folder/val (or valid, validation) is the test split.
-    Every image is opened once before the set is used. ValueError: as `split_folders`, `needed` and
-    `class_folders` say, classes of one split only, or an image that cannot be read.
+    Every image is opened once before the set is used. ValueError: as `class_files` says, classes of
+    one split only, or an image that cannot be read.
     """
-    skipped: Counter[str] = Counter()
-    found = split_folders(folder)
-    needed(folder, found, "train", "val")
-    classes = {split: class_folders(found[split], skipped) for split in ("train", "val")}
+    classes = class_files(folder, "train", "val")
     if odd := sorted(set(classes["train"]) ^ set(classes["val"])):
         raise ValueError(f"{folder}: {', '.join(odd[:5])}: a class of only one of train and val")
-    warn_skipped(folder, skipped, [found["train"], found["val"]])
     parts = {}
     for split, files in classes.items():
         labelled = [(str(path), k) for k, paths in enumerate(files.values()) for path in paths]
@@ -47,11 +42,9 @@ def imagenet(folder: Path, size: int) -> Dataset:
 
 
 def _check_images(folder: Path, paths: Sequence[str]) -> None:
-    """Opens all images, unless this was done: an empty file beside the folder then says so.
-
-    It is named after the files and when their folders were last changed: to ask a million files
-    takes minutes on a network. ValueError names an image that cannot be read.
-    """
+    """Opens all images, unless this was done: an empty file beside the folder then says so, named
+    after the files and when their folders were last changed (to ask a million files takes minutes
+    on a network). ValueError names an image that cannot be read."""
 
     def check(some: Sequence[str]) -> None:
         for path in some:
@@ -86,10 +79,8 @@ def stream(
     pin: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches (x uint8 [B, S, S, 3], y [B]) of the rows listed, decoded by worker processes.
-
     augment None: the middle of the image, for evaluation. Otherwise each image is augmented from a
-    seed of its own, (seed, epoch, row), whichever worker decodes it.
-    """
+    seed of its own, (seed, epoch, row), whichever worker decodes it."""
     from torch.utils.data import DataLoader
 
     workers = min(16, torch.get_num_threads(), len(batches) // 2)  # none for a batch or two

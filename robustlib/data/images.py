@@ -6,7 +6,7 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -34,12 +34,12 @@ _RAW_BITS = {"L;2": 2, "L;4": 4}
 
 
 def read_image(file: str | Path | BinaryIO, name: str = "", quick: bool = False) -> Image:
-    """The image in a file, as every set reads it: "L" or "RGB", 8 bits a channel, upright, opaque.
+    """The image in a file, as every set reads it: "L" or "RGB", 8 bits a channel, upright (EXIF),
+    opaque (on BACKGROUND).
 
-    EXIF's rotation is applied. Transparency is laid on BACKGROUND. Of 16 bits the upper 8 are kept,
-    in grey as in colour; 32 bits and floats have no known range and are refused. Of several frames
-    the first is read. Colour profiles are not applied. quick: JPEGs may come at an eighth of their
-    size, but are read to the end. ValueError names the file, or `name` if it has none.
+    Of 16 bits the upper 8 are kept; 32 bits and floats have no known range and are refused. Of
+    several frames the first is read. Colour profiles are not applied. quick: JPEGs may come at an
+    eighth of their size, but are read to the end. ValueError names the file, or else `name`.
     """
     with _open(file, name) as image:
         raw = image.tile[0][3] if image.format == "PNG" and image.tile else ""
@@ -143,18 +143,50 @@ def stack(
     return np.ascontiguousarray(x[order, ..., :1] if grey else x[order]), y[order]
 
 
-def opened(paths: Iterable[tuple[Any, int]]) -> Iterable[tuple[Image, int]]:
-    """(path, label) -> (image, label), as `read_image`."""
-    return ((read_image(path), int(label)) for path, label in paths)
+def opened(files: Iterable[tuple[Any, Any]], masks: bool = False) -> Iterator[tuple[Image, Any]]:
+    """(path, label) -> (image, label); of `masks`, (path, path of the mask) -> (image, mask)."""
+    for file, label in files:
+        image = read_image(file)
+        own: Any = read_labels(label) if masks else int(label)
+        if masks and image.size != own.size:
+            raise ValueError(f"{label}: {own.size} px, its image has {image.size}")
+        yield image, own
 
 
-def split_folders(folder: Path) -> dict[str, Path]:
-    """Split (train, val or test) -> its folder, by the names in SPLIT_NAMES; empty if the folder
-    holds the classes of a set that is not divided. A class may itself be called "train": a folder
-    of a split holds folders.
+def class_files(folder: Path, *needed: str, more: bool = False) -> dict[str, dict[str, list[Path]]]:
+    """Split -> class name -> its image files, both sorted, of folder/<split>/<class>/<files>.
 
-    ValueError: no such folder, or two of one split.
+    Splits are called as in SPLIT_NAMES. more: others than those needed are read too, and as "all"
+    the classes of a folder that is not divided. Names are in composed Unicode (NFC): an e with an
+    accent is one letter, however it is written. What is hidden or a system's own is passed over;
+    a warning says on one line what else is not read.
+
+    ValueError: no such folder, a split that is missing or there twice, fewer than two class
+    folders, one without an image, a name that is no Unicode, or two folders of one name.
     """
+    found = _split_folders(folder)
+    divided = bool(found) or not more
+    if missing := [split for split in needed if divided and split not in found]:
+        has = ", ".join(p.name for p in found.values()) or "neither"
+        raise ValueError(
+            f"{folder}: no {' and '.join(missing)} folder; {' and '.join(needed)} are needed, "
+            f"there is {has}"
+        )
+    wanted = [*needed, *(split for split in found if more and split not in needed)]
+    used = {split: found[split] for split in wanted} if divided else {"all": folder}
+    skipped: Counter[str] = Counter()
+    out = {split: _classes(path, skipped) for split, path in used.items()}
+    parts = [_counted(skipped)] if skipped else []
+    if divided:
+        parts += [f"folder {p.name}" for p in _listing(folder)[0] if p not in used.values()]
+    if parts:
+        warnings.warn(printable(f"{folder}: not read: {', '.join(parts)}"), stacklevel=3)
+    return out
+
+
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """Split -> its folder; empty if the folder holds the classes of a set that is not divided. A
+    class may itself be called "train": a folder of a split holds folders."""
     children, _ = _listing(folder)
     named = [p for p in children if p.name.lower() in SPLIT_NAMES]
     if len(named) < len(children) and not any(map(_holds_classes, named)):
@@ -173,31 +205,16 @@ def _holds_classes(folder: Path) -> bool:
     return bool(folders) and not any(p.suffix.lower() in SUFFIXES for p in files)
 
 
-def needed(folder: Path, found: Mapping[str, Path], *splits: str) -> None:
-    """ValueError, naming what is missing, unless `split_folders` has found these splits."""
-    missing = [split for split in splits if split not in found]
-    if missing:
-        has = ", ".join(p.name for p in found.values()) or "neither"
-        what = " and ".join(missing)
-        raise ValueError(
-            f"{folder}: no {what} folder; {' and '.join(splits)} are needed, there is {has}"
-        )
-
-
-def class_folders(folder: Path, skipped: Counter[str] | None = None) -> dict[str, list[Path]]:
-    """Class name -> its image files, both sorted; what is hidden or a system's own is left out.
-
-    Names are in composed Unicode (NFC): an e with an accent is one letter, however it is written.
-    skipped: counts what else is not read, by its kind. ValueError: no such folder, fewer than two
-    class folders, one without an image, a name that is no Unicode, or two folders of one name.
-    """
-    skipped = Counter() if skipped is None else skipped
+def _classes(folder: Path, skipped: Counter[str]) -> dict[str, list[Path]]:
+    """Class name -> its image files; counts what is not read, by its kind."""
     found: dict[str, list[Path]] = {}
     children, files = _listing(folder)
     if images := sum(p.suffix.lower() in SUFFIXES for p in files):
         skipped["images outside of class folders"] += images
     for child in children:
-        name = _class_name(child)
+        name = unicodedata.normalize("NFC", child.name)
+        if any("\ud800" <= c <= "\udfff" for c in name):
+            raise ValueError(f"{printable(str(child))}: the name is no Unicode (UTF-8); rename it")
         if name in found:
             why = "is there twice, in composed and in decomposed Unicode; keep one folder"
             raise ValueError(f"{folder}: class {name!r} {why}")
@@ -216,16 +233,6 @@ def class_folders(folder: Path, skipped: Counter[str] | None = None) -> dict[str
     return dict(sorted(found.items()))
 
 
-def warn_skipped(folder: Path, skipped: Counter[str], splits: Iterable[Path]) -> None:
-    """Warns, on one line, of what was found in a folder and is not read: what was counted, and the
-    folders beside those of its splits, if it has any."""
-    splits = list(splits)
-    parts = [_counted(skipped)] if skipped else []
-    parts += [f"folder {p.name}" for p in _listing(folder)[0] if splits and p not in splits]
-    if parts:
-        warnings.warn(printable(f"{folder}: not read: {', '.join(parts)}"), stacklevel=3)
-
-
 def _counted(kinds: Counter[str]) -> str:
     return ", ".join(f"{printable(kind)} ({n:,})" for kind, n in sorted(kinds.items()))
 
@@ -242,10 +249,3 @@ def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
     kept.sort(key=lambda e: e.name)
     folders = [Path(e.path) for e in kept if e.is_dir()]
     return folders, [Path(e.path) for e in kept if not e.is_dir()]
-
-
-def _class_name(folder: Path) -> str:
-    name = unicodedata.normalize("NFC", folder.name)
-    if any("\ud800" <= c <= "\udfff" for c in name):
-        raise ValueError(f"{printable(str(folder))}: the name is no Unicode (UTF-8); rename it")
-    return name

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -33,19 +33,16 @@ def load(
     val is the pack's own, or a class-stratified tenth of its training images (at most 5,000), the
     same for every seed; train is the rest. With `n_train`, train is a class-balanced draw of that
     many images by `seed`, and val a draw of max(n_train // 4, n_classes) (or all there are), so
-    that choosing on val does not smuggle labels into a small budget. n_train may be below the
-    number of classes: some classes then have no image. test is always whole. Images of another
-    size are scaled. With `detail`, images of more are reduced to that side first (antialiased), so
-    that they are as large and show less. Splits are of `Split`, ImageNet's of `FileSplit`.
+    that choosing on val does not smuggle labels into a small budget. test is always whole. Images
+    of another size are scaled; with `detail`, images of more are reduced to that side first
+    (antialiased), so that they show less. Splits are of `Split`, ImageNet's of `FileSplit`.
 
     ValueError: an unknown name (the near ones are named), a bad pack, or n_train beyond what
     there is. FileNotFoundError: a set that is not here and cannot be fetched.
     """
     size = integer("size", size, 8, 4096)
-    n_train = None if n_train is None else integer("n_train", n_train, 1)
-    seed = integer("seed", seed, 0, 2**63 - 1)
     detail = None if detail is None else integer("detail", detail, 4, size)
-    data = _few(_stored(name, sources.find(name, size, root), size), n_train, seed)
+    data = _drawn(name, size, n_train, seed, root)
     if isinstance(data.train, FileSplit):
         return _each(data, lambda split: replace(split, detail=detail))
     if detail and detail < data.native:
@@ -64,31 +61,37 @@ def load_segmentation(
     embedded `glyphs_seg`, or `voc2012_seg`, which is downloaded and becomes a pack.
 
     size: the shorter side is scaled to so many px (masks without interpolation), VOC's images are
-    cut to a square of it; None: as stored, 480 for VOC. val is the set's own, or a tenth of its
-    training images, the same for every seed. With `n_train`, train is a draw of that many images
-    by `seed`, a smaller one part of every larger, and val a draw of max(n_train // 4, n_classes)
-    (or all there are). test is always whole. Labels are masks, `ignore` is 255.
-
-    ValueError: an unknown name, a bad pack, or n_train beyond what there is. FileNotFoundError: a
-    set that is not here and cannot be fetched.
+    cut to a square of it; None: as stored, 480 for VOC. Splits are drawn as by `load`, but of
+    images, not of classes. Labels are masks, `ignore` is 255. Raises as `load`.
     """
     size = None if size is None else integer("size", size, 8, 4096)
+    data = _drawn(name, size or VOC_SIZE, n_train, seed, root, masks=True)
+    if size is None:
+        return data
+    shape = cast(Split, data.train).x.shape[1:3]
+    height, width = (round(side * size / min(shape)) for side in shape)
+    return _each(data, lambda split: resized(split, height, width))
+
+
+def _drawn(
+    name: str,
+    size: int,
+    n_train: int | None,
+    seed: int,
+    root: str | Path | None,
+    masks: bool = False,
+) -> Dataset:
+    """The set as it is stored, cut to a label budget of n_train training images, as `load` says."""
     n_train = None if n_train is None else integer("n_train", n_train, 1)
     seed = integer("seed", seed, 0, 2**63 - 1)
-    path = sources.find_masks(name, size or VOC_SIZE, root)
-    data = _few(_stored(name, path, 0, masks=True), n_train, seed)
-    return data if size is None else _each(data, lambda split: _scaled(split, size))
-
-
-def _scaled(split: Split, size: int) -> Split:
-    """The split with a shorter side of `size` px."""
-    shape = split.x.shape[1:3]
-    height, width = (round(side * size / min(shape)) for side in shape)
-    return resized(split, height, width)
-
-
-def _few(data: Dataset, n_train: int | None, seed: int) -> Dataset:
-    """The set cut to a label budget of n_train training images, as `load` says."""
+    path = sources.find(name, size, root, masks)
+    if path is None:
+        data = _embedded(name, size)
+    elif path.suffix != ".npz":
+        data = _folder(path, size)
+    else:
+        stat = path.stat()
+        data = _pack(name, path, masks, stat.st_mtime_ns, stat.st_size)
     if n_train is None:
         return data
     if n_train > len(data.train):
@@ -106,15 +109,6 @@ def _each(data: Dataset, change: Callable[[Any], Split | FileSplit]) -> Dataset:
     return replace(data, train=train, val=val, test=test)
 
 
-def _stored(name: str, path: Path | None, size: int, masks: bool = False) -> Dataset:
-    if path is None:
-        return _embedded(name, size)
-    if path.suffix != ".npz":
-        return _folder(path, size)
-    stat = path.stat()
-    return _pack(name, path, masks, stat.st_mtime_ns, stat.st_size)
-
-
 # Whole sets are kept for the process, at the size they are stored in: a study asks for the same few
 # sets again and again, at other seeds. The time and size of the file are part of the key.
 @lru_cache(maxsize=8)
@@ -127,28 +121,20 @@ def _embedded(name: str, size: int) -> Dataset:
     return _dataset(name, (EMBEDDED | EMBEDDED_MASKS)[name](size))
 
 
-@lru_cache(maxsize=2)
-def _folder(path: Path, size: int) -> Dataset:
-    return imagenet(path, size)
+_folder = lru_cache(maxsize=2)(imagenet)
 
 
 def _dataset(name: str, pack: Pack) -> Dataset:
     label = "m" if pack.masks else "y"
-    parts = {
-        s: Split(
-            torch.from_numpy(pack.arrays[f"x_{s}"]), torch.from_numpy(pack.arrays[f"{label}_{s}"])
-        )
-        for s in SPLITS
-        if f"x_{s}" in pack.arrays
-    }
+    arrays = {key: torch.from_numpy(a) for key, a in pack.arrays.items()}
+    splits = [s for s in SPLITS if f"x_{s}" in arrays]
+    parts = {s: Split(arrays[f"x_{s}"], arrays[f"{label}_{s}"]) for s in splits}
     if "val" not in parts:
         train = parts["train"]
         if pack.masks and len(train) < 2:
             raise ValueError(f"{name}: 1 training image; 3 are needed, 1 of them for val")
         rows = holdout(train.y.numpy())
         parts["train"], parts["val"] = (take(train, r) for r in rows)
-    native = max(parts["train"].x.shape[1:3])
-    ignore = IGNORE if pack.masks else -1
-    return Dataset(
-        name, parts["train"], parts["val"], parts["test"], pack.class_names, native, ignore
-    )
+    train, val, test = (parts[s] for s in SPLITS)
+    native, ignore = max(train.x.shape[1:3]), IGNORE if pack.masks else -1
+    return Dataset(name, train, val, test, pack.class_names, native, ignore)

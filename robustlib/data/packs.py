@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from robustlib.files import whole
-from robustlib.specs import reason, shown
+from robustlib.specs import plain, reason, shown
 
 MAX_BYTES = 16 * 2**30  # of all arrays of a pack together; larger sets belong in a folder
 MAX_OVERLAP = 0.02  # of the test images: a handful of exact copies is found in published sets
@@ -105,7 +105,7 @@ def read(path: Path, masks: bool = False) -> Pack:
     keys = [f"{k}_{s}" for s in SPLITS for k in ("x", label) if s != "val" or f"{k}_{s}" in known]
     for key in [*keys, "class_names"]:
         if key not in known:
-            has = ", ".join(map(_plain, sorted(known))) or "nothing"
+            has = ", ".join(map(plain, sorted(known))) or "nothing"
             raise _error(path, key, f"missing; the file has {has}")
     names, arrays = class_names(path, known), _arrays(path, keys)
     if masks and (ignored := _ignored(path, names)):
@@ -120,21 +120,13 @@ def read(path: Path, masks: bool = False) -> Pack:
 
 def class_names(path: Path, known: dict[str, Header]) -> tuple[str, ...]:
     """The names in a pack, of which the last may be that of the pixels without a class."""
-    shape, dtype = known["class_names"]
-    if dtype.kind != "U" or len(shape) != 1 or shape[0] > MAX_CLASSES:
-        raise _error(path, "class_names", f"{dtype} {shape}, must be text [K]")
-    return tuple(_text(path, "class_names"))
+    return tuple(_text(path, known, "class_names", "text [K]"))
 
 
 def origin(path: Path, known: dict[str, Header] | None = None) -> str:
     """By whom the pack was built: torchvision, archive, folder; empty for one from outside."""
     known = known or headers(path)
-    if "origin" not in known:
-        return ""
-    shape, dtype = known["origin"]
-    if dtype.kind != "U" or shape != ():
-        raise _error(path, "origin", f"{dtype} {shape}, must be one text")
-    return _text(path, "origin")
+    return _text(path, known, "origin", "one text") if "origin" in known else ""
 
 
 def write(path: Path, pack: Pack) -> None:
@@ -172,28 +164,23 @@ def validate(pack: Pack, path: Path) -> None:
 
 
 def _check_split(path: Path, split: str, pack: Pack) -> None:
-    label = f"m_{split}" if pack.masks else f"y_{split}"
-    for key, wanted in ((f"x_{split}", np.uint8), (label, np.uint8 if pack.masks else np.int64)):
+    image, label = f"x_{split}", f"{'m' if pack.masks else 'y'}_{split}"
+    for key, wanted in ((image, np.uint8), (label, np.uint8 if pack.masks else np.int64)):
         if key not in pack.arrays:
             raise _error(path, key, "missing")
         if pack.arrays[key].dtype != wanted:
             raise _error(path, key, f"{pack.arrays[key].dtype}, must be {np.dtype(wanted)}")
-    x, y, like = pack.arrays[f"x_{split}"], pack.arrays[label], pack.arrays["x_train"]
-    sides = "H, W" if pack.masks else "S, S"
+    x, y, like = pack.arrays[image], pack.arrays[label], pack.arrays["x_train"]
+    each, sides = (x.shape[:3], "H, W") if pack.masks else (x.shape[:1], "S, S")
     formed = x.ndim == 4 and x.shape[3] in (1, 3) and 0 not in x.shape[0 if pack.masks else 1 :]
     if not formed or not (pack.masks or x.shape[1] == x.shape[2]):
-        why = f"shape {x.shape}, must be [N, {sides}, C] with C 1 or 3"
-        raise _error(path, f"x_{split}", why)
+        raise _error(path, image, f"shape {x.shape}, must be [N, {sides}, C] with C 1 or 3")
     if x.shape[1:] != like.shape[1:]:
-        why = f"images {x.shape[1:]}, those of x_train are {like.shape[1:]}"
-        raise _error(path, f"x_{split}", why)
-    if pack.masks and y.shape != x.shape[:3]:
-        why = f"shape {y.shape}, must be {x.shape[:3]}, a label for each pixel of x_{split}"
-        raise _error(path, label, why)
-    if not pack.masks and y.shape != x.shape[:1]:
-        raise _error(path, label, f"shape {y.shape}, x_{split} has {len(x)} images")
+        raise _error(path, image, f"images {x.shape[1:]}, those of x_train are {like.shape[1:]}")
+    if y.shape != each:
+        raise _error(path, label, f"shape {y.shape}, must be {each}, for {image} is {x.shape}")
     if len(x) == 0:
-        raise _error(path, f"x_{split}", "empty")
+        raise _error(path, image, "empty")
     if pack.masks and not len(y := y[y != IGNORE]):
         raise _error(path, label, "no pixel has a class")
     if y.min() < 0 or y.max() >= len(pack.class_names):
@@ -222,8 +209,11 @@ def _arrays(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _text(path: Path, key: str) -> Any:
-    """The str, or the list of them, of an array of text."""
+def _text(path: Path, known: dict[str, Header], key: str, form: str) -> Any:
+    """The str ("one text"), or the list of them ("text [K]"), of an array of text."""
+    shape, dtype = known[key]
+    if dtype.kind != "U" or len(shape) != ("[K]" in form) or math.prod(shape) > MAX_CLASSES:
+        raise _error(path, key, f"{dtype} {shape}, must be {form}")
     array = _arrays(path, [key])[key]
     code = np.dtype(np.uint32).newbyteorder(array.dtype.byteorder)
     codes = np.frombuffer(array.tobytes(), code)
@@ -234,12 +224,10 @@ def _text(path: Path, key: str) -> Any:
 
 
 def _array_header(path: Path, key: str, member: IO[bytes]) -> Header:
+    lib = np.lib.format
     try:
-        version = np.lib.format.read_magic(member)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-        else:
-            shape, _, dtype = np.lib.format.read_array_header_2_0(member)
+        old = lib.read_magic(member) == (1, 0)
+        shape, _, dtype = (lib.read_array_header_1_0 if old else lib.read_array_header_2_0)(member)
     except Exception as e:  # bytes from outside can raise anything
         raise _error(path, key, f"not a numpy array ({reason(e)})") from e
     return shape, dtype
@@ -250,9 +238,4 @@ class Refused(ValueError):
 
 
 def _error(path: Path, key: str, why: str) -> ValueError:
-    return Refused(f"{path}: {_plain(key)}: {why[:400]}")
-
-
-def _plain(key: str) -> str:
-    # Names inside a file are anybody's: they may hold line breaks, or go on for pages.
-    return key if re.fullmatch(r"[ -~]{1,80}", key) else shown(key, 80)
+    return Refused(f"{path}: {plain(key)}: {why[:400]}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +12,10 @@ import numpy as np
 
 from robustlib.data import packs, torchsets
 from robustlib.data.embedded import EMBEDDED, EMBEDDED_MASKS
-from robustlib.data.images import (
-    class_folders,
-    needed,
-    opened,
-    split_folders,
-    stack,
-    warn_skipped,
-)
+from robustlib.data.images import class_files, opened, stack
 from robustlib.data.packs import Pack
 from robustlib.data.splits import divide
-from robustlib.data.torchsets import KNOWN, PUBLISHED, Known
+from robustlib.data.torchsets import KNOWN, PUBLISHED
 from robustlib.specs import integer, number, one_of, shown
 
 IMAGENET = "imagenet"
@@ -62,19 +54,25 @@ def home(path: str | Path) -> Path:
         raise ValueError(f"path={shown(str(path))}: ~ names a user who has no home") from None
 
 
-def find(name: str, size: int, root: str | Path | None = None) -> Path | None:
+def find(name: str, size: int, root: str | Path | None = None, masks: bool = False) -> Path | None:
     """The pack (or ImageNet's folder) to read `name` from; None if it is embedded.
 
     A pack in the data root comes first. A published set that is not there is built now, once, at
-    `size` (no larger than its images are). ValueError for an unknown name, FileNotFoundError if a
-    set cannot be fetched; both say what to do.
+    `size` (no larger than its images are). masks: of the sets for segmentation, whose packs are of
+    one size. ValueError for an unknown name, FileNotFoundError if a set cannot be fetched; both say
+    what to do.
     """
-    folder = _folder_for(name, root)
-    path = _pack_here(folder, name, size)
-    if path or name in EMBEDDED:
+    if not isinstance(name, str):
+        raise ValueError(f"dataset={shown(name)}: must be text")
+    folder = data_root(root)
+    packed = _packs(folder)
+    sides = packed.get(name, {})
+    path = sides.get(32) if masks else _best(sides, name, size)
+    if path or name in (EMBEDDED_MASKS if masks else EMBEDDED):
         return path
-    known = [n for n, k in KNOWN.items() if not k.masks]
-    one_of("dataset", name, sorted({*known, *_packs(folder)}))
+    known = {n for n, k in KNOWN.items() if k.masks == masks}
+    others = {n for n, s in packed.items() if not masks or (n.endswith("_seg") and 32 in s)}
+    one_of("dataset", name, sorted(known | others))
     if name == IMAGENET:
         path = folder / IMAGENET
         if not path.is_dir():
@@ -84,37 +82,14 @@ def find(name: str, size: int, root: str | Path | None = None) -> Path | None:
             )
         return path
     size = min(size, PUBLISHED[name].native)
-    return _published(name, size, folder / _file(name, size))
-
-
-def stored(name: str, root: str | Path | None = None) -> bool:
-    """Whether a set is embedded or has a pack in the data root."""
-    return name in EMBEDDED or name in _packs(data_root(root))
-
-
-def find_masks(name: str, size: int, root: str | Path | None = None) -> Path | None:
-    """The pack to read `name`, a set with masks, from; None if it is embedded. As `find`, but packs
-    are of one size: only a published set is built for `size`."""
-    folder = _folder_for(name, root)
-    here = {p.stem for p in folder.glob("*.npz") if p.name[0] != "."}
-    if name in here:
-        return folder / f"{name}.npz"
-    known = {n for n, k in KNOWN.items() if k.masks}
-    one_of("dataset", name, sorted(known | {n for n in here if n.endswith("_seg")}))
-    if name in EMBEDDED_MASKS:
-        return None
-    return _published(name, size, folder / f"{name}@{size}.npz")
-
-
-def _folder_for(name: str, root: str | Path | None) -> Path:
-    if not isinstance(name, str):
-        raise ValueError(f"dataset={shown(name)}: must be text")
-    return data_root(root)
-
-
-def _published(name: str, size: int, path: Path) -> Path:
-    ensure(path, lambda: packs.write(path, torchsets.build(name, size, path.parent)))
+    path = folder / (f"{name}@{size}.npz" if masks else _file(name, size))
+    ensure(path, lambda: packs.write(path, torchsets.build(name, size, folder)))
     return path
+
+
+def here(name: str) -> bool:
+    """Whether a set is known or a pack in the data root: whether `find` takes its name."""
+    return name in KNOWN or name in _packs(data_root())
 
 
 def build_folder(
@@ -128,12 +103,11 @@ def build_folder(
 ) -> Path:
     """A pack `name` from folder/<class>/<image files>, or from folder/{train,test[,val]}/<class>/.
 
-    val may be called valid or validation. Images are opened as `images.read_image` says. Without a
-    split of its own, `test_fraction` of each class is test, drawn by `seed`, and `val_fraction` of
-    what is left of it is val (0: `load` cuts it off). Images are scaled by their shorter side and
-    cut to the middle. Returns the pack's path in the data root.
-    ValueError: a name that is no plain file name or is taken, a folder that is not of that form,
-    an image that cannot be read (it is named), or copies of training images in test.
+    Without a split of its own, `test_fraction` of each class is test, drawn by `seed`, and without
+    one `val_fraction` of what it trains on is val (0: `load` cuts it off). Images are scaled by
+    their shorter side and cut to the middle. Returns the pack's path in the data root.
+    ValueError: a name that is no plain file name or is taken, a folder that is not of that form
+    (`images.class_files`), an image that cannot be read, or copies of training images in test.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise ValueError(f"name={shown(name)}: use letters, digits, _ and -, 64 at most")
@@ -146,41 +120,22 @@ def build_folder(
     folder, path = home(folder), data_root(root) / _file(name, size)
     if path.exists():
         raise ValueError(f"{path}: is there already; delete it to build it anew")
-    pack = _from_folders(name, image_files(folder), size, (fraction, held_out), seed)
+    splits = class_files(folder, "train", "test", more=True)
+    pack = _from_folders(name, splits, size, (fraction, held_out), seed)
     packs.validate(pack, path)  # before the data root is made: a refusal leaves nothing there
     ensure(path, lambda: packs.write(path, pack))
     return path
 
 
-def image_files(folder: Path) -> dict[str, dict[str, list[Path]]]:
-    """Split -> class -> image files of a folder as `build_folder` takes it; "all" is the one split
-    of a set that is not divided. Warns of what is not read; ValueError for another form."""
-    skipped: Counter[str] = Counter()
-    found = split_folders(folder)
-    if found:
-        needed(folder, found, "train", "test")
-        splits = {s: class_folders(found[s], skipped) for s in packs.SPLITS if s in found}
-    else:
-        splits = {"all": class_folders(folder, skipped)}
-    warn_skipped(folder, skipped, found.values())
-    return splits
-
-
 def available(root: str | Path | None = None) -> list[Row]:
     """All sets, by name: packs in the data root (a bad one says why), embedded, published."""
     folder = data_root(root)
-    rows = {name: _known_row(folder, name, known) for name, known in KNOWN.items()}
+    rows = {}
+    for name, k in KNOWN.items():
+        here = k.origin == "embedded" or (bool(k.unpacked) and (folder / k.unpacked).exists())
+        rows[name] = Row(name, k.origin, here, *k.counts, k.licence, k.note, k.masks)
     rows |= {name: _pack_row(name, sides) for name, sides in _packs(folder).items()}
     return [rows[name] for name in sorted(rows)]
-
-
-def _known_row(folder: Path, name: str, known: Known) -> Row:
-    here = known.origin == "embedded" or (
-        bool(known.unpacked) and (folder / known.unpacked).exists()
-    )
-    return Row(
-        name, known.origin, here, *known.counts, known.licence, known.note, masks=known.masks
-    )
 
 
 def _pack_row(name: str, sides: dict[int, Path]) -> Row:
@@ -214,9 +169,9 @@ def _packs(folder: Path) -> dict[str, dict[int, Path]]:
     return found
 
 
-def _pack_here(folder: Path, name: str, size: int) -> Path | None:
-    """The best pack in the folder for `size`, or None if a published set should be built for it."""
-    sides, known = _packs(folder).get(name, {}), KNOWN.get(name)
+def _best(sides: dict[int, Path], name: str, size: int) -> Path | None:
+    """The best of a set's packs for `size`, or None if a published set should be built for it."""
+    known = KNOWN.get(name)
     if known is None or known.masks or known.origin != "download":
         return sides.get(size) or sides.get(32) or (sides[max(sides)] if sides else None)
     exact, plain = sides.get(min(size, known.native)), sides.get(32)
@@ -233,7 +188,6 @@ def ensure(path: Path, write: Callable[[], None]) -> None:
 
     if path.exists():
         return
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f".{path.name}.lock"))
@@ -262,19 +216,16 @@ def _from_folders(
     for split, found in splits.items():
         if missing := set(classes) - set(found):
             raise ValueError(f"{name}: {split} has no folder {', '.join(sorted(missing)[:5])}")
-        if lone := [c for c, files in found.items() if split == "all" and len(files) < 2]:
-            raise ValueError(f"{name}: class {lone[0]!r} has 1 image; 2 are needed, 1 for test")
+    if lone := [c for c, files in splits.get("all", {}).items() if len(files) < 2]:
+        raise ValueError(f"{name}: class {lone[0]!r} has 1 image; 2 are needed, 1 for test")
     for split, found in splits.items():
         files = [(p, k) for k, c in enumerate(classes) for p in found[c]]
         made[split] = stack(opened(files), len(files), size, f"{name} {split}")
     if "all" in made:
-        x, y = made.pop("all")
-        train, test = divide(y, fractions[0], seed)
-        made = {"train": (x[train], y[train]), "test": (x[test], y[test])}
+        made = divide(*made["all"], fractions[0], seed)
     if fractions[1] and "val" not in made:
-        x, y = made["train"]
-        train, val = divide(y, fractions[1], seed)
-        made |= {"train": (x[train], y[train]), "val": (x[val], y[val])}
+        parts = divide(*made["train"], fractions[1], seed)
+        made |= {"train": parts["train"], "val": parts["test"]}
     if len({x.shape[3] for x, _ in made.values()}) > 1:  # one split is grey throughout
         made = {split: (np.broadcast_to(x, (*x.shape[:3], 3)), y) for split, (x, y) in made.items()}
     arrays = {f"{k}_{s}": a for s, pair in made.items() for k, a in zip("xy", pair, strict=True)}

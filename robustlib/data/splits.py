@@ -18,10 +18,8 @@ RESIZE_CHUNK = 512
 
 
 def seed_for(*parts: object) -> int:
-    """A 63-bit seed from the parts: the same in every process, machine and release.
-
-    Numpy and torch scalars count as the Python number they hold.
-    """
+    """A 63-bit seed from the parts: the same in every process, machine and release. Numpy and torch
+    scalars count as the Python number they hold."""
     plain = tuple(p.item() if hasattr(p, "item") else p for p in parts)
     digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -83,12 +81,9 @@ def take(split: Any, rows: np.ndarray) -> Any:
 
 
 def holdout(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows for (train, val): val is a class-stratified tenth of y, at most 5,000, always the same.
-
-    The seed is fixed so that every run of every seed is selected on the same images. A class keeps
-    at least one image in train. Images with masks [N, H, W] are of no class: val is a tenth of
-    them all, at least one.
-    """
+    """Rows for (train, val): val is a class-stratified tenth of y, at most 5,000, the same for
+    every seed. A class keeps at least one image in train. Images with masks [N, H, W] are of no
+    class: val is a tenth of them all, at least one."""
     rng = np.random.default_rng(seed_for("holdout"))
     n_val = min(VAL_CAP, round(VAL_FRACTION * len(y)))
     if y.ndim > 1:
@@ -123,15 +118,18 @@ def balanced(y: np.ndarray, n: int, seed: int) -> np.ndarray:
     return np.sort(order[:n])
 
 
-def divide(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows for (train, test): `fraction` of every class is test, at least one image of each. Every
-    class has two images or more."""
+def divide(
+    x: np.ndarray, y: np.ndarray, fraction: float, seed: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Images and labels as those of train and of test: `fraction` of every class is test, at least
+    one image of each. Every class has two images or more."""
     rng = np.random.default_rng(seed_for("divide", seed))
     test: list[int] = []
     for label in np.unique(y):
         rows = rng.permutation(np.flatnonzero(y == label))
         test.extend(rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)])
-    return np.setdiff1d(np.arange(len(y)), test), np.array(sorted(test))
+    parts = {"train": np.setdiff1d(np.arange(len(y)), test), "test": np.sort(test)}
+    return {split: (x[rows], y[rows]) for split, rows in parts.items()}
 
 
 def rank_in_class(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -9,15 +9,16 @@ import hashlib
 import io
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from robustlib.data.images import opened, read_image, read_labels, stack
+from robustlib.data.images import opened, read_image, stack
 from robustlib.data.packs import Pack
 from robustlib.data.splits import divide
 
@@ -25,6 +26,8 @@ TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 OMNIGLOT_TRAIN_DRAWERS = 15  # of the 20 people who drew each character
 
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
+Members = dict[str, list[tuple[str, int]]]
+"""Names of an archive's members and their labels, by split."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +54,19 @@ class Known:
     """Black px to add on every side, which makes 28 px images 32 px."""
     cls: str = ""
     """Its class in torchvision; none for an archive that is read here."""
+    classes: tuple[str, ...] = ()
+    """Their names, where that class has none."""
     splits: Mapping[str, Mapping[str, Any]] = field(
         default_factory=lambda: {"train": {"train": True}, "test": {"train": False}}
     )
-    """What that class is called with, by split."""
+    """What that class is called with, by split; of a set without a test split, a fifth is that."""
     files: tuple[str, ...] = ()
     """Its attributes that list the files, with their labels: torchvision would open them without
     their transparency and rotation. The images of a set without files are taken from the class."""
 
 
-KNOWN = {
-    name: Known(**fields)
-    for name, fields in tomllib.loads(
-        Path(__file__).with_name("sets.toml").read_text(encoding="utf-8")
-    ).items()
-}
+_SETS = tomllib.loads(Path(__file__).with_name("sets.toml").read_text("utf-8"))
+KNOWN = {name: Known(**own) for name, own in _SETS.items()}
 PUBLISHED = {name: known for name, known in KNOWN.items() if known.origin == "download"}
 
 
@@ -83,20 +84,18 @@ def build(name: str, size: int, root: Path) -> Pack:
             f"{name} could not be fetched ({e}).\nDownload\n  {wanted}\nand {entry.put} into "
             f"{root / entry.place}"
         ) from e
+    if "test" not in splits:
+        splits = divide(*splits["train"], 0.2, 0)
     for split, n in zip(("train", "test"), entry.counts, strict=False):
-        _complete(name, split, len(splits[split][1]), n, root)
+        if (found := len(splits[split][1])) != n:  # a killed extraction leaves a part behind
+            published = entry.splits.get(split, {}).get("image_set", split)
+            raise ValueError(
+                f"{name}: {found} {published} images, {n} are published; delete what was extracted "
+                f"below {root / (entry.unpacked or entry.place)} and try again"
+            )
     keys = "xm" if entry.masks else "xy"
     arrays = {f"{k}_{s}": a for s, pair in splits.items() for k, a in zip(keys, pair, strict=True)}
     return Pack(arrays, names, "torchvision" if entry.cls else "archive")
-
-
-def _complete(name: str, split: str, found: int, n: int, root: Path) -> None:
-    if found != n:  # an extraction that was killed leaves a part behind
-        where = root / (PUBLISHED[name].unpacked or PUBLISHED[name].place)
-        raise ValueError(
-            f"{name}: {found} {split} images, {n} are published; delete what was extracted below "
-            f"{where} and try again"
-        )
 
 
 def _torchvision(name: str, size: int, root: Path) -> tuple[Splits, tuple[str, ...]]:
@@ -105,91 +104,32 @@ def _torchvision(name: str, size: int, root: Path) -> tuple[Splits, tuple[str, .
     entry = PUBLISHED[name]
     splits: Splits = {}
     for split, arguments in entry.splits.items():
-        data = getattr(datasets, entry.cls)(root / "downloads", download=True, **arguments)
+        # Not asked to download what is there, torchvision does not unpack VOC once more.
+        here = entry.masks and (root / entry.unpacked / "ImageSets").is_dir()
+        data = getattr(datasets, entry.cls)(root / "downloads", download=not here, **arguments)
         pairs: Iterable[tuple[Any, Any]] = (data[i] for i in range(len(data)))
         if entry.files:
             lists = [getattr(data, attribute) for attribute in entry.files]
-            pairs = opened(zip(*lists, strict=True) if len(lists) > 1 else lists[0])
-        splits[split] = stack(pairs, len(data), size, f"{name} {split}", entry.border)
-    names = getattr(data, "classes", None) or range(entry.counts[2])
+            files = zip(*lists, strict=True) if len(lists) > 1 else lists[0]
+            pairs = opened(files, entry.masks)
+        what = f"{name} {split}"
+        splits[split] = stack(pairs, len(data), size, what, entry.border, entry.masks)
+    names = entry.classes or getattr(data, "classes", None) or range(entry.counts[2])
     return splits, tuple(map(str, names))
 
 
-def _eurosat(name: str, size: int, root: Path) -> tuple[Splits, tuple[str, ...]]:
-    splits, names = _torchvision(name, size, root)
-    x, y = splits["train"]
-    train, test = divide(y, 0.2, 0)
-    return {"train": (x[train], y[train]), "test": (x[test], y[test])}, names
-
-
-def _voc(name: str, size: int, root: Path) -> tuple[Splits, tuple[str, ...]]:
-    """Its train, and its val as test, with their masks; 21 classes, background among them."""
-    from torchvision.datasets import VOCSegmentation
-    from torchvision.models.segmentation import FCN_ResNet50_Weights
-
-    entry, splits = PUBLISHED[name], {}
-    here = (root / entry.unpacked / "ImageSets" / "Segmentation").is_dir()
-    for split, image_set, n in zip(("train", "test"), ("train", "val"), entry.counts, strict=False):
-        # Not asked to download what is there, torchvision does not unpack it once more.
-        download = not here and split == "train"
-        data = VOCSegmentation(root / "downloads", image_set=image_set, download=download)
-        _complete(name, image_set, len(data), n, root)
-        pairs = _masked(zip(data.images, data.masks, strict=True))
-        splits[split] = stack(pairs, len(data), size, f"{name} {image_set}", masks=True)
-    return splits, tuple(FCN_ResNet50_Weights.DEFAULT.meta["categories"])
-
-
-def _masked(files: Iterable[tuple[str, str]]) -> Iterator[tuple[Any, Any]]:
-    """(image file, mask file) -> (image, mask)."""
-    for file, mask_file in files:
-        image, mask = read_image(file), read_labels(mask_file)
-        if image.size != mask.size:
-            raise ValueError(f"{mask_file}: {mask.size} px, its image has {image.size}")
-        yield image, mask
-
-
-def _omniglot(name: str, size: int, root: Path) -> tuple[Splits, tuple[str, ...]]:
+def _archived(
+    listed: Callable[[zipfile.ZipFile], tuple[Members, tuple[str, ...]]],
+    name: str,
+    size: int,
+    root: Path,
+) -> tuple[Splits, tuple[str, ...]]:
+    """A set in one archive, downloaded if it is not there, its checksum verified; read in memory: a
+    member's name is never a path here."""
     from torchvision.datasets import Omniglot
-
-    path = _archive(name, root, Omniglot.zips_md5["images_background"])
-    with zipfile.ZipFile(path) as members:
-        # images_background/<alphabet>/<character>/<character's number>_<drawer>.png
-        files = sorted(n for n in members.namelist() if n.endswith(".png") and n.count("/") == 3)
-        folders = sorted({file.rpartition("/")[0] for file in files})
-        label = {folder: k for k, folder in enumerate(folders)}
-        parts: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
-        for file in files:
-            split = "test" if int(file[-6:-4]) > OMNIGLOT_TRAIN_DRAWERS else "train"
-            parts[split].append((file, label[file.rpartition("/")[0]]))
-        splits = _stacked(members, parts, size, name)
-    return splits, tuple(folder.partition("/")[2] for folder in folders)
-
-
-def _tiny_imagenet(name: str, size: int, root: Path) -> tuple[Splits, tuple[str, ...]]:
-    path = _archive(name, root, TINY_MD5)
-    with zipfile.ZipFile(path) as members:
-
-        def lines(file: str) -> list[str]:
-            return members.read(f"tiny-imagenet-200/{file}").decode().splitlines()
-
-        wnids = sorted(filter(None, map(str.strip, lines("wnids.txt"))))
-        label = {wnid: k for k, wnid in enumerate(wnids)}
-        words = dict(line.split("\t", 1) for line in lines("words.txt") if "\t" in line)
-        val = [line.split("\t")[:2] for line in lines("val/val_annotations.txt") if line.strip()]
-        train = sorted(n for n in members.namelist() if "/train/" in n and n.endswith(".JPEG"))
-        parts = {
-            "train": [(n, label[n.split("/")[2]]) for n in train],
-            "test": [(f"tiny-imagenet-200/val/images/{file}", label[wnid]) for file, wnid in val],
-        }
-        splits = _stacked(members, parts, size, name)
-    # Two classes may have the same first word, so the WordNet id stays in the name.
-    return splits, tuple(f"{words.get(w, '').split(',')[0]} ({w})".strip() for w in wnids)
-
-
-def _archive(name: str, root: Path, md5: str) -> Path:
-    """The archive of a set, downloaded if it is not there, its checksum verified."""
     from torchvision.datasets.utils import download_url
 
+    md5 = Omniglot.zips_md5["images_background"] if name == "omniglot" else TINY_MD5
     folder, url = root / PUBLISHED[name].place, PUBLISHED[name].urls[0]
     path = folder / url.rpartition("/")[2]
     if not path.exists():
@@ -198,23 +138,45 @@ def _archive(name: str, root: Path, md5: str) -> Path:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != md5:
         raise ValueError(f"{path}: md5 {found}, published is {md5}: delete it and download it anew")
-    return path
+    splits: Splits = {}
+    with zipfile.ZipFile(path) as members:
+        parts, names = listed(members)
+        for split, files in parts.items():
+            pairs = ((read_image(io.BytesIO(members.read(f)), f), label) for f, label in files)
+            splits[split] = stack(pairs, len(files), size, f"{name} {split}")
+    return splits, names
 
 
-def _stacked(
-    members: zipfile.ZipFile, parts: dict[str, list[tuple[str, int]]], size: int, name: str
-) -> Splits:
-    """(member, label) by split -> arrays; read in memory: a member's name is never a path here."""
-    splits = {}
-    for split, files in parts.items():
-        pairs = ((read_image(io.BytesIO(members.read(f)), f), label) for f, label in files)
-        splits[split] = stack(pairs, len(files), size, f"{name} {split}")
-    return splits
+def _omniglot(members: zipfile.ZipFile) -> tuple[Members, tuple[str, ...]]:
+    # images_background/<alphabet>/<character>/<character's number>_<drawer>.png
+    files = sorted(n for n in members.namelist() if n.endswith(".png") and n.count("/") == 3)
+    folders = sorted({file.rpartition("/")[0] for file in files})
+    label = {folder: k for k, folder in enumerate(folders)}
+    parts: Members = {"train": [], "test": []}
+    for file in files:
+        split = "test" if int(file[-6:-4]) > OMNIGLOT_TRAIN_DRAWERS else "train"
+        parts[split].append((file, label[file.rpartition("/")[0]]))
+    return parts, tuple(folder.partition("/")[2] for folder in folders)
+
+
+def _tiny_imagenet(members: zipfile.ZipFile) -> tuple[Members, tuple[str, ...]]:
+    def lines(file: str) -> list[str]:
+        return members.read(f"tiny-imagenet-200/{file}").decode().splitlines()
+
+    wnids = sorted(filter(None, map(str.strip, lines("wnids.txt"))))
+    label = {wnid: k for k, wnid in enumerate(wnids)}
+    words = dict(line.split("\t", 1) for line in lines("words.txt") if "\t" in line)
+    val = [line.split("\t")[:2] for line in lines("val/val_annotations.txt") if line.strip()]
+    train = sorted(n for n in members.namelist() if "/train/" in n and n.endswith(".JPEG"))
+    parts = {
+        "train": [(n, label[n.split("/")[2]]) for n in train],
+        "test": [(f"tiny-imagenet-200/val/images/{file}", label[wnid]) for file, wnid in val],
+    }
+    # Two classes may have the same first word, so the WordNet id stays in the name.
+    return parts, tuple(f"{words.get(w, '').split(',')[0]} ({w})".strip() for w in wnids)
 
 
 READERS: dict[str, Callable[[str, int, Path], tuple[Splits, tuple[str, ...]]]] = {
-    "eurosat": _eurosat,
-    "omniglot": _omniglot,
-    "tiny_imagenet": _tiny_imagenet,
-    "voc2012_seg": _voc,
+    "omniglot": partial(_archived, _omniglot),
+    "tiny_imagenet": partial(_archived, _tiny_imagenet),
 }

@@ -21,6 +21,11 @@ def shown(value: Any, limit: int | None = None) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
 
+def plain(name: str) -> str:
+    """A name out of a file, which is anybody's: it may hold line breaks, or go on for pages."""
+    return name if re.fullmatch(r"[ -~]{1,100}", name) else shown(name, 100)
+
+
 def printable(text: str) -> str:
     """`text` on one line, what a terminal would act on escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))

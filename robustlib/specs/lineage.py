@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any
 
+from robustlib.specs.identity import key
 from robustlib.specs.kinds import Evaluation, Spec, Ticket, Transfer, n_of_m
 
 
@@ -60,3 +62,18 @@ def parents(spec: Spec) -> tuple[Spec, ...]:
     if isinstance(spec, Evaluation):
         return (spec.of,) if spec.other is None else (spec.of, spec.other)
     return ()
+
+
+def closure(wanted: Iterable[Spec]) -> list[Spec]:
+    """The specs and all they are built on, each once, what others need first."""
+    found: dict[str, Spec] = {}
+
+    def add(spec: Spec) -> None:
+        if (name := key(spec)) not in found:
+            for below in parents(spec):
+                add(below)
+            found[name] = spec
+
+    for spec in wanted:
+        add(spec)
+    return list(found.values())

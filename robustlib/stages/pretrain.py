@@ -17,6 +17,7 @@ from robustlib.devices import device, devices
 from robustlib.specs import Pretrain
 from robustlib.stages.shared import Inputs, Result, check_train, check_val, costs
 
+UNKNOWN = {"accuracy": None, "n": 0, "val_accuracy": None}
 MONITORED = 256
 """Validation images that a multi-step attack is tried on after each epoch."""
 
@@ -42,14 +43,12 @@ def data(spec: Pretrain) -> Any:
 def compute(spec: Pretrain, inputs: Inputs) -> Result:
     """Trains the network, in as many processes as there are devices, or takes the published one.
 
-    The accuracy of a published one is None where the source's images are not here: whoever
-    transfers from ImageNet weights need not have ImageNet.
+    Whoever transfers from ImageNet weights need not have ImageNet: where the source's images are
+    not here, the accuracy of a published network is None, that of the zoo's what its manifest says.
     """
     if spec.checkpoint:
         model, extra, found = _published(spec)
-        row: dict[str, Any] = {"accuracy": None, "n": 0, "val_accuracy": None}
-        if found is not None:
-            row = _accuracy(model, found)
+        row = {k: extra[k] for k in UNKNOWN} if found is None else _accuracy(model, found)
         return row | costs(model, spec.size), model.state_dict(), {"n_classes": extra["n_classes"]}
     found = images(spec)
     # Here, once: files are decoded for it, and each process would do that anew.
@@ -80,7 +79,7 @@ def _trained(
         model,
         found.train,
         objective,
-        training.Recipe.of(spec),
+        spec,
         monitor=lambda m: _monitor(m, found.val, objective.threat),
         checkpoint=checkpoint,
         label=f"pretrain {spec.objective} {spec.eps or spec.sigma or ''}".strip(),
@@ -111,12 +110,15 @@ def _published(spec: Pretrain) -> tuple[nn.Module, dict[str, Any], Any]:
                 f"{name}={getattr(spec, name)!r}: checkpoint {spec.checkpoint!r} holds a network "
                 f"with {name}={found[name]!r}"
             )
-    if spec.checkpoint.startswith("zoo/") and not sources.stored(spec.source):
-        return model, found, None  # not even its name need be known here
+    entry = checkpoints.zoo().get(spec.checkpoint.removeprefix("zoo/"), {"spec": {}})
+    # A pack that its maker has: where it is not, its name is known from the manifest alone.
+    away = entry["spec"].get("source") == spec.source and not sources.here(spec.source)
     try:
-        own = images(spec)
+        own = None if away else images(spec)
     except FileNotFoundError:
-        return model, found, None
+        own = None
+    if own is None:
+        return model, found | {k: entry.get(k, v) for k, v in UNKNOWN.items()}, None
     if own.n_classes != found["n_classes"]:
         raise ValueError(
             f"source={spec.source!r}: has {own.n_classes} classes, checkpoint "

@@ -15,12 +15,10 @@ from robustlib.store import Artifact
 
 
 def run(spec: Spec, recompute: bool = False) -> Artifact:
-    """The artifact of a spec: from the store, or else computed, with what it is built on.
-
-    Two processes that want one artifact compute it once. Raises ValueError for what is not a
-    spec, store.Damaged for a stored file that fails its checksum (`recompute` replaces it), and
-    what the stages raise.
-    """
+    """The artifact of a spec: from the store, or else computed, with what it is built on. Two
+    processes that want one artifact compute it once. Raises ValueError for what is not a spec,
+    store.Damaged for a stored file that fails its checksum (`recompute` replaces it), and what the
+    stages raise."""
     specs.kind(spec)
     if not recompute and store.has(spec):
         return store.get(spec)

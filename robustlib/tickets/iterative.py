@@ -32,7 +32,7 @@ def imp_round(
     before = before or dense(model)
     trained = masked(copy.deepcopy(model), before, spec.pattern)
     label = f"imp {spec.objective} {before.sparsity:.3g} to {spec.sparsity:.3g}"
-    objective, recipe = objectives.from_spec(spec), training.Recipe.of(spec)
-    curve = training.fit(trained, split, objective, recipe, checkpoint=checkpoint, label=label)
+    objective = objectives.from_spec(spec)
+    curve = training.fit(trained, split, objective, spec, checkpoint=checkpoint, label=label)
     pattern, scope, score = spec.pattern, spec.scope, spec.score
     return omp(trained, spec.sparsity, pattern, scope, score, spec.min_channels, before), curve

@@ -57,9 +57,8 @@ def lmp(
     mask and the curve.
     """
     scored, scores = score(copy.deepcopy(model), spec)
-    objective, recipe = objectives.from_spec(spec), training.Recipe.of(spec)
-    label = f"lmp {spec.sparsity:.3g}"
-    curve = training.fit(scored, split, objective, recipe, checkpoint=checkpoint, label=label)
+    objective, label = objectives.from_spec(spec), f"lmp {spec.sparsity:.3g}"
+    curve = training.fit(scored, split, objective, spec, checkpoint=checkpoint, label=label)
     rank(scores, spec)
     kept = {n: patterns.expanded(s.kept, s.shape).clone() for n, s in scores.items()}
     return Mask(kept), curve
@@ -84,11 +83,8 @@ def score(model: nn.Module, spec: Ticket) -> tuple[nn.Module, dict[str, Scored]]
     for name, module in list(model.named_modules()):
         if (own := f"{name}.weight") not in weights:
             continue
-        masked = [
-            (model.get_submodule(norm), part)
-            for norm in found.norms.get(own, ())
-            for part in ("weight", "bias")
-        ]
+        norms = map(model.get_submodule, found.norms.get(own, ()))
+        masked = [(norm, part) for norm in norms for part in ("weight", "bias")]
         # A convolution that feeds its norms alone is silent with them. Where a ReLU follows, a
         # removed channel has no gradient: it comes back only when the scores of kept ones fall
         # below its own.

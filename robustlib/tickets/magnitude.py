@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -27,22 +25,20 @@ def omp(
     groups of a pattern, `patterns.select` says which are kept. before: a mask of the same pattern,
     whose removed groups go first.
 
-    Raises ValueError for a sparsity outside [0, 1) or other than that of n:m, an unknown pattern,
-    scope or score, a model that has nothing to prune, weights that are not finite or no parameters
-    (`prunable`), layers that the pattern does not fit, and a min_channels that leaves too little to
-    remove.
+    Raises ValueError for an argument out of its range, a model that has nothing to prune, weights
+    that are not finite or no parameters (`prunable`), layers that the pattern does not fit, and a
+    min_channels that leaves too little to remove.
     """
     one_of("score", score, SCORES)
-
-    def ranked(name: str, p: Tensor) -> Tensor:
+    scores = {}
+    for name, p in prunable(model).items():
         if not torch.isfinite(p).all():
             raise ValueError(f"{name}: has weights that are not finite, magnitude cannot rank them")
-        scores = patterns.score(p, pattern, score)
-        if before is None:
-            return scores
-        return scores.masked_fill(~patterns.grouped(before[name], pattern).to(p.device), -1.0)
-
-    return _drawn(model, ranked, sparsity, pattern, scope, min_channels)
+        scores[name] = patterns.score(p, pattern, score)
+        if before is not None:
+            gone = ~patterns.grouped(before[name], pattern).to(p.device)
+            scores[name] = scores[name].masked_fill(gone, -1.0)
+    return _drawn(model, scores, sparsity, pattern, scope, min_channels)
 
 
 def random(
@@ -55,11 +51,9 @@ def random(
 ) -> Mask:
     """A control: groups removed at random, in the counts `omp` would remove. Raises as `omp`."""
     generator = torch.Generator().manual_seed(seed)
-
-    def ranked(name: str, p: Tensor) -> Tensor:
-        return torch.rand(patterns.score(p, pattern).shape, generator=generator)
-
-    return _drawn(model, ranked, sparsity, pattern, scope, min_channels)
+    shapes = {name: patterns.score(p, pattern).shape for name, p in prunable(model).items()}
+    scores = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+    return _drawn(model, scores, sparsity, pattern, scope, min_channels)
 
 
 def dense(model: nn.Module) -> Mask:
@@ -69,7 +63,7 @@ def dense(model: nn.Module) -> Mask:
 
 def _drawn(
     model: nn.Module,
-    ranked: Callable[[str, Tensor], Tensor],
+    scores: dict[str, Tensor],
     sparsity: float,
     pattern: str,
     scope: str,
@@ -79,18 +73,15 @@ def _drawn(
     one_of("pattern", pattern, PATTERNS)
     one_of("scope", scope, SCOPES)
     integer("min_channels", min_channels, 1)
-    if not (weights := prunable(model)):
+    if not scores:
         raise ValueError(f"{type(model).__name__}: has no convolution, there is nothing to prune")
     patterns.must_fit(model, pattern)
     if blocks := n_of_m(pattern):
         n, m = blocks
         if sparsity != 1 - n / m:
             raise ValueError(f"sparsity={sparsity:g}: pattern={pattern!r} has {1 - n / m}")
-        if len(patterns.left_dense(model, pattern)) == len(weights):
-            raise ValueError(
-                f"pattern={pattern!r}: no layer has input channels that are a multiple of {m}"
-            )
-    scores = {name: ranked(name, p) for name, p in weights.items()}
-    shapes = {name: p.shape for name, p in weights.items()}
+        if len(patterns.left_dense(model, pattern)) == len(scores):
+            raise ValueError(f"pattern={pattern!r}: no layer has a multiple of {m} input channels")
+    shapes = {name: p.shape for name, p in prunable(model).items()}
     kept = patterns.select(scores, shapes, sparsity, pattern, scope, min_channels)
     return Mask({name: patterns.expanded(k, shapes[name]).clone() for name, k in kept.items()})

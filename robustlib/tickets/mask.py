@@ -63,17 +63,16 @@ def parameter(layer: nn.Module, part: str, name: str) -> nn.Parameter:
 
 
 def _cure(layer: nn.Module, part: str) -> str:
-    utils = ", by torch.nn.utils."
-    if parametrize.is_parametrized(layer, part):
-        return f"{utils}parametrize.remove_parametrizations(layer, '{part}')"
     hooks = layer._forward_pre_hooks.values()
-    cures = (cure for hook in hooks for kind, cure in _CURES.items() if isinstance(hook, kind))
-    return next((utils + cure.format(part=part) for cure in cures), "")
+    cures = [cure for hook in hooks for kind, cure in _CURES.items() if isinstance(hook, kind)]
+    if parametrize.is_parametrized(layer, part):
+        cures = ["parametrize.remove_parametrizations(layer, '{part}')"]
+    return f", by torch.nn.utils.{cures[0].format(part=part)}" if cures else ""
 
 
 def _must_be_bare(model: nn.Module) -> None:
-    """Raises ValueError, saying where the network is, for a model that is wrapped or has a part
-    that is: its parameters have other names than those of the network."""
+    """Raises ValueError, saying where the network is, for a model that is wrapped in whole or part:
+    its parameters have other names than those of the network."""
     for name, m in model.named_modules():
         where = inside = f"model.{name}".rstrip(".")
         if isinstance(m, torch.jit.ScriptModule):
@@ -89,11 +88,9 @@ def _must_be_bare(model: nn.Module) -> None:
 
 
 class Mask(Mapping[str, Tensor]):  # noqa: PLW1641 - as a dict it has no hash
-    """From parameter name, such as `layer1.0.conv1.weight`, to a boolean tensor, True = kept.
-
-    Raises ValueError for anything but boolean tensors. Immutable by convention: build a new one
-    rather than write into its tensors. Masks are equal when they keep the same weights.
-    """
+    """From parameter name, such as `layer1.0.conv1.weight`, to a boolean tensor, True = kept; of
+    anything else a ValueError. Immutable by convention: build a new one rather than write into its
+    tensors. Masks are equal when they keep the same weights."""
 
     def __init__(self, kept: Mapping[str, Tensor]) -> None:
         for name, m in kept.items():
@@ -115,9 +112,8 @@ class Mask(Mapping[str, Tensor]):  # noqa: PLW1641 - as a dict it has no hash
         # Mapping's own would ask a tensor of comparisons for its truth.
         if not isinstance(other, Mask):
             return NotImplemented
-        return self.keys() == other.keys() and all(
-            torch.equal(m, other[n]) for n, m in self.items()
-        )
+        alike = (torch.equal(m, other[n]) for n, m in self.items())
+        return self.keys() == other.keys() and all(alike)
 
     def __repr__(self) -> str:
         return f"Mask({len(self)} layers, sparsity {self.sparsity:.4f})"
@@ -167,11 +163,9 @@ class Mask(Mapping[str, Tensor]):  # noqa: PLW1641 - as a dict it has no hash
         self._must_match(owned, "the model")
         self._zero(model)
         for name, m in self.items():
-            p = owned[name]
-            kept = m.to(p.device)
+            p, kept = owned[name], m.to(owned[name].device)
             trained = p.requires_grad
-            # Frozen weights take no hook, and may be trained later.
-            p.requires_grad_(True)
+            p.requires_grad_(True)  # Frozen weights take no hook, and may be trained later.
             p.register_hook(lambda grad, kept=kept: torch.where(kept.to(grad.device), grad, 0))
             p.requires_grad_(trained)
         model.register_load_state_dict_post_hook(self._zero)
@@ -202,9 +196,8 @@ def pack(mask: Mask) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
 
 def unpack(bits: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> Mask:
     """The inverse of `pack`."""
-
-    def kept(name: str, shape: list[int]) -> Tensor:
+    kept = {}
+    for name, shape in shapes.items():
         flat = np.unpackbits(bits[name].numpy(), count=math.prod(shape)).astype(bool)
-        return torch.from_numpy(flat.reshape(shape))
-
-    return Mask({name: kept(name, shape) for name, shape in shapes.items()})
+        kept[name] = torch.from_numpy(flat.reshape(shape))
+    return Mask(kept)

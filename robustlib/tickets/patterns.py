@@ -68,7 +68,8 @@ def select(
     if blocks := n_of_m(pattern):
         return {name: _of_blocks(s, *blocks) for name, s in scores.items()}
     if pattern == "channel":
-        scores = {name: _spared(s, min_channels) for name, s in scores.items()}
+        best = {name: s.argsort(stable=True)[-min_channels:] for name, s in scores.items()}
+        scores = {name: s.index_fill(0, best[name], math.inf) for name, s in scores.items()}
     kept: dict[str, Tensor] = {}
     for lot in [[name] for name in scores] if scope == "layer" else [list(scores)]:
         flat = torch.cat([scores[name].flatten() for name in lot])
@@ -106,8 +107,7 @@ def _without_lowest(scores: Tensor, n_removed: int) -> Tensor:
 
 def _without_lightest(scores: Tensor, sizes: Tensor, budget: int) -> Tensor:
     """As `_without_lowest`, for groups of several sizes: those that go add up to the budget."""
-    low: Tensor | float = -math.inf
-    high: Tensor | float = math.inf
+    low, high = scores.new_tensor([-math.inf, math.inf])
     own, size = scores, sizes
     # Halved at about the median until few are left: a sort of millions takes seconds.
     while len(own) > 10_000:
@@ -137,12 +137,6 @@ def _of_blocks(scores: Tensor, n: int, m: int) -> Tensor:
     # Of equal ones the first go first, as everywhere.
     place = blocks.argsort(dim=-1, stable=True).argsort(dim=-1)
     return (place >= m - n).flatten(-2).movedim(-1, 1).contiguous()
-
-
-def _spared(scores: Tensor, n: int) -> Tensor:
-    """The scores with the n highest out of reach."""
-    best = scores.argsort(stable=True)[-n:]
-    return scores.index_fill(0, best, math.inf)
 
 
 def must_fit(model: nn.Module, pattern: str) -> None:
@@ -205,8 +199,7 @@ def with_norms(mask: Mask, model: nn.Module) -> Mask:
 
 
 def biases(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
-    """Of each convolution that has a bias: the weight's name (see `prunable`), the layer, the
-    bias's name."""
+    """Of each convolution with a bias: its weight's name (`prunable`), itself, its bias's name."""
     names = {id(p): name for name, p in model.named_parameters()}
     return [
         (names[id(m.weight)], m, names[id(parameter(m, "bias", name))])

@@ -58,9 +58,11 @@ def producers(model: nn.Module) -> Producers:
     norms = {m: name for name, m in model.named_modules() if _is_norm(m)}
     if not norms:
         return Producers()
+    taken = list(inspect.signature(model.forward).parameters.values())[1:]
+    given = {p.name: p.default for p in taken if p.default is not p.empty}
     try:
         with torch.random.fork_rng(devices=[]):
-            graph = _Tracer().trace(model, _defaults(model))
+            graph = _Tracer().trace(model, given or None)
     except Exception as e:  # noqa: BLE001 - what the model's own code raises on no tensor
         why = f"the model cannot be traced: {type(e).__name__}: {str(e).split(chr(10))[0]}"
         return Producers(left=list(norms.values()), why=why)
@@ -112,12 +114,6 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
         # Past hooks, and past what Module.compile puts before the forward.
         return super().call_module(m, m.forward, args, kwargs)
-
-
-def _defaults(model: nn.Module) -> dict[str, object] | None:
-    """The arguments after the first that have a value if none is given."""
-    taken = list(inspect.signature(model.forward).parameters.values())[1:]
-    return {p.name: p.default for p in taken if p.default is not p.empty} or None
 
 
 def _is_norm(m: nn.Module) -> bool:

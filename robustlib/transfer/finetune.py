@@ -15,15 +15,12 @@ from robustlib.specs import Transfer
 def finetune(
     model: ResNet, data: Dataset, spec: Transfer, checkpoint: Path | None = None
 ) -> tuple[ResNet, dict[str, Any]]:
-    """Trains a ticket with a fresh head on the task's training images.
-
-    model: the ticket's network, its mask applied, trained in place. Returns it, removed weights
-    exactly zero, and the measures: val_correct and test_correct (counts) and the curve.
-    """
+    """Trains a ticket's network, its mask applied, in place, with a fresh head on the task's
+    training images. Returns it, removed weights exactly zero, and the measures: val_correct and
+    test_correct (counts) and the curve."""
     models.swap_head(model, data.n_classes, batches.seed_for(spec.seed, "head"))
-    objective, recipe = Objective(natural), training.Recipe.of(spec)
     curve = training.fit(
-        model, data.train, objective, recipe, checkpoint=checkpoint, label="finetune"
+        model, data.train, Objective(natural), spec, checkpoint=checkpoint, label="finetune"
     )
     val, test = (training.correct(model, split) for split in (data.val, data.test))
     return model, {"val_correct": val, "test_correct": test, "curve": curve}

@@ -9,22 +9,11 @@ import torch
 from torch import Tensor
 
 from robustlib import training
-from robustlib.data import Dataset, batches
-from robustlib.data.splits import FileSplit, Split
+from robustlib.data import Dataset
 from robustlib.models import ResNet
 
 STRENGTHS = tuple(10.0**e for e in (-4, -3, -2, -1, 0, 1))
 """The values of C, the inverse of the L2 penalty, from which val chooses."""
-
-
-def features(model: ResNet, split: Split | FileSplit) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled features [N, D] and labels [N] of a split; BatchNorm statistics stay as they are."""
-    with training.inference(model) as where:
-        pairs = [
-            (model.features(x).float().cpu(), y.cpu())
-            for x, y in batches.ordered(split, device=where)
-        ]
-    return torch.cat([p[0] for p in pairs]).numpy(), torch.cat([p[1] for p in pairs]).numpy()
 
 
 def linear(model: ResNet, data: Dataset) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -40,7 +29,8 @@ def linear(model: ResNet, data: Dataset) -> tuple[dict[str, Tensor], dict[str, A
     from sklearn.preprocessing import StandardScaler
 
     (x, y), (x_val, y_val), (x_test, y_test) = (
-        features(model, split) for split in (data.train, data.val, data.test)
+        [part.numpy() for part in training.outputs(model, split, model.features)]
+        for split in (data.train, data.val, data.test)
     )
     scaler = StandardScaler().fit(x)
     x, x_val, x_test = (scaler.transform(part).astype(np.float64) for part in (x, x_val, x_test))

@@ -32,9 +32,9 @@ def segment(
     with torch.random.fork_rng():
         torch.manual_seed(batches.seed_for(spec.seed, "head"))
         network = heads.segmenter(model, data.n_classes, spec.head)
-    objective, recipe = pixelwise(data.ignore), training.Recipe.of(spec)
+    objective = pixelwise(data.ignore)
     curve = training.fit(
-        network, data.train, objective, recipe, checkpoint=checkpoint, label="segment"
+        network, data.train, objective, spec, checkpoint=checkpoint, label="segment"
     )
     found: dict[str, Any] = {}
     for name, split in (("val", data.val), ("test", data.test)):
@@ -62,8 +62,7 @@ def confusions(
 
 
 def predicted(model: nn.Module, split: Split | FileSplit, batch_size: int = 16) -> Tensor:
-    """The label that the network gives each pixel of a split's images: uint8 [N, H, W], on the
-    CPU."""
+    """The label that the network gives each pixel of a split: uint8 [N, H, W], on the CPU."""
     with training.inference(model) as where:
         images = batches.ordered(split, batch_size, device=where)
         return torch.cat([model(x).argmax(1).to("cpu", torch.uint8) for x, _ in images])
@@ -77,11 +76,10 @@ def measures(confusion: Tensor) -> dict[str, Any]:
     pixel_accuracy: the fraction of labelled pixels that are right. n: images.
     """
     total = confusion.sum(0).double().numpy()
-    occurs = total.sum(1) > 0
-    iou = _iou(total)
+    pairs = zip(_iou(total), total.sum(1), strict=True)
     return {
         "miou": float(_mean_iou(total)),
-        "iou": [float(v) if o else None for v, o in zip(iou, occurs, strict=True)],
+        "iou": [float(v) if n > 0 else None for v, n in pairs],
         "pixel_accuracy": float(np.trace(total) / total.sum()),
         "n": len(confusion),
     }
@@ -93,12 +91,11 @@ def iou_interval(
     """Mean IoU and its BCa bootstrap interval over images (Efron, 1987): (mean IoU, low, high).
 
     confusion: counts [N, K, K], as of `confusions`. minus: those of another network on the same
-    images; it is then the difference of the two mean IoUs, of the same resampled images. Images are
+    images, for the difference of the two mean IoUs on the same resampled images. Images are
     resampled, not pixels, which are far from independent; so are frames of one drive, for which the
-    interval is too narrow. A resample without some class is a mean over the others. Where leaving
-    out any one image changes as much, BCa is not defined: the interval is of percentiles. Low and
-    high are nan with fewer than two images that have a labelled pixel. Raises ValueError when
-    `minus` is of other images.
+    interval is too narrow. A resample without some class is a mean over the others. Low and high
+    are nan with fewer than two images that have a labelled pixel. Raises ValueError when `minus` is
+    of other images.
     """
     from scipy import stats
 
@@ -115,21 +112,21 @@ def iou_interval(
         return float(_mean_iou(counts[0]) @ sign) if n else math.nan, math.nan, math.nan
     total = counts.sum(0)
     value = float(_mean_iou(total) @ sign)
-    spread = np.ptp(_mean_iou(total - counts) @ sign)  # BCa divides by it
+    # BCa divides by it; where it is zero, the interval is of percentiles.
+    spread = np.ptp(_mean_iou(total - counts) @ sign)
     flat = counts.reshape(n, -1)
 
     def of_images(rows: np.ndarray, axis: int) -> np.ndarray:
         times = np.apply_along_axis(np.bincount, axis, rows, minlength=n)
         return _mean_iou((times @ flat).reshape(*times.shape[:-1], *shape)) @ sign
 
-    rng = np.random.default_rng(seed)
     found = stats.bootstrap(
         (np.arange(n),),
         of_images,
         n_resamples=RESAMPLES,
         confidence_level=level,
         method="BCa" if spread > 1e-12 else "percentile",
-        random_state=rng,
+        random_state=np.random.default_rng(seed),
     )
     low, high = map(float, found.confidence_interval)
     return value, low, high

@@ -37,8 +37,7 @@ import pytest
 from helpers import PATH
 
 from robustlib import files, specs, store
-from robustlib.specs import Pretrain, Ticket, Transfer
-from robustlib.sweeps import closure
+from robustlib.specs import Pretrain, Ticket, Transfer, closure
 
 NATURAL = Pretrain(
     **{"source": "digits", "width": 4, "stem_stride": 1, "size": 8},

@@ -79,7 +79,10 @@ def test_a_failed_point_is_told_with_its_traceback_and_only_it_is_run_again(tmp_
         batch(book, axes, out, {"strict": True}, workers=2)
     text = str(failure.value)
     assert "mine.ipynb sparsity=0.9: RuntimeError: KeyError: 'too much" in text
-    assert "Cell In[" in text and "\x1b" not in text
+    assert text.count("Cell In[") == text.count("KeyError: 'too much") - 1 == 1
+    assert "\x1b" not in text and "batch.py" not in text  # its own traceback, once
+    assert capsys.readouterr().err.count("Cell In[") == 0
+    assert set(pd.read_csv(out / "rows.csv").sparsity) == {0.5}  # what was done is not lost
     (folder,) = out.glob("points/sparsity=0.9-*")
     assert not (folder / "notebook.ipynb").exists()
     executed = json.loads((folder / "unfinished.ipynb").read_text())

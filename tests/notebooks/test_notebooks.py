@@ -115,7 +115,10 @@ ONE = [
 ]
 BAD = {
     "01_robust_pretraining": [
-        *ONE,
+        ("profile", "quik", "choose one of cpu, cpu32, paper, quick"),
+        ("eps", 0.7, "0.1, 0.5"),
+        ("seed", 9, "choose among 0, 1"),
+        ("figures", "/dev/null", "must be a folder"),
         ("n_examples", 0, "n_examples=0"),
         ("n_images", 0.5, "n_images=0.5"),
         ("radii", "-1", "must be a number in"),
@@ -249,6 +252,6 @@ def test_tables_of_masks_say_of_which_seed_and_network(tmp_path):
     for name in ("mask_overlap", "masks_by_pattern", "masks_by_scheme"):
         assert set(pandas.read_csv(tmp_path / f"{name}.csv").seed) == {1}, name
     rows = pandas.read_csv(tmp_path / "masks_by_pattern.csv")
-    assert set(rows.objective) == {"natural"} and set(rows.source) == {"glyphs"}
+    assert set(rows.objective) == {"natural"} and set(rows.source) == {"tinyimagenet150"}
     rows = pandas.read_csv(tmp_path / "masks_by_scheme.csv")
     assert set(rows.task) == {"digits"} and set(rows.n_train) == {200}

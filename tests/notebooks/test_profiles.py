@@ -286,3 +286,15 @@ def test_a_profiles_own_tasks_may_be_packs_that_are_not_here(tmp_path, monkeypat
         profiles.grid("cpu", tasks="tinyimagenet51")
     with pytest.raises(ValueError, match="'camvid_seg' labels each pixel|tasks='camvid_seg'"):
         profiles.grid("cpu", tasks="camvid_seg")
+
+
+def test_a_checkpoint_with_a_seed_in_its_name_is_a_network_for_each_seed():
+    from robustlib import checkpoints
+
+    found = profiles.pretrains("quick")
+    assert {p.checkpoint for p in found} == {f"zoo/{name}" for name in checkpoints.zoo()}
+    assert found == [checkpoints.pretrain(p.checkpoint) for p in found]
+    for spec in profiles.grid("quick") + profiles.grid("quick:masks"):
+        own = spec.ticket.mask_from or spec.ticket.pretrain
+        assert own.checkpoint.endswith(f"-{spec.seed}") and own.seed == spec.seed
+        assert spec.ticket.pretrain.checkpoint.endswith(f"-{spec.seed}")

@@ -177,6 +177,21 @@ def test_other_ways_to_pretrain_and_the_best_radius(grids):
     assert found["C8a", "smoothing"] == "contradicted"
 
 
+def test_of_two_radii_none_is_the_best_one(grids):
+    two = [s for s in grids["pretraining"] if s.ticket.pretrain.eps in (0, 0.1, 0.5)]
+    assert verdicts({"pretraining": simulated(two, lambda s: 0.1)})["C8b", ""] == "not run"
+
+
+def test_without_an_evaluation_of_a_transfer_no_property_is_run(grids):
+    gaps = pd.DataFrame(
+        [specs.columns(Evaluation(specs.Pretrain(), "domain_gap", against="digits", limit=9))]
+    )
+    frame = simulated(grids["properties"], lambda s: 0.0)
+    assert (
+        verdicts({"properties": frame}, gaps.assign(frechet_infinity=1.0))["C9b", ""] == "not run"
+    )
+
+
 def test_properties_and_their_signs(grids):
     transfers = grids["properties"]
     asked = [e for own in profiles.evaluations("cpu:properties", transfers).values() for e in own]

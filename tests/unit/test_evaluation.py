@@ -103,7 +103,7 @@ def test_an_evaluation_survives_as_data(spec):
     for defaults in (False, True):
         assert from_dict(Evaluation, to_dict(spec, defaults=defaults)) == spec
     assert specs.parents(spec) == tuple(s for s in (spec.of, spec.other) if s is not None)
-    order = sweeps.closure([spec])
+    order = specs.closure([spec])
     assert order[-1] == spec and set(specs.parents(spec)) <= set(order[:-1])
     assert sweeps.cost(spec) > 0
 

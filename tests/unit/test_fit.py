@@ -417,7 +417,7 @@ def test_the_domain_gap_is_set_beside_those_of_the_study(monkeypatch):
         return type("Artifact", (), {"row": {"frechet_infinity": 60.0}})
 
     monkeypatch.setattr(takeaway, "run", run)
-    monkeypatch.setattr(takeaway.sources, "stored", lambda name: True)
+    monkeypatch.setattr(takeaway.sources, "here", lambda name: True)
     gaps = pd.read_csv(takeaway.FIGURES / "domain_gap.csv")
     own = gaps[(gaps.objective == "natural") & (gaps.seed == 0)]
     nearer = int((own.frechet_infinity < 60).sum())

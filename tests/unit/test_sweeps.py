@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from helpers import PATH, TINY, transfers
 
-from robustlib import Pretrain, Ticket, Transfer, specs, store, sweep
+from robustlib import Pretrain, Ticket, Transfer, costs, specs, store, sweep
 from robustlib.cli import main
-from robustlib.sweeps import SweepFailed, closure, cost
+from robustlib.specs import closure
+from robustlib.sweeps import SweepFailed, cost
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,3 +171,22 @@ def test_a_bad_list_of_specs_is_refused_by_place_and_value(text, says, tmp_path,
     error = capsys.readouterr().err
     assert says in error and "specs.json: " in error and error.count("\n") == 1
     assert not (tmp_path / "store").exists()
+
+
+def test_sets_that_are_not_here_are_all_told_before_anything_is_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ROBUSTLIB_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("ROBUSTLIB_STORE", str(tmp_path / "store"))
+    source = Pretrain("my-source", size=16, width=4, epochs=0)
+    drawn = Ticket(source, scheme="lmp", dataset="my-task", sparsity=0.5)
+    wanted = [Transfer(drawn, "my-task", n_train=20), Transfer(Ticket(source), "digits")]
+    with pytest.raises(RuntimeError) as raised:
+        sweep(wanted)
+    says, *names = str(raised.value).split("\n")[1:]
+    assert str(tmp_path / "data") in says and names == ["  my-source", "  my-task"]
+    assert not (tmp_path / "store").exists()
+    # What a checkpoint was trained on is not needed, and what is published is fetched.
+    published = Pretrain("my-source", checkpoint="zoo/robust-0")
+    assert costs.absent([published, Pretrain("digits"), Transfer(task="cifar10")]) == []
+    assert main(["study", "--profile", "cpu", "--dry-run"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told.count("  tinyimagenet50") == 1 and len(told) < 40

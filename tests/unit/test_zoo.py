@@ -113,14 +113,18 @@ def test_a_network_of_the_zoo_is_drawn_from_and_transferred(name, zoo):
     assert done.row["accuracy"] > 0.2
 
 
-def test_the_zoo_needs_no_image_of_its_source(tmp_path, monkeypatch):
-    monkeypatch.setenv("ROBUSTLIB_DATA", str(tmp_path / "empty"))
-    spec = checkpoints.pretrain("zoo/robust-0")
-    assert spec.source == "tinyimagenet150"
+@pytest.mark.parametrize("name", ["natural-0", "robust-2"])
+def test_a_network_whose_images_are_nowhere_is_what_the_manifest_says(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBUSTLIB_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("ROBUSTLIB_STORE", str(tmp_path / "store"))
+    spec, entry = checkpoints.pretrain(f"zoo/{name}"), checkpoints.zoo()[name]
     row = stages.run(spec).row
-    assert (row["accuracy"], row["n"]) == (None, 0) and row["parameters"] > 1e6
-    with pytest.raises(ValueError, match="source|dataset"):
-        stages.run(replace(spec, checkpoint=""))
+    for column in ("accuracy", "val_accuracy", "n"):
+        assert row[column] == entry[column] > 0
+    assert stages.run(Ticket(spec, sparsity=0.9)).row["sparsity_measured"] > 0.89
+    # Another source that is not here is a slip of the pen.
+    with pytest.raises(ValueError, match="dataset='tinyimagenet15'"):
+        stages.run(replace(spec, source="tinyimagenet15"))
 
 
 @pytest.mark.parametrize(
