@@ -5,9 +5,13 @@ What is looked at is the page, never the kernel: a picture is its bytes, a text 
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from lab import TINY, cell, changed, finish, menu, picture, ready, run_all, save, says, shoot
+from PIL import Image
+from sklearn.datasets import load_digits
 
 
 @pytest.fixture
@@ -189,3 +193,33 @@ def test_the_explorer_computes_what_is_lacking(page):
     chosen = tradeoff.get_by_label("detail").evaluate("e => e.selectedOptions.length")
     assert (chosen, picture(tradeoff)) == (2, now)
     shoot(lab, "00-reloaded-dark-900px", tradeoff)
+
+
+def test_a_folder_of_images_becomes_a_network(page, tmp_path):
+    x, y = load_digits(return_X_y=True)
+    for digit in range(3):
+        (tmp_path / "photos" / str(digit)).mkdir(parents=True)
+        for i, image in enumerate(x[y == digit][:40]):
+            file = tmp_path / "photos" / str(digit) / f"{i}.png"
+            Image.fromarray((16 * image.reshape(8, 8)).clip(0, 255).astype("uint8")).save(file)
+    folder = tmp_path / "network"
+    given = {"task": str(tmp_path / "photos"), "folder": str(folder)}
+    lab = page("08_your_task", n_train=60, workers=1, **given)
+    run_all(lab)
+    part = cell(lab, "found = fit(")
+    says(part, r"sweep: 4/4 in \d\d:\d\d, failed 0, cached 0")
+    shoot(lab, "08-steps", part)
+    part = cell(lab, "figure = draw.choice(")
+    assert picture(part)
+    shoot(lab, "08-choice", part)
+    told = cell(lab, "print(told(")
+    says(told, r"accuracy: [\d.]+ % \[.*\] of \d+ test images")
+    shoot(lab, "08-told", told)
+    card = json.loads((folder / "card.json").read_text())
+    assert (folder / card["network"]).stat().st_size <= 250_000
+    found = subprocess.run(
+        [sys.executable, str(folder / "classify.py"), str(tmp_path / "photos" / "0" / "0.png")],
+        capture_output=True,
+        text=True,
+    )
+    assert re.search(r"\b[012]\b", found.stdout), found
