@@ -13,9 +13,9 @@ from robustlib import profiles, run
 
 @pytest.fixture(scope="session")
 def browser():
-    """Debian's chromium, started by playwright."""
+    """Debian's chromium, or the Chrome that is installed, started by playwright."""
     api = pytest.importorskip("playwright.sync_api", reason="no playwright: make test-browser")
-    path = shutil.which("chromium")
+    path = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
     if not path:
         pytest.skip("no chromium: apt-get install chromium")
     with api.sync_playwright() as playwright:
