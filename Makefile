@@ -17,12 +17,13 @@ NOTEBOOKS := find . -maxdepth 2 -name '*.ipynb' -exec
 
 # Each target is one job that uses every core itself, so `make -j` runs them one by one too.
 .NOTPARALLEL:
-.PHONY: help env study test test-browser gpu lint docs format figures lab lock clean
+.PHONY: help env study test test-browser gpu lint docs format figures gallery lab lock clean
 
 help:
 	@echo 'make study    run a study: PROFILE=quick (minutes, needs no data), cpu, paper'
 	@echo 'make lab      open the notebooks in JupyterLab'
 	@echo 'make figures  draw figures/ again, from the stored results of PROFILE=cpu make study'
+	@echo 'make gallery  write docs/gallery/ again, from the notebooks of PROFILE=cpu make study'
 	@echo 'make test     lint, then every test and every notebook; ARGS go to pytest'
 	@echo 'make test-browser  notebooks in JupyterLab, used with mouse and keys: needs chromium'
 	@echo 'make gpu      measure a GPU in 9 minutes: benchmarks/gpu.csv, and the tests that need one'
@@ -85,6 +86,10 @@ format: env
 figures: env
 	@.venv/bin/robustlib study --profile cpu
 	mkdir -p figures && cp runs/cpu/figures/* figures/
+
+# Its pages are committed, the executed notebooks are not.
+gallery: env
+	.venv/bin/python docs/gallery.py runs/cpu/notebooks
 
 # The clone is the root, or links from notebooks to figures/ would lead nowhere.
 lab: env
