@@ -36,6 +36,7 @@ def server(browser, tmp_path_factory):
     environment |= {"OMP_NUM_THREADS": "1"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROBUSTLIB_STORE", environment["ROBUSTLIB_STORE"])
+        patch.setenv("TQDM_DISABLE", "1")
         for spec in profiles.grid(lab.TINY, seeds="0"):
             run(spec)
     with lab.serve(root, own, environment) as started:
