@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.devices import layout
-from robustlib.specs import NORMS, Norm, integer, number, one_of
+from robustlib.specs import Norm
+from robustlib.specs.declare import Count, Radius, spec
 
 
-@dataclass(frozen=True)
+@spec
 class Threat:
     """What an attacker may do: a ball around each image, and how it is searched.
 
@@ -24,17 +24,9 @@ class Threat:
     """
 
     norm: Norm = "l2"
-    eps: float = 0.5
-    steps: int = 20
-    step_size: float | None = None
-
-    def __post_init__(self) -> None:
-        one_of("norm", self.norm, NORMS)
-        object.__setattr__(self, "eps", number("eps", self.eps, 0, 1000))
-        object.__setattr__(self, "steps", integer("steps", self.steps, 1))
-        if self.step_size is not None:
-            step_size = number("step_size", self.step_size, 0, 1000)
-            object.__setattr__(self, "step_size", step_size)
+    eps: Radius = 0.5
+    steps: Count = 20
+    step_size: Radius | None = None
 
     @property
     def step(self) -> float:

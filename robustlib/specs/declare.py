@@ -76,6 +76,8 @@ def _one_line(cls: type, given: dict[str, Any], error: Any) -> str:
         return str(context["error"])
     hints = get_type_hints(cls)
     name = error["loc"][0] if error["loc"] else ""
+    if isinstance(name, int) and name < len(hints):  # given by its place
+        name = list(hints)[name]
     if error["type"] == "unexpected_keyword_argument":
         one_of(f"{cls.__name__} field", name, hints)
     if name not in given:

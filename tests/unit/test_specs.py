@@ -368,6 +368,20 @@ def test_what_does_not_go_together_is_refused(make, says):
     assert all(s in str(refusal.value) for s in says), str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Transfer(Ticket(), "digits", "liner"), "mode='liner' .did you mean 'linear'.*"),
+        (lambda: Pretrain(3), "source=3: must be text"),
+        (lambda: Transfer(3), "ticket=3: must be a Ticket"),
+        (lambda: Pretrain(*range(99)), "source=0: must be text"),
+    ],
+)
+def test_a_bad_value_without_its_name_is_refused_by_name_too(make, says):
+    with pytest.raises(ValueError, match=f"^{says}"):
+        make()
+
+
 def test_columns_are_the_fields_and_a_shared_name_is_the_transfers_then_the_pretrainings():
     pretrain = Pretrain(lr=0.3, n_train=500, epochs=7, seed=1)
     ticket = Ticket(pretrain, "random", sparsity=0.5, seed=2)
