@@ -17,7 +17,12 @@ from robustlib.figures.ablations import (
 )
 from robustlib.figures.edge import channels, edge, saved
 from robustlib.figures.names import label
-from robustlib.figures.networks import adversarial_examples, curves, robust_accuracy
+from robustlib.figures.networks import (
+    adversarial_examples,
+    attacked_rows,
+    curves,
+    robust_accuracy,
+)
 from robustlib.figures.properties import (
     certified,
     corruptions,

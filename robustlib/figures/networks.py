@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from robustlib import stats
 from robustlib.figures import grid
 from robustlib.figures.names import labelled, shared
 from robustlib.figures.style import COLUMN, PAGE, looks, style, written
+from robustlib.specs import columns
+from robustlib.store import Artifact
 
 
 @style()
@@ -122,6 +124,22 @@ def robust_accuracy(frame: pd.DataFrame) -> Figure:
     note += f"; hollow: {', '.join(others)}" * bool(others)
     grid.legend(fig, colours, note, "bars: 95 % intervals; dotted: the radius trained against")
     return fig
+
+
+def attacked_rows(found: Iterable[Artifact]) -> pd.DataFrame:
+    """The rows that `robust_accuracy` draws, of adversarial evaluations of networks: what is right
+    as it is (radius 0) and under each of the two attacks."""
+    attacks = {"PGD-20": "pgd_correct", "AutoAttack": "autoattack_correct"}
+    rows = []
+    for artifact in found:
+        spec: Any = artifact.spec
+        row = artifact.row
+        own = columns(spec.of) | {"n": row["n"]}
+        of = {"attack_norm": row["evaluation_norm"], "attack_eps": row["evaluation_eps"]}
+        clean = {"attack": "PGD-20", "attack_eps": 0.0, "correct": row["clean_correct"]}
+        rows.append(own | of | clean)
+        rows += [own | of | {"attack": a, "correct": row[c]} for a, c in attacks.items()]
+    return pd.DataFrame(rows).drop_duplicates(ignore_index=True)
 
 
 def _exact(points: pd.DataFrame) -> list[tuple[float, float]]:

@@ -77,7 +77,7 @@ def corrupted_sets(split: Any, seed: int = 0) -> Iterator[tuple[str, int, Split]
 def _stored(key: str, split: Split, name: str, seed: int) -> dict[str, Tensor]:
     from safetensors.torch import load, save
 
-    file = store.root() / "corrupted" / f"{key}.checked"
+    file = store.root() / "corruptions" / f"{key}.checked"
     lock = store.root() / "locks" / f"{key}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):

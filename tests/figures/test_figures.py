@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 import warnings
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from helpers import NATURAL, STRONG, half, inside, lines, small, texts, transfer_rows
 
 from robustlib import figures, models, specs, stats, tickets
-from robustlib.specs import Pretrain, Ticket, Transfer
+from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer
 
 
 def test_accuracy_shows_means_and_paired_intervals():
@@ -307,6 +308,23 @@ def test_robust_accuracy_has_exact_intervals():
         assert segment[:, 1] == pytest.approx([100 * e for e in ends], abs=1e-6)
     said = figures.robustness(frame)
     assert "APGD-CE at L2 ε = 0.5" in said and "natural 0.0 % [0.0, 1.8]" in said
+
+
+def test_rows_of_attacks_are_those_of_evaluations_and_what_is_not_attacked_stands_once():
+    found = []
+    for network, (own, half_, one) in {NATURAL: (90, 40, 3), STRONG: (80, 70, 50)}.items():
+        for eps, left in ((0.5, half_), (1.0, one)):
+            spec = Evaluation(network, "adversarial", eps=eps, limit=100)
+            row = {"n": 100, "clean_correct": own, "pgd_correct": left}
+            row |= specs.columns(spec) | {"autoattack_correct": left - 1}
+            found.append(SimpleNamespace(spec=spec, row=row))
+    rows = figures.attacked_rows(found)
+    assert len(rows) == 2 * (1 + 2 * 2)
+    counted = rows.set_index(["eps", "attack", "attack_eps"]).correct
+    for network, clean, at_one in ((NATURAL, 90, 3), (STRONG, 80, 50)):
+        assert counted[network.eps, "PGD-20", 0.0] == clean
+        assert counted[network.eps, "PGD-20", 1.0] == at_one
+        assert counted[network.eps, "AutoAttack", 1.0] == at_one - 1
 
 
 def test_adversarial_examples_say_before_and_after():

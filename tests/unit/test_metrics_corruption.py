@@ -383,13 +383,13 @@ def test_the_accuracy_is_that_on_the_corrupted_images():
 def test_sets_are_made_once_and_told_apart_by_images_and_seed(monkeypatch):
     split = bright_or_dark(8)
     first = list(corrupted_sets(split))
-    files = sorted((store.root() / "corrupted").iterdir())
+    files = sorted((store.root() / "corruptions").iterdir())
     assert len(first) == 75 and len(files) == 15
     for name, severity, found in first[::7]:
         assert torch.equal(found.x, corrupted(split, name, severity).x)
     list(corrupted_sets(split, seed=1))
     list(corrupted_sets(Split(split.x.flip(0), split.y)))
-    assert len(list((store.root() / "corrupted").iterdir())) == 45
+    assert len(list((store.root() / "corruptions").iterdir())) == 45
 
     def never(*_):
         raise AssertionError("made again")
@@ -403,7 +403,7 @@ def test_sets_are_made_once_and_told_apart_by_images_and_seed(monkeypatch):
 def test_a_damaged_file_is_named_and_made_again():
     split = bright_or_dark(8)
     first = list(corrupted_sets(split))
-    file = sorted((store.root() / "corrupted").iterdir())[0]
+    file = sorted((store.root() / "corruptions").iterdir())[0]
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 2] ^= 1
     file.write_bytes(raw)
