@@ -182,8 +182,8 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
             axis.errorbar(x, 100 * mean, 100 * np.nan_to_num([[mean - low], [high - mean]]), **look)
             axis.annotate(recipe, (x, 100 * mean), (4, 4), textcoords="offset points", fontsize=7)
         axis.set(title=name.replace("_", " "), xlabel="seconds of training", ylabel="%")
-        axis.set_xlim(left=0)
-        axis.margins(x=0.2)
+        axis.set_xlim(0, 1.3 * seconds.max())
+        axis.margins(y=0.15)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
