@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -133,3 +134,27 @@ def test_the_attack_that_stops_early_leaves_what_it_has_turned(front):
     wrong = model(begins).argmax(1) != y
     assert wrong.any() and torch.allclose(found[wrong], begins[wrong], atol=1e-6)
     assert not wrong.all() and not torch.allclose(found[~wrong], begins[~wrong], atol=1e-3)
+
+
+def test_tables_stand_between_their_marks_and_come_again_the_same(tmp_path):
+    tables = script("tables")
+    page = (Path(__file__).parents[2] / "docs" / "speed.md").read_text("utf-8")
+    assert tables.filled(page, tmp_path) == page
+    seeds = {"recipe": ["plain", "plain", "resize", "resize"], "seed": [0, 1, 1, 0]}
+    frame = pd.DataFrame(seeds).assign(
+        speed=[1, 1, 3, 2],
+        passes=[2, 2, 1, 1],
+        accuracy=[0.2, 0.4, 0.39, 0.21],
+        robust_accuracy=0.1,
+        linear_a=[0.5, 0.5, 0.6, 0.6],
+        linear_b=[0.5, 0.5, 0.4, 0.6],
+    )
+    frame.to_csv(tmp_path / "front.csv", index=False)
+    found = tables.filled(page, tmp_path)
+    assert "| plain | 1.00 | 2.0 | 30.0 % | 10.0 % | 50.0 % |" in found
+    # Differences of a seed with itself: +1 and -1 points; transfer: +10 and 0.
+    line = "| resize | 2.50 | 1.0 | +0.0 [-12.7, +12.7] | +0.0 [+0.0, +0.0] | +5.0 [-58.5, +68.5] |"
+    assert line in found
+    assert tables.filled(found, tmp_path) == found and found.count("<!-- end -->") == 3
+    with pytest.raises(ValueError, match="found 0 times"):
+        tables.filled("", tmp_path)
