@@ -132,8 +132,5 @@ def computing(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
         yield
         return
     hook = model.register_forward_hook(lambda _, inputs, out: out.float())
-    try:
-        with torch.autocast(next(model.parameters()).device.type, dtype):
-            yield
-    finally:
-        hook.remove()
+    with hook, torch.autocast(next(model.parameters()).device.type, dtype):
+        yield

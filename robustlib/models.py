@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TypeVar, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from robustlib.attacks import evaluating
 from robustlib.specs import ARCHS, STEMS, Pretrain, one_of
 
 M = TypeVar("M", bound=nn.Module)
@@ -165,16 +167,9 @@ def multiply_adds(model: nn.Module, size: int | tuple[int, int]) -> int:
         positions = where[0, ..., 0] if isinstance(module, nn.Linear) else where[0, 0]
         total += positions.numel() * int(torch.count_nonzero(module.weight))
 
-    layers = [m for m in model.modules() if isinstance(m, _ConvNd | nn.Linear)]
-    handles = [m.register_forward_hook(count) for m in layers]
-    modes = {m: m.training for m in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(torch.zeros(1, 3, *side, device=next(model.parameters()).device))
-    finally:
-        for m, training in modes.items():
-            m.training = training
-        for h in handles:
-            h.remove()
+    with ExitStack() as hooks, evaluating(model), torch.no_grad():
+        for m in model.modules():
+            if isinstance(m, _ConvNd | nn.Linear):
+                hooks.enter_context(m.register_forward_hook(count))
+        model(torch.zeros(1, 3, *side, device=next(model.parameters()).device))
     return total

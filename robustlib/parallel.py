@@ -187,8 +187,8 @@ def launch(function: Callable[..., Any], args: tuple, n: int, where: torch.devic
             elastic_launch(config, sys.executable)("-P", "-c", code + f"p._member({folder!r})")
         except ChildFailedError as failed:
             raise _failure(folder, n, failed) from None
-        with Path(folder, "result").open("rb") as f:
-            result, warned = torch.load(f, map_location="cpu", weights_only=False)
+        saved = Path(folder, "result")
+        result, warned = torch.load(saved, map_location="cpu", weights_only=False)
     for warning in warned:
         warnings.warn(warning, stacklevel=2)
     return result

@@ -20,6 +20,10 @@ _TYPES = (NoneType, bool, int, float, list, tuple, dict, Literal, str, Any)
 _TYPING = ("List", "Tuple", "Dict", "Any", "Optional", "Union", "Literal")
 _NAMES: dict[str, Any] = {t.__name__: t for t in (bool, int, float, list, tuple, dict, str)}
 _NAMES |= {n: getattr(typing, n) for n in _TYPING}
+_CHOICES: dict[Any, dict[str, Any]] = {
+    NoneType: {"None": None},
+    bool: {"true": True, "false": False},
+}
 _SIGNED = (ast.Constant, ast.UnaryOp, ast.USub, ast.BinOp)
 _ANNOTATION = (*_SIGNED, ast.Name, ast.Subscript, ast.Tuple, ast.BitOr, ast.Load)
 _ARITHMETIC = (*_SIGNED, ast.UAdd, ast.Add, ast.Sub, ast.Mult, ast.Div)
@@ -159,13 +163,8 @@ def _read(name: str, kind: Any, text: str) -> Any:
                 continue
         names = ("None" if p is NoneType else getattr(p, "__name__", str(p)) for p in parts)
         raise ValueError(f"{name}={shown(text)}: must be {' or '.join(names)}")
-    if origin is Literal:
-        values = {str(p): p for p in parts}
-        return values[one_of(name, text, values)]
-    if kind is NoneType:
-        return None if one_of(name, text, ["None"]) else text
-    if kind is bool:
-        return one_of(name, text.lower(), ["true", "false"]) == "true"
+    if choices := {str(p): p for p in parts} if origin is Literal else _CHOICES.get(kind):
+        return choices[one_of(name, text.lower() if kind is bool else text, choices)]
     if kind is int and re.fullmatch(r" *[+-]?[0-9]{1,30} *", text):
         return integer(name, int(text), -(2**63), 2**63)  # a float has 53 bits
     if kind in (int, float):

@@ -160,13 +160,10 @@ def lock(spec: Spec) -> Iterator[None]:
     file = root() / "locks" / f"{specs.key(spec)}.lock"
     with _writing():
         file.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(file)
-        held.acquire()
-    try:
+        held = FileLock(file).acquire()
+    with held:
         _clear(specs.key(spec))
         yield
-    finally:
-        held.release()
 
 
 def checkpoint(spec: Spec) -> Path:

@@ -47,6 +47,8 @@ def epoch(
     The order follows from (seed, epoch), the augmentation of a step from (seed, epoch, step).
     Images from files are augmented by (seed, epoch, row), and a crop is a RandomResizedCrop.
     """
+    if not len(split):
+        raise ValueError("the split is empty: there is nothing to train on")
     order = torch.randperm(len(split), generator=_generator(seed, epoch))
     steps_left = range(start, steps(split, batch_size))
     batches = [order[step * batch_size : (step + 1) * batch_size] for step in steps_left]

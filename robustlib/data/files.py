@@ -112,11 +112,8 @@ class _Decoded(torch.utils.data.Dataset):
         self.split, self.parts = split, (seed, epoch)
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        state = torch.get_rng_state()  # torchvision draws from the global generator
-        torch.default_generator.manual_seed(seed_for(*self.parts, row))
-        try:
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.default_generator.manual_seed(seed_for(*self.parts, row))
             image = read_image(self.split.paths[row]).convert("RGB")
             pixels = np.array(self.transform(image))
-        finally:
-            torch.set_rng_state(state)
         return torch.from_numpy(pixels), self.split.y[row]

@@ -190,17 +190,14 @@ def ensure(path: Path, write: Callable[[], None]) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(f".{path.name}.lock"))
-        lock.acquire()
+        held = FileLock(path.with_name(f".{path.name}.lock")).acquire()
     except OSError as e:
         raise PermissionError(
             f"{path} cannot be written ({e.strerror}); set ROBUSTLIB_DATA to a folder of yours"
         ) from e
-    try:
+    with held:
         if not path.exists():
             write()
-    finally:
-        lock.release()
 
 
 def _from_folders(

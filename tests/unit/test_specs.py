@@ -368,6 +368,20 @@ def test_what_does_not_go_together_is_refused(make, says):
     assert all(s in str(refusal.value) for s in says), str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Transfer(Ticket(), "digits", "liner"), "mode='liner' .did you mean 'linear'.*"),
+        (lambda: Pretrain(3), "source=3: must be text"),
+        (lambda: Transfer(3), "ticket=3: must be a Ticket"),
+        (lambda: Pretrain(*range(99)), "source=0: must be text"),
+    ],
+)
+def test_a_bad_value_without_its_name_is_refused_by_name_too(make, says):
+    with pytest.raises(ValueError, match=f"^{says}"):
+        make()
+
+
 def test_columns_are_the_fields_and_a_shared_name_is_the_transfers_then_the_pretrainings():
     pretrain = Pretrain(lr=0.3, n_train=500, epochs=7, seed=1)
     ticket = Ticket(pretrain, "random", sparsity=0.5, seed=2)
@@ -457,6 +471,18 @@ def test_a_field_that_says_nothing_makes_no_second_key():
 def test_a_spec_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Pretrain().lr = 1.0
+
+
+def test_no_message_is_made_for_a_spec_that_is_right(monkeypatch):
+    """The table of a store makes 10,000 specs of 100 fields each."""
+    made = []
+    monkeypatch.setattr(specs.declare, "shown", lambda value, *_: made.append(value) or "")
+    for spec in (Transfer(Ticket(scheme="omp", sparsity=0.5), "digits"), Evaluation()):
+        assert from_dict(type(spec), to_dict(spec)) == spec
+    assert not made
+    with pytest.raises(ValueError, match="does not use it"):
+        Pretrain(eps=0.5)
+    assert made == [0.5]
 
 
 @pytest.mark.parametrize("module", ["robustlib.specs", "robustlib", "robustlib.store"])
