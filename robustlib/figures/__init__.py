@@ -17,7 +17,7 @@ from robustlib.figures.ablations import (
 )
 from robustlib.figures.edge import channels, edge, saved
 from robustlib.figures.names import label
-from robustlib.figures.networks import adversarial_examples, curves, robust_accuracy
+from robustlib.figures.networks import adversarial_examples, attacked, curves, robust_accuracy
 from robustlib.figures.properties import (
     certified,
     corruptions,
