@@ -45,8 +45,9 @@ def sort(spec: Spec) -> str:
 
 
 def minutes(missing: list[Spec], workers: int) -> tuple[float, list[str]]:
-    """How long specs take on so many workers, by the seconds of stored results of their sort, in
-    proportion to their arithmetic; and the sorts of which nothing is stored: those are guessed."""
+    """How long specs take on so many workers (0: one a GPU, or else one a core), by the seconds of
+    stored results of their sort, in proportion to their arithmetic; and the sorts of which nothing
+    is stored: those are guessed."""
     per: dict[str, list[float]] = {sort(spec): [] for spec in missing}
     for kind in {type(spec) for spec in missing}:
         for a in store.artifacts(kind, []):
@@ -55,9 +56,10 @@ def minutes(missing: list[Spec], workers: int) -> tuple[float, list[str]]:
     guess = 1 / profiles.SPEEDS["one core"]
     speed = {name: statistics.median(found) if found else guess for name, found in per.items()}
     seconds = [sweeps.job(spec).cost * speed[sort(spec)] for spec in missing]
-    most = max(seconds, default=0.0)
+    longest = max(seconds, default=0.0)
     unknown = [name for name, found in per.items() if not found]
-    return max(most, sum(seconds) / max(1, workers)) / 60, unknown
+    workers = workers or len(sweeps.gpus()) or os.cpu_count() or 1
+    return max(longest, sum(seconds) / workers) / 60, unknown
 
 
 @dataclass
@@ -90,9 +92,11 @@ class Sweep:
             self.process.wait()
 
     def reason(self) -> str:
-        """The last line of its log that is not of a traceback: what failed, and why."""
-        lines = self.log.read_text("utf-8", "replace").splitlines()
-        return next((x for x in reversed(lines) if x.strip() and x[0] != " "), "it says nothing")
+        """The last line of its log that says what failed, and why: not one of a traceback, nor of
+        what was not begun because of it."""
+        lines = [x for x in self.log.read_text("utf-8", "replace").splitlines() if x.strip()]
+        own = [x for x in lines if not x.startswith(" ") and ": not done: needs " not in x]
+        return own[-1] if own else "it says nothing"
 
 
 _started: list[Sweep] = []
@@ -106,8 +110,11 @@ def cancel_all() -> None:
 
 
 def start(wanted: list[Spec], workers: int) -> Sweep:
-    """Starts a sweep of what is lacking. What it writes, its log among it, is in the store's folder
-    `explorer`. Raises RuntimeError where one runs, ValueError where nothing is lacking."""
+    """Starts a sweep of what is lacking, on so many workers (0: as many as `sweep` takes then).
+
+    What it writes, its log among it, is in the store's folder `explorer`. Raises RuntimeError where
+    one runs, ValueError where nothing is lacking.
+    """
     if any(sweep.state == "running" for sweep in _started):
         raise RuntimeError("a sweep is running: wait for it, or cancel it")
     if not (missing := lacking(wanted)):
@@ -116,8 +123,8 @@ def start(wanted: list[Spec], workers: int) -> Sweep:
     file = root / "explorer" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(as_json(wanted), "utf-8")
-    call = [sys.executable, "-c", COMMAND, "sweep", str(file), "--workers", str(workers)]
-    call += ["--csv", str(file.with_suffix(".csv"))]
+    call = [sys.executable, "-c", COMMAND, "sweep", str(file)]
+    call += ["--csv", str(file.with_suffix(".csv")), *(["--workers", str(workers)] * bool(workers))]
     with file.with_suffix(".log").open("wb") as log:
         env = os.environ | {"ROBUSTLIB_STORE": str(root), "TQDM_DISABLE": "1"}
         # A session of its own: an interrupt of the kernel is not meant for it.
@@ -133,18 +140,14 @@ class Runner(Panel):
     def __init__(self, profile: str, workers: int, after: Callable[[], Any]) -> None:
         self.after, self.seen, self.due = after, 0, 0.0
         self.sweep: Sweep | None = None
-        known = [
-            n
-            for p in profiles.profiles()
-            for n in (p, *(f"{p}:{a}" for a in profiles.ablations(p)))
-        ]
-        self.bar, self.state = widgets.IntProgress(), widgets.HTML()
+        known = profiles.profiles()
+        known += [f"{name}:{own}" for name in known for own in profiles.ablations(name)]
+        self.bar, self.state, self.answer = widgets.IntProgress(), widgets.HTML(), widgets.HTML()
         buttons = [button("start", self.start), button("cancel", self.cancel), self.bar]
         controls: dict[str, Any] = {"profile": widgets.Combobox(value=profile, options=known)}
         controls |= {name: widgets.Text(placeholder="all") for name in AXES}
-        count = workers or os.cpu_count() or 1
-        controls["workers"] = widgets.BoundedIntText(count, min=1, max=1024)
-        super().__init__(self.plan, controls, [], [widgets.HBox(buttons), self.state])
+        controls["workers"] = widgets.BoundedIntText(workers, min=0, max=1024)
+        super().__init__(self.plan, controls, [], [widgets.HBox(buttons), self.state, self.answer])
 
     def wanted(self) -> list[Spec]:
         """The chosen grid."""
@@ -163,18 +166,17 @@ class Runner(Panel):
         basis = "by the seconds of stored results of their kind"
         if unknown:
             basis += f" (a guess for {', '.join(unknown)}: none is stored)"
-        return (
-            [],
-            f"{len(grid)} transfers; to compute: {lack}; about {needed:.2g} minutes, {basis}.",
-        )
+        said = f"{len(grid)} transfers; to compute: {lack}; about {needed:.2g} minutes, {basis}."
+        return [], said
 
     def start(self) -> None:
         """Starts what is lacking, and follows it where there is an event loop, as in a kernel."""
         try:
             self.sweep = start(self.wanted(), self.controls["workers"].value)
         except REFUSED as e:
-            self.state.value = html.escape(str(e))
+            self.answer.value = html.escape(f"not started: {e}")
             return
+        self.answer.value = ""
         self.bar.max, self.seen = len(self.sweep.missing), 0
         if self.show() == "running":
             with suppress(RuntimeError):  # no loop: whoever started it asks `show`
@@ -184,6 +186,7 @@ class Runner(Panel):
         """Ends the sweep that runs."""
         if self.sweep is not None:
             self.sweep.cancel()
+            self.answer.value = ""
             self.show()
 
     async def follow(self) -> None:
@@ -214,6 +217,6 @@ class Runner(Panel):
 def runner(
     profile: str = "quick", workers: int = 0, after: Callable[[], Any] = lambda: None
 ) -> Runner:
-    """The part Run. profile: the grid that is chosen first; workers: processes, 0: one a core;
-    after: called when more is stored, `tradeoff(...).reload` for one."""
+    """The part Run. profile: the grid that is chosen first; workers: processes, 0: one a GPU, or
+    else one a core; after: called when more is stored, `tradeoff(...).reload` for one."""
     return Runner(profile, workers, after)

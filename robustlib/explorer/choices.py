@@ -66,7 +66,8 @@ def facets(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _texts(name: str, values: pd.Series) -> pd.Categorical:
-    absent = {"n_train": "all", "detail": "as they are"}.get(name)
+    unused = None if name in (*TRAINED, "robust") else "none"
+    absent = {"n_train": "all", "detail": "as they are"}.get(name, unused)
     known = sorted(values.dropna().unique())
     said = {v: f"{v:g}" if isinstance(v, float) else str(v) for v in known}
     texts = [absent if pd.isna(v) else said[v] for v in values]
@@ -126,11 +127,9 @@ def drawable(rows: pd.DataFrame) -> tuple[pd.DataFrame, str, str]:
     kept = kept[~lonely]
     if (n := kept.groupby([*panel_columns(kept), "task"], dropna=False).ngroups) > PANELS:
         raise ValueError(f"{n} panels, at most {PANELS} can be read: choose fewer tasks or ways.")
-    said = f"{lonely.sum()} robust rows without a natural partner are left out. " * bool(
-        lonely.sum()
-    )
-    other = len(rows) - len(kept) - lonely.sum()
-    return kept, value, said + f"{other} rows of another measure are left out." * bool(other)
+    left = {"robust rows without a natural partner": int(lonely.sum())}
+    left["rows of another measure"] = len(rows) - len(kept) - int(lonely.sum())
+    return kept, value, " ".join(f"Left out: {n} {what}." for what, n in left.items() if n)
 
 
 def as_json(wanted: Iterable[Spec]) -> str:

@@ -31,16 +31,12 @@ STEPS = 10
 
 
 def masks(
-    networks: Mapping[str, nn.Module | Pretrain],
-    sparsity: float = 0.9,
-    scope: str = "global",
-    other: str = "",
+    networks: Mapping[str, nn.Module | Pretrain], sparsity: float = 0.9, scope: str = "global"
 ) -> Panel:
     """Two tickets close up (`figures.masks`), drawn anew by `tickets.omp` at each move of a slider.
 
     networks: by label (`figures.label`, the first one natural): modules, or specs of what is stored
-    or comes with the package. other: the second one shown first, the last if empty. Raises
-    ValueError for fewer than two, or a bad sparsity or scope.
+    or comes with the package. Raises ValueError for fewer than two, or a bad sparsity or scope.
     """
     if len(networks) < 2:
         raise ValueError(f"networks={list(networks)}: must be a natural and at least one robust")
@@ -48,15 +44,14 @@ def masks(
     names = list(networks)
     slider = widgets.FloatSlider(sparsity, min=0, max=0.99, step=0.01, readout_format=".2f")
     layer, pattern = widgets.Dropdown(), widgets.Dropdown(options=specs.PATTERNS)
-    scopes = widgets.Dropdown(
-        options=specs.SCOPES, value=specs.one_of("scope", scope, specs.SCOPES)
-    )
-    first = widgets.Dropdown(options=names)
-    second = widgets.Dropdown(options=names, value=other or names[-1])
+    specs.one_of("scope", scope, specs.SCOPES)
+    scopes = widgets.Dropdown(options=specs.SCOPES, value=scope)
+    first, second = widgets.Dropdown(options=names), widgets.Dropdown()
 
     def draw() -> Drawn:
         alike = [n for n in names if _shape(networks[n]) == _shape(networks[first.value])]
-        offer(second, [n for n in alike if n != first.value] or [first.value])
+        others = sorted(alike, key=lambda n: _way(n) == _way(first.value))
+        offer(second, [n for n in others if n != first.value] or [first.value])
         pair = {n: _module(networks[n]) for n in (first.value, second.value)}
         if len(pair) < 2:
             raise ValueError(f"{first.value}: no other network has its architecture")
@@ -67,10 +62,9 @@ def masks(
             layer.value = own[min(1, len(own) - 1)]
         blocks = specs.n_of_m(pattern.value)
         cut = 1 - blocks[0] / blocks[1] if blocks else slider.value
-        drawn = {
-            n: tickets.omp(model, cut, pattern.value, scopes.value) for n, model in pair.items()
-        }
-        kernels = {n: own[layer.value].detach() for n, own in weights.items()}
+        how = cut, pattern.value, scopes.value
+        drawn = {n: tickets.omp(model, *how) for n, model in pair.items()}
+        kernels = {n: own[layer.value].detach().cpu() for n, own in weights.items()}
         return [figures.masks(drawn, kernels, layer.value)], ""
 
     controls = {"sparsity": slider, "layer": layer, "network": first, "other": second}
@@ -81,16 +75,23 @@ def ticket(sparsity: float = 0.9) -> Panel:
     """`masks` of the networks that come with the package and of all that are stored."""
     found = [checkpoints.pretrain(f"zoo/{name}") for name in checkpoints.zoo()]
     stored: list[Any] = [a.spec for a in store.artifacts(Pretrain, [])]
-    found += [spec for spec in stored if not spec.checkpoint.startswith("zoo/")]
+    found += [spec for spec in stored if not _bundled(spec)]
     networks: dict[str, nn.Module | Pretrain] = {}
-    for spec in sorted(found, key=lambda s: (s.objective != "natural", s.eps, s.source, s.seed)):
-        where = "zoo" if spec.checkpoint.startswith("zoo/") else spec.source
-        name = f"{figures.label(columns(spec))} ({where}, seed {spec.seed})"
-        if name in networks:  # they differ in how they were trained
-            name = f"{name[:-1]}, {specs.key(spec)[:6]})"
-        networks[name] = spec
-    robust = next(n for n, s in networks.items() if s == checkpoints.pretrain("zoo/robust-0"))
-    return masks(networks, sparsity, other=robust)
+    found.sort(key=lambda s: (s.objective != "natural", s.eps, not _bundled(s), s.seed))
+    for s in found:
+        where = f"{'zoo' if _bundled(s) else s.source}, seed {s.seed}"
+        name = f"{figures.label(columns(s))} ({where})"
+        # Two of one name differ in how they were trained.
+        networks[f"{name[:-1]}, {specs.key(s)[:6]})" if name in networks else name] = s
+    return masks(networks, sparsity)
+
+
+def _bundled(spec: Pretrain) -> bool:
+    return spec.checkpoint.startswith("zoo/")
+
+
+def _way(name: str) -> str:
+    return name.partition(" (")[0]
 
 
 def _shape(network: nn.Module | Pretrain) -> Any:
@@ -99,15 +100,12 @@ def _shape(network: nn.Module | Pretrain) -> Any:
     return {name: p.shape for name, p in tickets.prunable(network).items()}
 
 
-def _module(network: nn.Module | Pretrain) -> nn.Module:
-    return network if isinstance(network, nn.Module) else _stored(network)
-
-
 @lru_cache(maxsize=8)
-def _stored(spec: Pretrain) -> nn.Module:
+def _module(network: nn.Module | Pretrain) -> nn.Module:
+    if isinstance(network, nn.Module):
+        return network
     # Not `run`: what comes with the package needs neither the store nor its source's images.
-    own = spec.checkpoint.startswith("zoo/")
-    return checkpoints.load(spec.checkpoint) if own else stages.network(spec)
+    return checkpoints.load(network.checkpoint) if _bundled(network) else stages.network(network)
 
 
 def attack() -> Panel:
@@ -203,6 +201,7 @@ def _loaded(natural: Transfer | None, robust: Transfer | None) -> _Pair:
     test = in_memory(take(data.test, np.arange(min(IMAGES, len(data.test)))))
     found = [training.logits(model, test) for model in networks.values()]
     wrong = torch.stack([out.argmax(1) != y for out, y in found]).any(0)
+    networks = {name: model.cpu() for name, model in networks.items()}  # one image is soon done
     return _Pair(networks, test, data.class_names, source.norm, source.eps or 0.5, wrong)
 
 

@@ -46,7 +46,8 @@ class Panel(widgets.VBox):
         below: Sequence[widgets.Widget] = (),
     ) -> None:
         self.draw, self.figures = draw, list[Figure]()
-        self.message, self.busy, self.handle = widgets.HTML(), False, DisplayHandle()
+        self.busy = self.shown = False
+        self.message, self.handle = widgets.HTML(), DisplayHandle()
         self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
         self.row = widgets.HBox(layout=WRAP)
         self.take(controls)
@@ -80,7 +81,7 @@ class Panel(widgets.VBox):
             self.busy = False
         self.message.value = html.escape(said)
         self.image.layout.display = None if self.figures else "none"
-        if self.handle.display_id in _SHOWN:
+        if self.shown:
             self.handle.update(self._static(), raw=True)
 
     @property
@@ -89,17 +90,14 @@ class Panel(widgets.VBox):
         return self.figures[0]
 
     def _static(self) -> dict[str, Any]:
-        said = {"text/plain": html.unescape(self.message.value) or "controls: run this cell"}
+        said = {"text/plain": html.unescape(self.message.value) or "the picture as it was then"}
         return said | ({"image/png": b64encode(self.image.value).decode()} if self.figures else {})
 
     def _ipython_display_(self) -> None:
         view = {"model_id": self.model_id, "version_major": 2, "version_minor": 0}
         display({VIEW: view, "text/plain": "The controls work where this cell is run."}, raw=True)
-        _SHOWN.add(self.handle.display_id)
+        self.shown = True
         self.handle.display(self._static(), raw=True)
-
-
-_SHOWN: set[str] = set()
 
 
 def png(figures: Sequence[Figure]) -> bytes:
@@ -112,10 +110,9 @@ def png(figures: Sequence[Figure]) -> bytes:
         canvas.draw()
         drawn.append(np.asarray(canvas.buffer_rgba())[..., :3])
     across = max(part.shape[1] for part in drawn)
-    widths = [((0, 0), (0, across - part.shape[1]), (0, 0)) for part in drawn]
-    whole = np.vstack(
-        [np.pad(a, w, constant_values=255) for a, w in zip(drawn, widths, strict=True)]
-    )
+    whole = np.full((sum(map(len, drawn)), across, 3), 255, np.uint8)
+    for part, end in zip(drawn, np.cumsum([len(part) for part in drawn]), strict=True):
+        whole[end - len(part) : end, : part.shape[1]] = part
     out = io.BytesIO()
     Image.fromarray(whole).save(out, "png", compress_level=1)  # a slider waits for it
     return out.getvalue()
@@ -135,8 +132,8 @@ def offer(menu: widgets.Widget, values: Sequence[Any]) -> None:
         menu.value = chosen if chosen in left else left[0]
 
 
-def button(text: str, call: Callable[[], Any], tooltip: str = "") -> widgets.Button:
+def button(text: str, call: Callable[[], Any]) -> widgets.Button:
     """A button that calls a function."""
-    made = widgets.Button(description=text, tooltip=tooltip, layout=widgets.Layout(width="auto"))
+    made = widgets.Button(description=text, layout=widgets.Layout(width="auto"))
     made.on_click(lambda _: call())
     return made

@@ -16,17 +16,12 @@ from robustlib.explorer.panel import REFUSED, WRAP, Drawn, Panel, button, offer
 ROWS = 200
 """Rows of the table that are shown."""
 ABOVE, BELOW = "accuracy", "robust − natural"
-
-
 PYTHON = "from robustlib import Pretrain, Ticket, Transfer, run\n\nrun({}).row"
 
 
-def _menus(names: Any) -> dict[str, widgets.SelectMultiple]:
+def _menu() -> widgets.SelectMultiple:
     style = {"description_width": "60px"}
-    return {
-        name: widgets.SelectMultiple(rows=4, layout=widgets.Layout(width="215px"), style=style)
-        for name in names
-    }
+    return widgets.SelectMultiple(rows=4, style=style, layout=widgets.Layout(width="215px"))
 
 
 def _chosen(menus: dict[str, widgets.SelectMultiple]) -> dict[str, tuple[str, ...]]:
@@ -55,7 +50,8 @@ def transfers(frame: pd.DataFrame) -> Panel:
     in one means all of it.
     """
     table = choices.facets(frame)[["task", "mode", "seed"]]
-    menus, picture = _menus(table), widgets.ToggleButtons(options=[ABOVE, BELOW])
+    menus = {name: _menu() for name in table}
+    picture = widgets.ToggleButtons(options=[ABOVE, BELOW])
 
     def draw() -> Drawn:
         _narrow(menus, table)
@@ -83,11 +79,12 @@ class Tradeoff(Panel):
         for control in (self.sort, self.down):
             control.observe(lambda _: None if self.busy else self.tabulate(), "value")
         self.one.observe(lambda _: self.spell(), "value")
-        bar = [button("choose all", self.clear), button("reload", self.reload)]
-        keep = [self.name, self.folder, button("save", self.save)]
-        bar, order, keep = (
-            widgets.HBox(w, layout=WRAP) for w in (bar, [self.sort, self.down], keep)
+        rows = (
+            [button("choose all", self.clear), button("reload", self.reload)],
+            [self.sort, self.down],
+            [self.name, self.folder, button("save", self.save)],
         )
+        bar, order, keep = (widgets.HBox(row, layout=WRAP) for row in rows)
         below = [order, self.listing, self.one, self.python, keep, self.saved]
         super().__init__(self.show, {}, [bar], below)
         self.reload()
@@ -97,7 +94,7 @@ class Tradeoff(Panel):
         before, self.busy = _chosen(self.controls), True
         self.frame, self.specs, self.said = choices.load()
         self.table = choices.facets(self.frame)
-        menus = {name: self.controls.get(name, menu) for name, menu in _menus(self.table).items()}
+        menus = {name: self.controls.get(name) or _menu() for name in self.table}
         for name, values in choices.options(self.table, {}).items():
             offer(menus[name], values)
             # One value is no choice.
@@ -115,10 +112,9 @@ class Tradeoff(Panel):
             raise ValueError(self.said)
         _narrow(self.controls, self.table)
         self.rows = self.frame[choices.matching(self.table, _chosen(self.controls))]
-        differ = [name for name in self.table if self.table[name][self.rows.index].nunique() > 1]
-        measures = [
-            c for c in ("accuracy", "miou") if c in self.rows and self.rows[c].notna().any()
-        ]
+        own = self.table.loc[self.rows.index]
+        differ = [name for name in own if name == "robust" or own[name].nunique() > 1]
+        measures = [c for c in ("accuracy", "miou") if c in self.rows and any(self.rows[c].notna())]
         offer(self.sort, [*measures, "sparsity", *differ, "n", "seconds", "key"])
         self.tabulate()
         pictures, *_, said = _pictures(self.rows)
@@ -133,18 +129,16 @@ class Tradeoff(Panel):
         rows = rows.sort_values(self.sort.value, ascending=not self.down.value, kind="stable")
         cut = f"the first {ROWS} of {len(rows)} rows" * (len(rows) > ROWS)
         rows = rows[:ROWS].reset_index(drop=True)
-        text = (
-            rows[shown]
-            .astype(dict.fromkeys(facets, object))
-            .to_html(border=0, na_rep="natural", float_format="{:.4g}".format)
-        )
+        rows["robust"] = rows.robust.astype(object).fillna("natural")
+        text = rows[shown].to_html(border=0, na_rep="", float_format="{:.4g}".format)
         self.listing.value = f"{text}{cut}"
         offer(self.one, [(f"{i}: {key}", key) for i, key in rows.key.items()])
         self.spell()
 
     def spell(self) -> None:
         """The spec of one row, as Python to copy."""
-        self.python.value = PYTHON.format(choices.as_python(self.specs[self.one.value]))
+        spec = self.specs.get(self.one.value)
+        self.python.value = "" if spec is None else PYTHON.format(choices.as_python(spec))
 
     def clear(self) -> None:
         """Chooses nothing, which is all."""
@@ -161,11 +155,10 @@ class Tradeoff(Panel):
             if not name or Path(name).name != name:
                 raise ValueError(f"name={name!r}: must be the name of a file, without a folder")
             pictures, kept, value, _ = _pictures(self.rows)
+            pairs = stats.differences(kept, value)
             out = figures.folder(self.folder.value or ".")
             figures.save(pictures[ABOVE](), out, name, kept)
-            figures.save(
-                pictures[BELOW](), out, f"{name}_advantage", stats.differences(kept, value)
-            )
+            figures.save(pictures[BELOW](), out, f"{name}_advantage", pairs)
             file = Path(self.folder.value, f"{name}.json")
             with files.whole(file) as to:
                 to.write(choices.as_json(self.specs[key] for key in self.rows.key).encode())

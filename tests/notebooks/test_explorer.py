@@ -103,7 +103,7 @@ def test_rows_that_cannot_be_compared_are_left_out_and_said():
     assert len(choices.partners(frame)) == 17  # seed 0 has a natural network for it too
     frame = frame[(frame.eps == 1) | (frame.seed == 1)]
     rows, _, said = choices.drawable(frame)
-    assert said == "1 robust rows without a natural partner are left out. "
+    assert said == "Left out: 1 robust rows without a natural partner."
     assert set(rows.eps) == {0.0, 0.5}
     for own, natural in choices.partners(rows).items():
         a, b = frame.loc[own], frame.loc[natural]
@@ -168,6 +168,33 @@ def test_the_picture_is_in_the_widget_and_follows_the_menus():
     # One value is no choice.
     assert made.controls["source"].layout.display == "none"
     assert made.controls["task"].layout.display is None
+
+
+def test_choices_that_leave_nothing_are_said():
+    filled(tasks=("digits",), modes=("linear",)), filled(tasks=("glyphs",), modes=("finetune",))
+    made = explorer.tradeoff()
+    made.clear()
+    task, mode = made.controls["task"], made.controls["mode"]
+    task.value = ("digits", "glyphs")
+    mode.value = ("finetune",)
+    assert ("digits (0)", "digits") in task.options and made.figures
+    task.value = ("digits",)
+    assert not made.figures and "choose others" in made.message.value and made.python.value == ""
+    made.save()
+    assert "choose others" in made.saved.value
+    mode.value = ()
+    assert made.figures and set(made.rows.task) == {"digits"}
+
+
+def test_networks_trained_on_all_images_are_not_those_on_some():
+    for n_train in (None, 1000):
+        for eps in (0.0, 0.5):
+            objective = "pgd" if eps else "natural"
+            source = Pretrain(source="glyphs", objective=objective, eps=eps, n_train=n_train)
+            spec = Transfer(Ticket(source), "digits", "linear")
+            store.put(spec, {"accuracy": 0.5, "n": 100, "seconds": 1.0})
+    table = choices.facets(choices.load()[0])
+    assert choices.matching(table, {"pretrain_n_train": ("1000",)}).sum() == 2
 
 
 def test_the_table_is_sorted_and_its_row_is_told_as_python():
@@ -261,12 +288,12 @@ def test_the_slider_redraws_the_masks_that_omp_draws(trained):
     seen = []
     for sparsity in (0.9, 0.5, 0.0, 0.99):
         slider.value = sparsity
-        a, b = (tickets.omp(trained[n], sparsity) for n in ("natural", "robust, L2 ε = 0.5"))
+        a, b = (tickets.omp(trained[n], sparsity) for n in ("natural", "robust, L2 ε = 0.1"))
         first, second, both = sheets(box)
         expected = figures.overlay(a[layer], b[layer])
         assert (both.data == expected).all()
         # Removed weights are blank, the others have their value.
-        for shown, name, bit in ((first, "natural", 1), (second, "robust, L2 ε = 0.5", 2)):
+        for shown, name, bit in ((first, "natural", 1), (second, "robust, L2 ε = 0.1", 2)):
             blank = np.ma.getmaskarray(shown) | np.isnan(shown.data)
             assert (blank == (expected & bit == 0)).all()
             own = trained[name].get_parameter(layer).detach()
@@ -281,11 +308,11 @@ def test_the_slider_redraws_the_masks_that_omp_draws(trained):
 def test_the_menus_choose_layer_networks_pattern_and_scope(trained):
     box = explorer.masks(trained, sparsity=0.8, scope="layer")
     box.controls["layer"].value = layer = "layer3.0.conv2.weight"
-    box.controls["other"].value = "robust, L2 ε = 0.1"
+    box.controls["other"].value = "robust, L2 ε = 0.5"
     box.controls["pattern"].value = "2:4"  # has a sparsity of its own
     a, b = (
         tickets.omp(trained[n], 0.5, "2:4", "layer")[layer]
-        for n in ("natural", "robust, L2 ε = 0.1")
+        for n in ("natural", "robust, L2 ε = 0.5")
     )
     assert (sheets(box)[2].data == figures.overlay(a, b)).all()
     assert any(
@@ -456,13 +483,14 @@ def test_a_run_goes_on_beside_a_second_is_refused_and_its_points_appear(grid):
     assert made.sweep.state == "running" and made.bar.max == 10
     first = made.sweep
     made.start()
-    assert "a sweep is running" in made.state.value and made.sweep is first
+    made.show()  # what is said of the other stays beside it
+    assert "a sweep is running" in made.answer.value and made.sweep is first
     waited(made, "done")
     assert made.bar.value == 10 and "done: 10 of 10 stored" in made.state.value
     assert made.message.value == "4 transfers, all stored."
     assert len(shown.rows) == 4 and shown.figures  # at first it had nothing to show
     made.start()
-    assert "nothing is lacking" in made.state.value
+    assert "nothing is lacking" in made.answer.value
     made.controls["sparsities"].value = "1.5"
     assert "sparsities=1.5" in made.message.value
 
@@ -553,11 +581,11 @@ def test_a_kernel_answers_while_a_run_goes_on_that_a_click_has_started(grid):
             return "".join(said).strip()
 
         told(f"from robustlib import explorer\nmade = explorer.runner({grid!r}, 1)")
-        button = told("print(made.children[-2].children[0].model_id)")
+        button = told("print(made.children[-3].children[0].model_id)")
         content = {"comm_id": button, "data": {"method": "custom", "content": {"event": "click"}}}
         client.shell_channel.send(client.session.msg("comm_msg", content))
         assert told("print(made.sweep.state, 6 * 7)") == "running 42"
-        assert told("made.start()\nprint(made.state.value)").startswith("a sweep is running")
+        assert told("made.start()\nprint(made.answer.value)").startswith("not started: a sweep")
         deadline = time.monotonic() + 120
         while not (said := told("print(made.state.value)")).startswith("done"):
             assert time.monotonic() < deadline and "failed" not in said, said
