@@ -191,13 +191,19 @@ def read_checked(file: Path) -> bytes:
     return data
 
 
-def artifacts(cls: type) -> Iterator[Artifact]:
+def artifacts(cls: type, damaged: list[Damaged] | None = None) -> Iterator[Artifact]:
     """All stored artifacts of one kind of spec, by key; not those of an earlier edition of their
-    measure. Raises Damaged."""
+    measure. Raises Damaged, or appends it to `damaged` and goes on."""
     folder = root() / specs.kind(cls)
     for where in sorted(folder.glob("[0-9a-f]*/[0-9a-f]*")):
-        with suppress(Superseded):
+        try:
             yield _load(where)
+        except Superseded:
+            continue
+        except Damaged as e:
+            if damaged is None:
+                raise
+            damaged.append(e)
 
 
 def frame(cls: type) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from robustlib.figures.edge import channels, edge, saved
 from robustlib.figures.names import label
 from robustlib.figures.networks import (
     adversarial_examples,
+    attacked,
     attacked_rows,
     curves,
     robust_accuracy,

@@ -93,6 +93,45 @@ def adversarial_examples(
     return fig
 
 
+def attacked(
+    image: Tensor,
+    truth: int,
+    networks: Mapping[str, tuple[Tensor, Tensor, Tensor, Tensor]],
+    class_names: Sequence[str],
+    note: str = "",
+) -> Figure:
+    """One image as each network sees it: what it says and how sure it is, before and after an
+    attack; what the attack changed; and the gradient of the loss, where the network would look.
+
+    image: [3, H, W] in [0, 1]; networks: for each label the attacked image and the gradient at the
+    image, shaped alike, and the probabilities [K] before and after. Changes and gradients are drawn
+    around grey: changes by one factor, each gradient by its own largest values.
+    """
+    factor = _amplification([new - image for new, *_ in networks.values()])
+    with style(class_names):
+        fig, axes = grid.pictures(len(networks), 4, PAGE, 0.45 + 1.75 * len(networks))
+        for line, (name, (new, gradient, *says)) in zip(axes, networks.items(), strict=True):
+            line[0].set_ylabel(name, fontsize=7)
+            titles, inks = [], []
+            for p in says:
+                said = int(p.argmax())
+                right = said == truth
+                titles.append(f"{_short(class_names[said])} {'✓' if right else '✗'} {p[said]:.0%}")
+                inks.append("black" if right else "#B2182B")
+            change = 0.5 + factor * (new - image)
+            slope = 0.5 + 0.5 * gradient / float(gradient.abs().flatten().quantile(0.995) or 1)
+            titles[0], titles[1] = f"image: {titles[0]}", f"attacked: {titles[1]}"
+            titles += [f"change × {factor:g}", "gradient of the loss"]
+            inks += ["black"] * 2
+            panels = (image, new, change, slope)
+            for ax, picture, words, ink in zip(line, panels, titles, inks, strict=True):
+                shown = picture.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+                ax.imshow(shown, interpolation="nearest")
+                ax.set_title(words, fontsize=7, color=ink)
+        fig.suptitle(f"class {_short(class_names[truth])}{'; ' * bool(note)}{note}", fontsize=8)
+    return fig
+
+
 @style()
 def robust_accuracy(frame: pd.DataFrame) -> Figure:
     """Accuracy of each network against the radius of an attack, with exact 95 % intervals.

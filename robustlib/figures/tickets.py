@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -27,6 +28,7 @@ START = "natural before training"
 """The label of the network that natural and robust pretraining of one seed both start from."""
 WHITE = "#F0F0F0"
 """What is removed, in the picture of a mask."""
+_KERNELS = colormaps["cividis"].with_extremes(bad="#FFFFFF")  # has no white of its own
 
 
 @style()
@@ -113,40 +115,58 @@ def filters(
 
 
 @style()
-def masks(natural: Mask, robust: Mask, layer: str, name: str) -> Figure:
-    """One layer of two masks laid over each other, and their overlap in every layer.
+def masks(masks: Mapping[str, Mask], weights: Mapping[str, Tensor], layer: str) -> Figure:
+    """Two tickets of one architecture close up. Above, one layer: its kernels, with removed weights
+    blank, and both masks laid over each other; below, by layer, density and overlap.
 
-    layer: a parameter name of both; name: what the robust one is called. Left, an output channel
-    is a row of kernels and an input channel a column; of wide layers the first CHANNELS are drawn.
+    masks: two, by label; weights: those of the layer [O, I, K, K], by the same labels. What stands
+    behind " (" in a label tells networks of one pretraining apart. Grey is zero; darkest and
+    brightest are three standard deviations. An output channel is a row of kernels, an input channel
+    a column; of wide layers the first CHANNELS are drawn. Laid out by hand, for a slider redraws
+    it, and the layout engine takes longer than all the rest.
     """
-    table = stats.mask_overlap(natural, robust)
+    (first, a), (second, b) = masks.items()
+    table = stats.mask_overlap(a, b)
     here = table[table.layer == layer].iloc[0]
-    pair = looks(["natural", name])
-    kinds = {
-        "by neither": WHITE,
-        "by natural alone": pair["natural"]["color"],
-        "by robust alone": pair[name]["color"],
-        "by both": "#000000",
-    }
-    fig = grid.plain(PAGE, 3.3)
-    # Each side has a layout of its own: long layer names must not shrink the picture.
-    sides: Any = fig.subfigures(1, 2, width_ratios=[1, 1.2])
-    left, right = (side.subplots() for side in sides)
-    _show(left, overlay(natural[layer], robust[layer]), list(kinds.values()))
-    left.grid(visible=False)
-    left.set(xticks=[], yticks=[], ylabel="output channels")
-    left.set_xlabel(f"input channels{_cut(natural[layer])}")
-    left.set_title(f"{_layer_name(layer)}: {here.overlap:.2f} overlap, {here.chance:.2f} by chance")
-    patches = [Patch(fc=colour, ec="grey", label=kind) for kind, colour in kinds.items()]
-    title = f"sparsity {natural.sparsity:.3g}; natural and {name}; kept:"
-    fig.legend(handles=patches, loc="outside upper center", ncols=4, title=title, title_fontsize=8)
+    ways = [name.partition(" (")[0] for name in masks]
+    own = looks(ways)
+    pair = {first: own[ways[0]], second: own[ways[1]]}
+    if ways[0] == ways[1]:
+        pair[second] = pair[second] | {"color": OTHER, "ls": "--"}
+        ways[1] = "the other"
+    colours = [WHITE, pair[first]["color"], pair[second]["color"], "#000000"]
+    fig = grid.plain(PAGE, 5.0)
+    fig.set_layout_engine("none")
+    above = fig.add_gridspec(1, 3, left=0.04, right=0.99, top=0.81, bottom=0.49, wspace=0.08)
+    for i, (name, mask) in enumerate(masks.items()):
+        ax = fig.add_subplot(above[i])
+        large = 3 * float(weights[name].std()) or 1.0
+        kept = _sheet(weights[name].masked_fill(~mask[layer], np.nan))
+        ax.imshow(kept, cmap=_KERNELS, vmin=-large, vmax=large, interpolation="nearest")
+        share = here.density_second if i else here.density_first
+        ax.set_title(f"{name}\n{100 * share:.3g} % kept", fontsize=7)
+    fig.axes[0].set_ylabel("output channels", fontsize=7)
+    ax = fig.add_subplot(above[2])
+    _show(ax, overlay(a[layer], b[layer]), colours)
+    ax.set_title(f"both: overlap {here.overlap:.2f},\n{here.chance:.2f} by chance", fontsize=7)
+    for ax in fig.axes:
+        ax.set(xticks=[], yticks=[])
+        ax.set_xlabel("input channels", fontsize=7)
+    below = fig.add_axes((0.08, 0.25, 0.9, 0.16))
     at = np.arange(len(table))
-    right.bar(at, table.overlap, color="#BBBBBB", width=0.7, label="these two")
-    right.bar(at[table.layer == layer], here.overlap, color="#555555", width=0.7)
-    right.hlines(table.chance, at - 0.45, at + 0.45, color="#000000", lw=1.5, label="by chance")
-    _layer_axis(right, list(table.layer))
-    right.set(ylim=(0, 1), ylabel="overlap (Jaccard)")
-    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    bars = below.bar(at, table.overlap, color="#C4C4C4", width=0.7, label="overlap (Jaccard)")
+    bars[int(at[table.layer == layer][0])].set_color("#7A7A7A")
+    below.hlines(table.chance, at - 0.4, at + 0.4, color="#000000", lw=1.5, label="by chance")
+    for name, said, side in zip(masks, ways, ("first", "second"), strict=True):
+        below.plot(at, table[f"density_{side}"], **pair[name] | {"label": f"density, {said}"})
+    below.set_ylim(0, 1)
+    below.set_ylabel("by layer", fontsize=7)
+    below.legend(loc="lower center", bbox_to_anchor=(0.5, 0.97), ncols=4, fontsize=6.5)
+    _layer_axis(below, list(table.layer))
+    kinds = ("by neither", f"by {first} alone", f"by {second} alone", "by both")
+    patches = [Patch(fc=c, ec="grey", label=k) for k, c in zip(kinds, colours, strict=True)]
+    title = f"sparsity {a.sparsity:.3g}; {_layer_name(layer)}{_cut(a[layer])}; kept:"
+    fig.legend(handles=patches, loc="upper center", ncols=2, title=title, title_fontsize=8)
     return fig
 
 
@@ -218,9 +238,13 @@ def overlay(natural: Tensor, robust: Tensor) -> np.ndarray:
 
     O' and I' are O and I, but CHANNELS at most.
     """
-    code = (natural.int() + 2 * robust.int())[:CHANNELS, :CHANNELS]
-    o, i, kh, kw = code.shape
-    return code.permute(0, 2, 1, 3).reshape(o * kh, i * kw).numpy()
+    return _sheet(natural.int() + 2 * robust.int())
+
+
+def _sheet(kernels: Tensor) -> np.ndarray:
+    few = kernels[:CHANNELS, :CHANNELS]
+    o, i, kh, kw = few.shape
+    return few.permute(0, 2, 1, 3).reshape(o * kh, i * kw).numpy()
 
 
 def _cut(mask: Tensor) -> str:

@@ -15,6 +15,7 @@ from helpers import NATURAL, STRONG, half, inside, lines, small, texts, transfer
 
 from robustlib import figures, models, specs, stats, tickets
 from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer
+from robustlib.tickets import Mask
 
 
 def test_accuracy_shows_means_and_paired_intervals():
@@ -325,6 +326,43 @@ def test_rows_of_attacks_are_those_of_evaluations_and_what_is_not_attacked_stand
         assert counted[network.eps, "PGD-20", 0.0] == clean
         assert counted[network.eps, "PGD-20", 1.0] == at_one
         assert counted[network.eps, "AutoAttack", 1.0] == at_one - 1
+
+
+def test_an_attacked_image_shows_what_changed_and_what_is_said_how_surely():
+    torch.manual_seed(0)
+    x, slope = torch.rand(3, 8, 8), torch.randn(3, 8, 8)
+    after = {"natural": [0.1, 0.9], "robust, L2 ε = 0.5": [0.75, 0.25]}
+    networks = {
+        name: (x + 0.01 * i, slope, torch.tensor([0.8, 0.2]), torch.tensor(said))
+        for i, (name, said) in enumerate(after.items(), 1)
+    }
+    fig = figures.attacked(x, 0, networks, ["cat", "dog"], "L2 ε = 0.3")
+    titles = [ax.get_title() for ax in fig.axes]
+    assert titles[:2] == ["image: cat ✓ 80%", "attacked: dog ✗ 90%"]
+    assert titles[5] == "attacked: cat ✓ 75%" and titles[2] == titles[6] == "change × 20"
+    assert "class cat; L2 ε = 0.3" in texts(fig)
+    change = fig.axes[2].images[0].get_array(), fig.axes[6].images[0].get_array()
+    assert np.allclose(change[0], 0.5 + 20 * 0.01, atol=1e-4)  # one factor for both networks
+    assert np.allclose(change[1], 0.5 + 20 * 0.02, atol=1e-4)
+    gradient = fig.axes[3].images[0].get_array()
+    assert gradient.min() < 0.05 and gradient.max() > 0.95 and inside(fig)
+
+
+def test_two_masks_close_up_tell_networks_of_one_pretraining_apart():
+    torch.manual_seed(0)
+    kept = [Mask({"conv1.weight": torch.rand(30, 4, 3, 3) > s}) for s in (0.5, 0.9)]
+    weights = torch.randn(30, 4, 3, 3)
+    for names in (("natural (a)", "natural (b)"), ("natural (a)", "robust, L2 ε = 0.5 (a)")):
+        masks = dict(zip(names, kept, strict=True))
+        fig = figures.masks(masks, dict.fromkeys(names, weights), "conv1.weight")
+        first, second = (line.get_color() for line in fig.axes[3].lines)
+        assert first != second and first == figures.looks(["natural"])["natural"]["color"]
+        said = texts(fig)
+        assert any("the first 24 x 24" in t for t in said)
+        assert [line.get_ydata()[0] for line in fig.axes[3].lines] == [
+            pytest.approx(float(m["conv1.weight"].float().mean())) for m in kept
+        ]
+        assert fig.axes[0].images[0].get_array().shape == (72, 12)
 
 
 def test_adversarial_examples_say_before_and_after():
