@@ -202,7 +202,7 @@ def choose(options: pd.DataFrame, right: np.ndarray) -> int:
     error = behind.std(1, ddof=1) / np.sqrt(right.shape[1]) if right.shape[1] > 1 else 0.0
     # One image behind is one standard error, to the last digits.
     tied = [i for i, near in zip(able, behind.mean(1) <= error + 1e-9, strict=True) if near]
-    return min(tied, key=lambda i: options.bytes[i])
+    return next(i for i in tied if options.bytes[i] <= 1.05 * options.bytes[tied].min())
 
 
 def _task(what: str | Path, size: int) -> tuple[str, int]:
