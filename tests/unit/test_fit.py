@@ -313,7 +313,7 @@ def test_costs_are_said_before_each_step_and_an_interrupted_fit_goes_on(fitted):
     ]
     assert "4 trainings; the first one tells" in told[3]
     assert told[4].startswith("linear evaluation: 3 trainings, 1 stored, about 0.")
-    assert told[5].startswith("finetuning: 4 trainings, 0 stored, about ")
+    assert told[5].startswith("finetuning: 4 trainings, 0 stored, up to about ")
     assert [t for t in again if "trainings" in t] == told[5:]  # linear evaluation is stored
     assert len(rows) == 4 and all(p.stat().st_mtime_ns == t for p, t in rows.items())
     assert len(list((where / "store").glob("transfer/*/*/meta.json"))) == 8
