@@ -17,7 +17,7 @@ from torch import nn
 from robustlib import devices, models, specs, stats, training
 from robustlib.data import load
 from robustlib.data.splits import balanced, take
-from robustlib.export import export, file_sizes, latencies, logits, quantise
+from robustlib.export import Quantised, export, file_sizes, latencies, logits, quantise
 from robustlib.specs import Ticket, Transfer, integer, shown
 from robustlib.stages import network, run
 
@@ -217,15 +217,19 @@ def _forms(spec: Transfer, whole: _Form | None, where: Path) -> list[_Form]:
     ]
 
 
+def calibrated(file: Path, train: Any, seed: int) -> Quantised:
+    """The int8 form of a network's ONNX file, beside it, ranged on the task's training images."""
+    few = balanced(train.y.numpy(), min(CALIBRATION, len(train)), seed)
+    return quantise(file, take(train, few), file.with_suffix(".int8.onnx"))
+
+
 def _int8(spec: Transfer, file: Path) -> tuple[dict[str, Any], Path]:
     """The int8 form of a network's file: its columns, accuracy on the task's test images, and where
     it is written."""
     data: Any = load(
         spec.task, size=spec.ticket.pretrain.size, n_train=spec.n_train, seed=spec.seed
     )
-    few = balanced(data.train.y.numpy(), min(CALIBRATION, len(data.train)), spec.seed)
-    images: Any = take(data.train, few)
-    made = quantise(file, images, file.with_suffix(".int8.onnx"))
+    made = calibrated(file, data.train, spec.seed)
     n = len(data.test)
     row = {
         "form": "int8",

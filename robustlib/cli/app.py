@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,14 @@ class Where:
 
 
 HERE = Where()
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Shows warnings as errors are: what was found and is not read."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda text, *_, **__: print(f"robustlib: {text}", file=sys.stderr)
+        yield
 
 
 def check_csv(csv: Path | None) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from pathlib import Path
 from typing import Literal
 
 from cyclopts import App
 
-from robustlib.cli.app import app, check_csv, show
+from robustlib.cli.app import app, check_csv, show, warnings_as_lines
 from robustlib.specs import KINDS
 
 data = App(name="data", help="List the datasets, or build one from a folder of images.")
@@ -42,9 +40,7 @@ def data_build(
     """
     from robustlib.data import sources
 
-    with warnings.catch_warnings():
-        # A line, as errors are: what was found and is not read.
-        warnings.showwarning = lambda text, *_, **__: print(f"robustlib: {text}", file=sys.stderr)
+    with warnings_as_lines():
         print(sources.build_folder(name, folder, size, test_fraction, seed))
 
 

@@ -47,6 +47,12 @@ def read_image(file: str | Path | BinaryIO, name: str = "", quick: bool = False)
         return _opaque(_upright(image), raw)
 
 
+def image_size(file: str | Path) -> tuple[int, int]:
+    """Width and height of the image in a file, by its header. ValueError names the file."""
+    with _open(file) as image:
+        return image.size
+
+
 def read_labels(file: str | Path) -> Image:
     """A mask, upright: "P" or "L", a pixel's label its index. ValueError names the file."""
     with _open(file) as image:

@@ -99,11 +99,13 @@ def build_folder(
     test_fraction: float = 0.2,
     seed: int = 0,
     root: str | Path | None = None,
+    val_fraction: float = 0.0,
 ) -> Path:
     """A pack `name` from folder/<class>/<image files>, or from folder/{train,test[,val]}/<class>/.
 
-    Without a split of its own, `test_fraction` of each class is test, drawn by `seed`. Images are
-    scaled by their shorter side and cut to the middle. Returns the pack's path in the data root.
+    Without a split of its own, `test_fraction` of each class is test, drawn by `seed`, and without
+    one `val_fraction` of what it trains on is val (0: `load` cuts it off). Images are scaled by
+    their shorter side and cut to the middle. Returns the pack's path in the data root.
     ValueError: a name that is no plain file name or is taken, a folder that is not of that form
     (`images.class_files`), an image that cannot be read, or copies of training images in test.
     """
@@ -113,12 +115,13 @@ def build_folder(
         raise ValueError(f"name={name!r}: is a set of robustlib's own; choose another name")
     size = integer("size", size, 8, 4096)
     fraction = number("test_fraction", test_fraction, 0.01, 0.99)
+    held_out = number("val_fraction", val_fraction, 0, 0.99)
     seed = integer("seed", seed, 0, 2**63 - 1)
     folder, path = home(folder), data_root(root) / _file(name, size)
     if path.exists():
         raise ValueError(f"{path}: is there already; delete it to build it anew")
     splits = class_files(folder, "train", "test", more=True)
-    pack = _from_folders(name, splits, size, fraction, seed)
+    pack = _from_folders(name, splits, size, (fraction, held_out), seed)
     packs.validate(pack, path)  # before the data root is made: a refusal leaves nothing there
     ensure(path, lambda: packs.write(path, pack))
     return path
@@ -198,8 +201,13 @@ def ensure(path: Path, write: Callable[[], None]) -> None:
 
 
 def _from_folders(
-    name: str, splits: dict[str, dict[str, list[Path]]], size: int, fraction: float, seed: int
+    name: str,
+    splits: dict[str, dict[str, list[Path]]],
+    size: int,
+    fractions: tuple[float, float],
+    seed: int,
 ) -> Pack:
+    """fractions: of the images that are test, and of the others that are val, where need be."""
     classes = sorted({c for split in splits.values() for c in split})
     made = {}
     for split, found in splits.items():
@@ -211,8 +219,11 @@ def _from_folders(
         files = [(p, k) for k, c in enumerate(classes) for p in found[c]]
         made[split] = stack(opened(files), len(files), size, f"{name} {split}")
     if "all" in made:
-        made = divide(*made["all"], fraction, seed)
-    elif len({x.shape[3] for x, _ in made.values()}) > 1:  # one split is grey throughout
+        made = divide(*made["all"], fractions[0], seed)
+    if fractions[1] and "val" not in made:
+        parts = divide(*made["train"], fractions[1], seed)
+        made |= {"train": parts["train"], "val": parts["test"]}
+    if len({x.shape[3] for x, _ in made.values()}) > 1:  # one split is grey throughout
         made = {split: (np.broadcast_to(x, (*x.shape[:3], 3)), y) for split, (x, y) in made.items()}
     arrays = {f"{k}_{s}": a for s, pair in made.items() for k, a in zip("xy", pair, strict=True)}
     return Pack(arrays, tuple(classes), "folder")

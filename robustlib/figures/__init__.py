@@ -15,7 +15,7 @@ from robustlib.figures.ablations import (
     gap_rows,
     mask_rows,
 )
-from robustlib.figures.edge import channels, edge, saved
+from robustlib.figures.edge import channels, choice, edge, saved
 from robustlib.figures.names import label
 from robustlib.figures.networks import (
     adversarial_examples,

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from robustlib import stats
 from robustlib.figures import grid
 from robustlib.figures.names import alike, labelled, ordered, shared
-from robustlib.figures.style import OTHER, PAGE, looks, style
+from robustlib.figures.style import COLUMN, OTHER, PAGE, looks, style
 from robustlib.specs import n_of_m
 
 _MARKERS = {
@@ -158,6 +158,48 @@ def _points(ax: Axes, rows: pd.DataFrame, colours: grid.Looks) -> None:
 
 def _fraction(x: float, _place: object) -> str:
     return f"{x:g}" if x >= 1 else f"1/{1 / x:g}"
+
+
+@style()
+def choice(options: pd.DataFrame, most: float | None = None) -> Figure:
+    """Validation accuracy of finetuned tickets against the bytes of their file, the chosen one
+    ringed.
+
+    options: `fit.Fitted.options`. Colours are the ways to pretrain, markers patterns; hollow: int8;
+    pale: not within the budget. most: the budget's bytes, a line. Bars are 95 % intervals of each
+    accuracy alone (Clopper and Pearson); what is compared has the same images, so differences are
+    surer than these say.
+    """
+    frame = _kinds(options)
+    colours = looks(ordered(frame))
+    fig = grid.plain(1.4 * COLUMN, COLUMN)
+    ax = fig.subplots()
+    for row in frame.itertuples():
+        fill = "none" if row.form == "int8" else colours[row.label]["color"]
+        low, high = stats.accuracy_interval(row.val_accuracy, row.n_val)
+        at = row.bytes / 1000, 100 * row.val_accuracy
+        pale: dict[str, Any] = {"alpha": 1.0 if row.met else 0.3}
+        pale["color"] = colours[row.label]["color"]
+        ax.vlines(at[0], 100 * low, 100 * high, lw=0.6, **pale)
+        ax.plot(*at, marker=_MARKERS[row.kind], ms=5, ls="", mfc=fill, **pale)
+        if row.chosen:
+            ax.plot(*at, marker="o", ms=12, mfc="none", mec="black", mew=0.8, ls="")
+    ax.set_xscale("log")
+    for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        axis(FuncFormatter(lambda x, _: f"{x:g}"))
+    ax.set(xlabel="file through gzip (kB, log scale)", ylabel="validation accuracy (%)")
+    black: dict[str, Any] = {"color": "black", "ls": "", "ms": 4}
+    handles = [
+        *(plt.Line2D([], [], color=v["color"], lw=2, label=name) for name, v in colours.items()),
+        *(plt.Line2D([], [], label=k, marker=_MARKERS[k], **black) for k in frame.kind.unique()),
+        plt.Line2D([], [], label="int8", marker="o", mfc="none", **black),
+        plt.Line2D([], [], label="chosen", marker="o", mfc="none", **black | {"ms": 9}),
+    ]
+    if most is not None:
+        handles.append(ax.axvline(most / 1000, color=OTHER, lw=0.8, zorder=0, label="budget"))
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.set_title(f"{shared(frame, 'task')}: {frame.n_val.iloc[0]} validation images")
+    return fig
 
 
 @style()
