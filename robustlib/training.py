@@ -48,7 +48,7 @@ class Recipe:
 
     @classmethod
     def of(cls, spec: Any) -> Recipe:
-        """The recipe that a Pretrain or a Transfer holds."""
+        """The recipe that a spec holds, or that it is."""
         return cls(**{f.name: getattr(spec, f.name) for f in fields(cls) if hasattr(spec, f.name)})
 
 
