@@ -90,14 +90,16 @@ def pgd(
     threat: Threat,
     loss: Callable[[Tensor], Tensor] | None = None,
     worst: bool = False,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Adversarial images: projected gradient ascent from a random start (Madry et al., 2018).
 
     x: [N, 3, H, W] in [0, 1]; y: labels [N]; returns images shaped as x, detached, within the
     ball and within [0, 1]. `loss` maps logits [N, K] to losses [N] (cross entropy with y if not
     given). The last iterate is returned, or with `worst` the one of highest loss for each image,
-    as an evaluation wants it. Runs with BatchNorm in eval mode and leaves no gradient on weights;
-    a caller that is in torch.no_grad() may call it too.
+    as an evaluation wants it. `start` is the first offset, if it is not to be drawn here. Runs with
+    BatchNorm in eval mode and leaves no gradient on weights; a caller that is in torch.no_grad()
+    may call it too.
     """
     if loss is None:
 
@@ -105,9 +107,9 @@ def pgd(
             return F.cross_entropy(logits, y, reduction="none")
 
     model = unwrapped(model)
-    if layout(model, x.device) == torch.contiguous_format:
-        x = x.contiguous()
-    delta = (x + random_start(x, threat)).clamp_(0, 1).sub_(x)
+    x = _laid(model, x)
+    start = random_start(x, threat) if start is None else start
+    delta = (x + start).clamp_(0, 1).sub_(x)
     best, best_loss = delta, torch.full((len(x),), -torch.inf, device=x.device)
     with evaluating(model), torch.enable_grad():
         for _ in range(threat.steps):
@@ -122,6 +124,28 @@ def pgd(
             with torch.no_grad():
                 delta, _ = _keep(delta, loss(model(x + delta)), best, best_loss)
     return (x + delta).detach()
+
+
+def held(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
+    """Which images are right, and which of them stay so under `pgd`, the worst iterate of each
+    counted: bool [N] each.
+
+    Only what is right is attacked: the rest would be time spent on a settled question. An image has
+    the random start that it would have if all were.
+    """
+    with evaluating(model), torch.no_grad():
+        right = model(x).argmax(1) == y
+        rows, stays = right.nonzero().flatten(), torch.zeros_like(right)
+        start = random_start(_laid(unwrapped(model), x), threat)
+        if len(rows):
+            found = pgd(model, x[rows], y[rows], threat, worst=True, start=start[rows])
+            stays[rows] = model(found).argmax(1) == y[rows]
+    return right, stays
+
+
+def _laid(model: nn.Module, x: Tensor) -> Tensor:
+    """Images as they must lie in memory where gradients of this network are taken."""
+    return x.contiguous() if layout(model, x.device) == torch.contiguous_format else x
 
 
 def _keep(delta: Tensor, loss: Tensor, best: Tensor, best_loss: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from robustlib import parallel, store
-from robustlib.attacks import Threat, evaluating, pgd
+from robustlib.attacks import Threat, evaluating, held
 from robustlib.data import batches
 from robustlib.devices import computing, device, layout, reduced
 from robustlib.objectives import Objective
@@ -338,10 +338,7 @@ def robust_correct(model: nn.Module, split: Any, threat: Threat) -> int:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for x, y in batches.ordered(split, device=where):
-            x_adv = pgd(model, x, y, threat, worst=True)
-            with inference(model):
-                stays = (model(x).argmax(1) == y) & (model(x_adv).argmax(1) == y)
-                right += int(stays.sum())
+            right += int(held(model, x, y, threat)[1].sum())
     return right
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlib import training
-from robustlib.attacks import Threat, pgd
+from robustlib.attacks import Threat, held
 from robustlib.data import batches
 from robustlib.data.splits import seed_for
 from robustlib.metrics.sample import Measured, Row, sample
@@ -41,12 +41,10 @@ def measure(model: nn.Module, data: Any, spec: Evaluation, **_: Any) -> Measured
         attacks: dict[str, Any] = {}
         for i, (images, y) in enumerate(batches.ordered(split, BATCH, device=where)):
             x = images.contiguous()  # they flatten with view, which channels_last does not allow
-            out = model(x)
-            attacks = attacks or _attacks(model, threat, spec, out.shape[1], where)
-            survives = out.argmax(1) == y
+            attacks = attacks or _attacks(model, threat, spec, model(x[:1]).shape[1], where)
             torch.manual_seed(seed_for(spec.seed, i))
-            strong = _right(model, pgd(model, x, y, threat, worst=True), y)
-            left = {"clean": survives.clone(), "pgd": survives & strong}
+            survives, strong = held(model, x, y, threat)
+            left = {"clean": survives.clone(), "pgd": strong}
             for name, part in attacks.items():
                 # Only what is left is attacked: the rest would be time spent on a settled question.
                 rows = survives.nonzero().flatten()

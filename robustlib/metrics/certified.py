@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -65,15 +66,15 @@ def certified(
     pixel units. The noise of an image follows from the seed, its place in the split and batch_size.
     Raises NotFinite for outputs that are not finite.
     """
-    found = []
     with torch.random.fork_rng(), training.inference(model) as where:
         images = (image for x, _ in batches.ordered(split, device=where) for image in x)
-        for i, image in enumerate(images):
-            draws = torch.Generator(where).manual_seed(seed_for("smoothing", seed, i))
-            guess = int(_met(model, image, sigma, n0, batch_size, draws).argmax())
-            met = _met(model, image, sigma, n, batch_size, draws)
-            radius = radius_of(int(met[guess]), n, sigma, alpha)
-            found.append((guess, radius) if radius > 0 else (ABSTAIN, 0.0))
+        noisy = _noisy(images, sigma, (n0, n), batch_size, seed)
+        answers = torch.cat([_answers(model, x) for x in _regrouped(noisy, batch_size)])
+    found = []
+    for guesses, drawn in (a.split([n0, n]) for a in answers.view(-1, n0 + n)):
+        guess = int(torch.bincount(guesses).argmax())
+        radius = radius_of(int((drawn == guess).sum()), n, sigma, alpha)
+        found.append((guess, radius) if radius > 0 else (ABSTAIN, 0.0))
     return found
 
 
@@ -93,15 +94,36 @@ def radius_of(k: int, n: int, sigma: float, alpha: float) -> float:
     return sigma * float(norm.ppf(bound)) if bound > 0.5 else 0.0
 
 
-def _met(
-    model: nn.Module, image: Tensor, sigma: float, n: int, batch_size: int, draws: torch.Generator
-) -> Tensor:
-    """How often each class [K] is met in n draws of noise on one image [C, H, W]."""
-    total = torch.zeros(())
-    for start in range(0, n, batch_size):
-        shape = (min(batch_size, n - start), *image.shape)
-        out = model(image + sigma * torch.randn(shape, generator=draws, device=image.device))
-        if not out.isfinite().all():
-            raise training.NotFinite("logits under noise: not all are finite")
-        total = total + torch.bincount(out.argmax(1), minlength=out.shape[1]).cpu()
-    return total
+def _noisy(
+    images: Iterator[Tensor], sigma: float, sizes: tuple[int, int], most: int, seed: int
+) -> Iterator[Tensor]:
+    """Noisy copies of each image [C, H, W], `sizes` of them one after the other, at most `most` at
+    once. The noise of an image has a generator of its own."""
+    for i, image in enumerate(images):
+        draws = torch.Generator(image.device).manual_seed(seed_for("smoothing", seed, i))
+        for n in (min(most, size - done) for size in sizes for done in range(0, size, most)):
+            noise = torch.randn((n, *image.shape), generator=draws, device=image.device)
+            yield image + sigma * noise
+
+
+def _regrouped(parts: Iterator[Tensor], size: int) -> Iterator[Tensor]:
+    """The same rows in the same order, `size` together, whatever they came in; the last are fewer.
+
+    A pass of the network has a price of its own: passes of few draws share it.
+    """
+    rows: list[Tensor] = []
+    for part in parts:
+        rows.append(part)
+        if sum(map(len, rows)) >= size:
+            *full, rest = torch.cat(rows).split(size)
+            yield from full
+            rows = [rest]
+    yield torch.cat(rows)
+
+
+def _answers(model: nn.Module, x: Tensor) -> Tensor:
+    """The class of each image, on the CPU."""
+    out = model(x)
+    if not out.isfinite().all():
+        raise training.NotFinite("logits under noise: not all are finite")
+    return out.argmax(1).cpu()

@@ -57,14 +57,15 @@ class UsedBy(NamedTuple):
         """Raises ValueError where the field `name` of a spec says something and nothing uses it, or
         is needed and says nothing."""
         value, chosen = getattr(spec, name), getattr(spec, self.by)
+        used, says = chosen in self.values, value != default
+        if used is says or (used and not self.needed):
+            return
         start = f"{name}={shown(value)}: {self.by}={chosen!r}"
-        if chosen in self.values:
-            if self.needed and value == default:
-                raise ValueError(f"{start} needs it{' above 0' if value == 0 else ''}")
-        elif value != default:
-            *others, last = self.values
-            users = f"{', '.join(others)} and {last} do" if others else f"{last} does"
-            raise ValueError(f"{start} does not use it, must be {default!r}; {users}")
+        if used:
+            raise ValueError(f"{start} needs it{' above 0' if value == 0 else ''}")
+        *others, last = self.values
+        users = f"{', '.join(others)} and {last} do" if others else f"{last} does"
+        raise ValueError(f"{start} does not use it, must be {default!r}; {users}")
 
 
 def _one_line(cls: type, given: dict[str, Any], error: Any) -> str:
@@ -115,7 +116,12 @@ def spec(cls: type) -> Any:
 
 def check_uses(spec: Any) -> None:
     """Raises ValueError where a field is given in vain, or is missing."""
-    for name, declared in spec.__pydantic_fields__.items():
-        for use in declared.metadata:
-            if isinstance(use, UsedBy):
-                use.check(spec, name, declared.default)
+    cls: Any = type(spec)
+    for name, default, use in _uses(cls):
+        use.check(spec, name, default)
+
+
+@functools.cache
+def _uses(cls: Any) -> list[tuple[str, Any, UsedBy]]:
+    declared = cls.__pydantic_fields__.items()
+    return [(n, f.default, u) for n, f in declared for u in f.metadata if isinstance(u, UsedBy)]

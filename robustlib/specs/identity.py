@@ -44,7 +44,8 @@ def from_dict(cls: type, data: dict[str, Any]) -> Any:
         raise ValueError(f"{cls.__name__}={shown(data)}: must be a table of {', '.join(known)}")
     values = {}
     for name, value in data.items():
-        one_of(f"{cls.__name__} field", name, known)
+        if name not in known:
+            one_of(f"{cls.__name__} field", name, known)
         if name in TAGGED and value is not None:
             values[name] = from_tagged(name, value)
         elif name in NESTED and (name, value) != ("mask_from", None):

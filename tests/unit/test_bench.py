@@ -24,19 +24,22 @@ def bench():
 def test_what_is_stored_is_swept_at_once_and_dask_takes_milliseconds(bench, monkeypatch):
     monkeypatch.setenv("ROBUSTLIB_STORE", "/nowhere")
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    swept, each = bench.stored_sweep(1000)
-    assert 0 < swept < 3
+    swept, each = bench.stored_sweep(300)
+    assert 0 < swept < 3 * 0.3
     assert 0 < each < 0.020
     assert os.environ["ROBUSTLIB_STORE"] == "/nowhere" and "TQDM_DISABLE" not in os.environ
 
 
-def test_the_library_is_imported_and_helps_without_torch(bench):
-    took = bench.starts(rounds=3)
-    assert took["robustlib"] - took["torch"] < 0.5
-    assert 0 < took["help"] < 1
-    code = "import sys, robustlib.cli, robustlib.specs; print('torch' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-    assert out == "False\n"
+def test_the_command_helps_without_what_computes(bench):
+    """What it loads is counted: seconds are those of a machine, and of what else it does."""
+    heavy = "torch numpy pandas scipy sklearn matplotlib distributed dask tqdm IPython".split()
+    code = "import sys; from robustlib.cli import main; main(['--help']); print(*sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = out.stdout.splitlines()[-1].split()
+    assert "cyclopts" in loaded and not set(heavy) & set(loaded)
+    assert len(loaded) < 600
+    took = bench.starts(rounds=1)
+    assert took["help"] < took["torch"] < took["everything"]
 
 
 def test_two_workers_are_timed_on_the_same_trainings(bench, monkeypatch):

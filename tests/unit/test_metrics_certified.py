@@ -10,7 +10,8 @@ from scipy.stats import binom, binomtest, norm
 from torch import nn
 
 from robustlib import training
-from robustlib.data import Split
+from robustlib.data import Split, batches
+from robustlib.data.splits import seed_for
 from robustlib.metrics.certified import (
     ABSTAIN,
     certified,
@@ -166,6 +167,31 @@ def test_draws_follow_from_the_seed_and_not_from_other_images_or_the_caller():
     assert certified(model, split, SIGMA, 30, 200, seed=1, batch_size=200) == first
     assert certified(model, Split(split.x[:2], split.y[:2]), SIGMA, 30, 200, seed=1) == first[:2]
     assert certified(model, split, SIGMA, 30, 200, seed=2) != first
+
+
+@pytest.mark.parametrize(("n0", "n", "most"), [(30, 100, 500), (30, 700, 200), (3, 10, 7)])
+def test_passes_are_shared_by_images_and_each_keeps_its_own_noise(n0, n, most):
+    """By hand: an image at a time, its draws at most `most` at once."""
+    model, split, _ = linear_case([110, 120, 124, 130, 135, 150])
+    passes, guesses = [], []
+    model.register_forward_hook(lambda _, inputs, out: passes.append(len(out)))
+    found = certified(model, split, SIGMA, n0, n, seed=3, batch_size=most)
+    total = len(split) * (n0 + n)
+    assert sum(passes) == total and passes[:-1] == [most] * (math.ceil(total / most) - 1)
+    for i, (x, _) in enumerate(batches.ordered(split, 1)):
+        draws = torch.Generator().manual_seed(seed_for("smoothing", 3, i))
+        met = []
+        for size in (n0, n):
+            parts = [torch.randn((k, *x.shape[1:]), generator=draws) for k in cut(size, most)]
+            met.append(torch.cat([model(x + SIGMA * p) for p in parts]).argmax(1).bincount())
+        guess = int(met[0].argmax())
+        radius = radius_of(int(met[1][guess]), n, SIGMA, 0.001)
+        guesses.append((guess, radius) if radius > 0 else (ABSTAIN, 0.0))
+    assert found == guesses and len({r for _, r in found}) > 1
+
+
+def cut(size: int, most: int) -> list[int]:
+    return [min(most, size - done) for done in range(0, size, most)]
 
 
 def test_a_network_that_is_not_finite_is_no_sure_thing():

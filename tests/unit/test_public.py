@@ -75,6 +75,12 @@ def test_a_single_convolution_is_a_module_too():
     assert list(mask) == ["weight"] and mask.apply(conv).weight.count_nonzero() == 2
 
 
-def test_importing_the_library_does_not_import_torch():
-    code = "import robustlib, sys; robustlib.Pretrain(); assert 'torch' not in sys.modules"
+def test_importing_the_library_loads_nothing_and_a_spec_no_torch():
+    code = (
+        "import sys; before = set(sys.modules); import robustlib; more = set(sys.modules) - before;"
+        "assert not {m.split('.')[0] for m in more} & {'torch', 'numpy', 'pydantic'};"
+        "assert {*robustlib.__all__, 'specs'} <= {*dir(robustlib)};"
+        "assert robustlib.specs.Pretrain is robustlib.Pretrain;"
+        "robustlib.Pretrain(); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

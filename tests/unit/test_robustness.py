@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from robustlib import models, objectives, training
-from robustlib.attacks import Threat, pgd
+from robustlib.attacks import Threat, held, pgd
 from robustlib.data import Split, batches, load
 from robustlib.data.splits import seed_for
 from robustlib.metrics import adversarial as suite
@@ -323,6 +323,30 @@ def test_its_pgd_is_ours_of_20_steps_and_keeps_the_worst_of_them(norm, monkeypat
     assert row["pgd_correct"] == by_hand(20, worst=True)
     # A weaker attack leaves more of these images: the equality above tells it from this one.
     assert row["pgd_correct"] < min(by_hand(3, worst=True), by_hand(20, worst=False))
+
+
+@pytest.mark.parametrize("right", [0, 1, 13, 40])
+def test_what_is_wrong_already_is_not_attacked_and_the_others_as_if_it_were(right):
+    """The random start of an image does not depend on which others are right."""
+    x, y, model, threat = (
+        torch.rand(40, 3, 2, 2),
+        torch.zeros(40).long(),
+        Waves(),
+        Threat("l2", 0.5),
+    )
+    with torch.no_grad():
+        y[:] = model(x).argmax(1)
+    y[torch.randperm(40)[right:]] += 1
+    torch.manual_seed(4)
+    everything = pgd(model, x, y, threat, worst=True)
+    expected = (model(x).argmax(1) == y) & (model(everything).argmax(1) == y)
+    seen = []
+    model.register_forward_hook(lambda _, i, out: seen.append(len(out) * torch.is_grad_enabled()))
+    torch.manual_seed(4)
+    found = held(model, x, y, threat)
+    assert found[0].sum() == right and torch.equal(found[1], expected)
+    assert right < 13 or 0 < expected.sum() < right
+    assert sum(seen) <= right * (threat.steps + 1)
 
 
 @pytest.mark.filterwarnings("ignore:.*points with zero gradient")

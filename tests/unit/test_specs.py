@@ -473,6 +473,18 @@ def test_a_spec_cannot_be_changed():
         Pretrain().lr = 1.0
 
 
+def test_no_message_is_made_for_a_spec_that_is_right(monkeypatch):
+    """The table of a store makes 10,000 specs of 100 fields each."""
+    made = []
+    monkeypatch.setattr(specs.declare, "shown", lambda value, *_: made.append(value) or "")
+    for spec in (Transfer(Ticket(scheme="omp", sparsity=0.5), "digits"), Evaluation()):
+        assert from_dict(type(spec), to_dict(spec)) == spec
+    assert not made
+    with pytest.raises(ValueError, match="does not use it"):
+        Pretrain(eps=0.5)
+    assert made == [0.5]
+
+
 @pytest.mark.parametrize("module", ["robustlib.specs", "robustlib", "robustlib.store"])
 def test_specs_are_read_without_torch(module):
     code = f"import sys, {module}; print(sorted({{'torch', 'numpy', 'pandas'}} & set(sys.modules)))"

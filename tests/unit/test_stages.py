@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from robustlib import models, specs, stages, store, tickets, training
 from robustlib.data import load
@@ -129,6 +130,22 @@ def test_a_network_is_what_its_artifact_says():
     for name, p in pruned.state_dict().items():
         kept = mask[name] if name in mask else torch.ones_like(p, dtype=torch.bool)
         assert torch.equal(p, torch.where(kept, source.state_dict()[name], 0)), name
+
+
+def test_a_channel_ticket_is_trained_as_the_small_network_that_it_is(monkeypatch):
+    wide = Pretrain(source="digits", width=16, stem_stride=1, size=8, epochs=0)
+    sides, fit = [], training.fit
+
+    def watched(model, *args, **kwargs):
+        sides.append([m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)])
+        return fit(model, *args, **kwargs)
+
+    monkeypatch.setattr(training, "fit", watched)
+    whole = Ticket(wide, sparsity=0.5)
+    for drawn in (whole, Ticket(wide, pattern="channel", scope="layer", sparsity=0.5)):
+        run(Transfer(drawn, task="digits", n_train=60, epochs=1))
+    dense, small = (np.array(s) for s in sides[-2:])
+    assert (small <= dense).all() and small.sum() < 0.8 * dense.sum()
 
 
 def test_the_same_spec_gives_the_same_bits(tmp_path, monkeypatch):
