@@ -160,8 +160,7 @@ def fit(plan: Plan, out: str | Path | None = None, say: Callable[[str], None] = 
 
     Raises ValueError, before any training, for a budget that no ticket is within, and SweepFailed.
     """
-    data, budget, tried = plan.data, plan.budget, EFFORTS[plan.effort]
-    wanted = list(plan.wanted)
+    data, budget, wanted, tried = plan.data, plan.budget, list(plan.wanted), EFFORTS[plan.effort]
     out = Path(out or store.root().parent / "fit" / plan.task)
     say(str(plan))
     with sweeps.connect(plan.workers) as client, TemporaryDirectory() as folder:
@@ -202,7 +201,7 @@ def choose(options: pd.DataFrame, right: np.ndarray) -> int:
     error = behind.std(1, ddof=1) / np.sqrt(right.shape[1]) if right.shape[1] > 1 else 0.0
     # One image behind is one standard error, to the last digits.
     tied = [i for i, near in zip(able, behind.mean(1) <= error + 1e-9, strict=True) if near]
-    return min(tied, key=lambda i: options.bytes[i])
+    return next(i for i in tied if options.bytes[i] <= 1.05 * options.bytes[tied].min())
 
 
 def _task(what: str | Path, size: int) -> tuple[str, int]:
@@ -249,15 +248,16 @@ def _computed(
     if todo and not known:
         say(f"{step}: {len(todo)} trainings; the first one tells how long the others take")
         sweeps.sweep(todo[:1], client=client)
-        todo, own = missing(), todo[:1]
-        known = own
+        todo, known = missing(), todo[:1]
+        own = known
     if todo:
         rates = [store.get(spec).row["seconds"] / cost(spec) for spec in known]
         # What is not arithmetic weighs less in a longer training.
         rate = median(rates) if own else min(rates)
         minutes = rate * sum(map(cost, todo)) / len(client.nthreads()) / 60
         done = len(wanted) - len(todo)
-        say(f"{step}: {len(todo)} trainings, {done} stored, about {minutes:.1f} minutes")
+        about = "about" if own else "up to about"
+        say(f"{step}: {len(todo)} trainings, {done} stored, {about} {minutes:.1f} minutes")
     return sweeps.sweep(wanted, client=client)
 
 
@@ -291,7 +291,7 @@ def _refusal(budget: Budget, forms: pd.DataFrame, room: dict[str, float]) -> str
     parts = []
     for name, value in budget.given().items():
         parts.append(f"{name}={value:g}")
-        if name in forms:  # times are taken of what meets the rest alone
+        if name in forms:  # only what meets the rest is timed
             least = forms.loc[forms[name].idxmin()]
             cost = least[name] * room.get(name, 1)
             text = f"{cost:.3f} ms" if name == "latency" else f"{math.ceil(cost):,}"

@@ -46,7 +46,7 @@ class Recipe:
 
     @classmethod
     def of(cls, spec: Any) -> Recipe:
-        """The recipe that a Pretrain or a Transfer holds."""
+        """The recipe that a spec holds, or that it is."""
         return cls(**{f.name: getattr(spec, f.name) for f in fields(cls) if hasattr(spec, f.name)})
 
 
@@ -59,11 +59,9 @@ class CatastrophicOverfitting(UserWarning):
 
 
 def learning_rate(recipe: Recipe, step: int, total: int) -> float:
-    """The rate of step `step` of `total`.
-
-    onecycle rises linearly to lr over the first fifth of the steps and falls linearly to 0 (Smith
-    and Topin, 2018; Wong et al., 2020); step divides by 10 at 1/2 and 3/4.
-    """
+    """The rate of step `step` of `total`: onecycle rises linearly to lr over the first fifth of the
+    steps and falls linearly to 0 (Smith and Topin, 2018; Wong et al., 2020); step divides by 10 at
+    1/2 and 3/4."""
     t = step / total
     if recipe.schedule == "step":
         return recipe.lr * 0.1 ** ((t >= 0.5) + (t >= 0.75))
@@ -283,11 +281,9 @@ def _batches(
 
 
 def overfitted(curve: list[dict[str, float]]) -> bool:
-    """Whether the last epoch shows catastrophic overfitting (Wong et al., 2020).
-
-    That is: accuracy against a multi-step attack on val below half its best, by more than 5 points
-    (less is chance on a few hundred images), and the training loss at its lowest.
-    """
+    """Whether the last epoch shows catastrophic overfitting (Wong et al., 2020): accuracy against a
+    multi-step attack on val below half its best, by more than 5 points (less is chance on a few
+    hundred images), and the training loss at its lowest."""
     robust = [row["val_robust"] for row in curve if "val_robust" in row] or [0.0]
     fell = robust[-1] < min(0.5 * max(robust), max(robust) - 0.05)
     return fell and curve[-1]["loss"] <= min(row["loss"] for row in curve)
@@ -329,13 +325,12 @@ def correct(model: nn.Module, split: Any) -> int:
 def robust_correct(model: nn.Module, split: Any, threat: Threat) -> int:
     """How many images of a split stay right under our PGD, the worst iterate of each counted; one
     that is wrong as it is stays wrong: a higher loss may come with a right answer."""
-    where, right = device(), 0
+    where = device()
     model.to(where)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for x, y in batches.ordered(split, device=where):
-            right += int(held(model, x, y, threat)[1].sum())
-    return right
+        pairs = batches.ordered(split, device=where)
+        return sum(int(held(model, x, y, threat)[1].sum()) for x, y in pairs)
 
 
 def recalibrate(model: nn.Module, split: Any, batch_size: int = 128) -> None:

@@ -18,8 +18,6 @@ from robustlib.data.splits import divide
 from robustlib.data.torchsets import KNOWN, PUBLISHED
 from robustlib.specs import integer, number, one_of, shown
 
-IMAGENET = "imagenet"
-
 
 @dataclass(frozen=True)
 class Row:
@@ -73,9 +71,8 @@ def find(name: str, size: int, root: str | Path | None = None, masks: bool = Fal
     known = {n for n, k in KNOWN.items() if k.masks == masks}
     others = {n for n, s in packed.items() if not masks or (n.endswith("_seg") and 32 in s)}
     one_of("dataset", name, sorted(known | others))
-    if name == IMAGENET:
-        path = folder / IMAGENET
-        if not path.is_dir():
+    if name == "imagenet":
+        if not (path := folder / name).is_dir():
             raise FileNotFoundError(
                 f"{name}: put its class folders into {path / 'train'} and {path / 'val'}; the "
                 "images are handed out by https://image-net.org after its terms were accepted"

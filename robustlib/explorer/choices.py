@@ -71,7 +71,8 @@ def _texts(name: str, values: pd.Series) -> pd.Categorical:
     known = sorted(values.dropna().unique())
     said = {v: f"{v:g}" if isinstance(v, float) else str(v) for v in known}
     texts = [absent if pd.isna(v) else said[v] for v in values]
-    return pd.Categorical(texts, list(dict.fromkeys([*said.values(), *filter(None, [absent])])))
+    order = dict.fromkeys([*said.values(), absent])
+    return pd.Categorical(texts, [text for text in order if text and text in texts])
 
 
 def matching(table: pd.DataFrame, chosen: Chosen, but: str = "") -> pd.Series:

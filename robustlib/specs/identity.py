@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import fields
+from collections.abc import Collection
+from dataclasses import Field
 from typing import Any
 
 from robustlib.specs.checks import one_of, shown
@@ -19,10 +20,16 @@ TAGGED = ("of", "other")
 """Fields that may hold a spec of more than one kind: written as {kind: spec}."""
 
 
+def _fields(of: Any) -> Collection[Field[Any]]:
+    """`dataclasses.fields` of a spec or a kind, of which none is to be left out: that is found out
+    anew at each call."""
+    return of.__dataclass_fields__.values()
+
+
 def to_dict(spec: Spec, *, defaults: bool = True) -> dict[str, Any]:
     """The spec as nested plain data; without the fields left at their default if not `defaults`."""
     out = {}
-    for f in fields(spec):
+    for f in _fields(spec):
         value = getattr(spec, f.name)
         if hasattr(value, "__dataclass_fields__"):
             nested = to_dict(value, defaults=defaults)
@@ -39,7 +46,7 @@ def to_dict(spec: Spec, *, defaults: bool = True) -> dict[str, Any]:
 
 def from_dict(cls: type, data: dict[str, Any]) -> Any:
     """The inverse of `to_dict`. Raises ValueError for an unknown field or a bad value."""
-    known = [f.name for f in fields(cls)]
+    known = [f.name for f in _fields(cls)]
     if not isinstance(data, dict):
         raise ValueError(f"{cls.__name__}={shown(data)}: must be a table of {', '.join(known)}")
     values = {}
@@ -107,7 +114,7 @@ def columns(spec: Spec) -> dict[str, Any]:
         own["pretrain"] = own["ticket"].pretrain
     row: dict[str, Any] = {}
     for level in ("transfer", "pretrain", "ticket", "evaluation"):
-        for f in fields(own[level]) if level in own else ():
+        for f in _fields(own[level]) if level in own else ():
             if f.name not in (*NESTED, *TAGGED):
                 name = f"{level}_{f.name}" if f.name in row else f.name
                 row[name] = getattr(own[level], f.name)

@@ -51,10 +51,9 @@ def _check_data(spec: Spec) -> None:
 def _inputs(spec: Spec) -> dict[Spec, Artifact]:
     """What a stage takes: the artifacts of the spec's parents and of what their networks are made
     of. A ticket takes its network from the first of them and of the others only the masks."""
-    found: dict[Spec, Artifact] = {below: run(below) for below in specs.parents(spec)}
-    if not isinstance(spec, Ticket):
-        for below in list(found):
-            found |= _made_of(below)
+    found: dict[Spec, Artifact] = {}
+    for below in specs.parents(spec):
+        found |= {below: run(below)} if isinstance(spec, Ticket) else _made_of(below)
     return found
 
 

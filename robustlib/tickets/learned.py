@@ -14,7 +14,7 @@ from robustlib import objectives, training
 from robustlib.data import Split
 from robustlib.specs import Ticket
 from robustlib.tickets import patterns
-from robustlib.tickets.mask import Mask, prunable
+from robustlib.tickets.mask import Mask, parameter, prunable
 from robustlib.tickets.producers import Producers, producers
 
 UNIT = 0.005
@@ -79,7 +79,6 @@ def score(model: nn.Module, spec: Ticket) -> tuple[nn.Module, dict[str, Scored]]
     model.fc.requires_grad_(True)
     scores = {n: Scored(UNIT * s / means[n], weights[n].shape) for n, s in start.items()}
     found = producers(model) if spec.pattern == "channel" else Producers()
-    biased = {m for _, m, _ in patterns.biases(model)} if spec.pattern == "channel" else set()
     for name, module in list(model.named_modules()):
         if (own := f"{name}.weight") not in weights:
             continue
@@ -89,7 +88,10 @@ def score(model: nn.Module, spec: Ticket) -> tuple[nn.Module, dict[str, Scored]]
         # removed channel has no gradient: it comes back only when the scores of kept ones fall
         # below its own.
         if own not in found.alone:
-            masked += [(module, "weight")] + [(module, "bias")] * (module in biased)
+            masked.append((module, "weight"))
+            if spec.pattern == "channel" and module.bias is not None:
+                parameter(module, "bias", name)  # or it is refused
+                masked.append((module, "bias"))
         for m, part in masked:
             parametrize.register_parametrization(m, part, scores[own])
     rank(scores, spec)

@@ -130,9 +130,7 @@ class Mask(Mapping[str, Tensor]):  # noqa: PLW1641 - as a dict it has no hash
 
     def overlap(self, other: Mask) -> float:
         """Jaccard index of the kept sets: kept in both / kept in either; 1.0 for two empty ones.
-
-        Two random masks of one density d overlap in d / (2 - d).
-        """
+        Two random masks of one density d overlap in d / (2 - d)."""
         return self._jaccard(other, lambda a, b: int((a & b).sum()))
 
     def chance(self, other: Mask) -> float:

@@ -140,8 +140,8 @@ def _of_blocks(scores: Tensor, n: int, m: int) -> Tensor:
 
 
 def must_fit(model: nn.Module, pattern: str) -> None:
-    """Raises ValueError for a transposed convolution with channel or n:m, which would read its
-    weight the wrong way round."""
+    """Raises ValueError for a transposed convolution, whose weight channel and n:m would read the
+    wrong way round."""
     for name, m in model.named_modules():
         if isinstance(m, _ConvTransposeNd) and (pattern == "channel" or n_of_m(pattern)):
             raise ValueError(
@@ -182,10 +182,12 @@ def with_norms(mask: Mask, model: nn.Module) -> Mask:
     found = producers(model)
     channels = {n: mask[n].flatten(1).any(1) for n in prunable(model) if n in mask}
     out = dict(mask)
-    for layer, _, bias in biases(model):
-        if layer in channels:
+    names = {id(p): name for name, p in model.named_parameters()}
+    for name, m in model.named_modules():
+        if isinstance(m, _ConvNd) and m.bias is not None and names[id(m.weight)] in channels:
+            kept, bias = channels[names[id(m.weight)]], names[id(parameter(m, "bias", name))]
             # Layers that share a bias need what either keeps.
-            out[bias] = channels[layer] | out.get(bias, torch.zeros_like(channels[layer]))
+            out[bias] = kept | out.get(bias, torch.zeros_like(kept))
     for layer, norms in found.norms.items():
         if layer in channels:
             out |= {f"{n}.{part}": channels[layer] for n in norms for part in ("weight", "bias")}
@@ -196,16 +198,6 @@ def with_norms(mask: Mask, model: nn.Module) -> Mask:
             stacklevel=3,
         )
     return Mask(out)
-
-
-def biases(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
-    """Of each convolution with a bias: its weight's name (`prunable`), itself, its bias's name."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    return [
-        (names[id(m.weight)], m, names[id(parameter(m, "bias", name))])
-        for name, m in model.named_modules()
-        if isinstance(m, _ConvNd) and m.bias is not None
-    ]
 
 
 def masked(model: nn.Module, mask: Mask, pattern: str) -> nn.Module:

@@ -509,6 +509,24 @@ def test_a_folder_is_divided_by_seed_and_fraction(tmp_path: Path) -> None:
     assert tests["a"] == tests["b"] != tests["c"] and len(tests["d"]) == 17  # 5 + 6 + 6
 
 
+def test_val_is_a_part_of_what_would_be_train(tmp_path: Path) -> None:
+    """In a folder that is not divided, and in one that has train and test; its own val stays."""
+    shelves(tmp_path / "whole")
+    for split, n in (("train", 6), ("test", 3)):
+        shelves(tmp_path / "parts" / split, n)
+    counts = {"whole": ([6, 7, 8], [2, 2, 2], [2, 2, 2]), "parts": ([4, 5, 6], [2] * 3, [3, 4, 5])}
+    for name, expected in counts.items():
+        folder = tmp_path / name
+        made = packs.read(build_folder(name, folder, root=tmp_path, val_fraction=0.25)).arrays
+        plain = packs.read(build_folder(f"{name}0", folder, root=tmp_path)).arrays
+        found = [np.bincount(made[f"y_{s}"]).tolist() for s in ("train", "val", "test")]
+        assert found == list(expected)
+        assert (made["x_test"] == plain["x_test"]).all()
+        parts = [{x.tobytes() for x in made[f"x_{s}"]} for s in ("train", "val")]
+        assert not parts[0] & parts[1]
+        assert parts[0] | parts[1] == {x.tobytes() for x in plain["x_train"]}
+
+
 def test_a_folder_with_splits_of_its_own_keeps_them(tmp_path: Path) -> None:
     for split, n in (("train", 6), ("test", 3), ("val", 2)):
         shelves(tmp_path / "f" / split, n)

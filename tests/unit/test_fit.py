@@ -66,6 +66,9 @@ def hits(*counts, n=100):
         ([30, 20, 10], [90, 88, 80], None, 0),  # two are more than theirs
         ([30, 20, 10], [90, 89, 80], [True, False, True], 0),
         ([10, 20], [90, 10], [False, True], 1),
+        ([104, 100, 200], [89, 89, 90], None, 1),  # of equals the smallest still
+        ([104, 100, 200], [90, 89, 90], None, 0),  # 4 % are not worth an image
+        ([106, 100, 200], [90, 89, 90], None, 1),
     ],
 )
 def test_the_most_accurate_within_the_budget_is_chosen_and_of_the_tied_the_smallest(
@@ -176,6 +179,22 @@ def test_zeros_in_place_are_timed_once_and_what_is_too_slow_is_left_out(monkeypa
         ValueError, match=r"latency=0.4 \(the least is 0.550 ms: \S+, channel.*int8"
     ):
         able(latency=0.4, parameters=500_000)
+
+
+def test_full_tries_each_network_of_the_zoo_on_all_images():
+    quick, full = fit.plan("digits"), fit.plan("digits", effort="full")
+    assert [s.ticket.pretrain.checkpoint for s in quick.wanted[::2]] == [
+        "zoo/natural-0",
+        "zoo/robust-0",
+    ]
+    assert {s.ticket.pretrain.checkpoint for s in full.wanted} == {
+        f"zoo/{name}" for name in fit.checkpoints.zoo()
+    }
+    whole = len(load("digits", 64).train)
+    assert {s.n_train for s in quick.wanted} == {1000} and {s.n_train for s in full.wanted} == {
+        whole
+    }
+    assert "images: 1000 train, 144 val, 359 test; 4 tickets" in str(quick)
 
 
 # Bad folders
@@ -294,7 +313,7 @@ def test_costs_are_said_before_each_step_and_an_interrupted_fit_goes_on(fitted):
     ]
     assert "4 trainings; the first one tells" in told[3]
     assert told[4].startswith("linear evaluation: 3 trainings, 1 stored, about 0.")
-    assert told[5].startswith("finetuning: 4 trainings, 0 stored, about ")
+    assert told[5].startswith("finetuning: 4 trainings, 0 stored, up to about ")
     assert [t for t in again if "trainings" in t] == told[5:]  # linear evaluation is stored
     assert len(rows) == 4 and all(p.stat().st_mtime_ns == t for p, t in rows.items())
     assert len(list((where / "store").glob("transfer/*/*/meta.json"))) == 8
