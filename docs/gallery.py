@@ -32,11 +32,11 @@ def page(path: Path) -> tuple[str, dict[str, bytes]]:
         if "injected-parameters" in cell.metadata.get("tags", []):
             # Where its files went is of no interest to others.
             cell.source = re.sub(r"^(figures|folder) = .*\n?", "", cell.source, flags=re.M).strip()
-        # A bar that is gone leaves an empty output.
-        cell.outputs = [o for o in cell.outputs if o.get("text") or any(o.get("data", {}).values())]
         for output in (o for o in cell.outputs if "text/html" in o.get("data", {})):
             html = re.sub(r"<style.*?</style>\n?", "", output.data["text/html"], flags=re.S)
-            output.data["text/html"] = html
+            output.data["text/html"] = re.sub(r"<span[^>]*></span>", "", html)
+        # A bar that is gone leaves an empty output.
+        cell.outputs = [o for o in cell.outputs if o.get("text") or any(o.get("data", {}).values())]
     resources = {"unique_key": path.stem, "output_files_dir": path.stem}
     text, resources = MarkdownExporter().from_notebook_node(notebook, resources)
     # A page links to pages, and lies a folder deeper than the notebook.

@@ -112,6 +112,7 @@ def test_after_a_reload_picture_and_buttons_agree(page, server):
     ready(lab)
     explorer = cell(lab, "explorer.transfers(")
     assert picture(explorer)
+    assert not explorer.get_by_text("model not found").filter(visible=True).count()
     assert not explorer.locator("button.mod-active").count()
     shoot(lab, "03-another-kernel", explorer)
 
