@@ -10,6 +10,7 @@ import io
 import re
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import nbformat
@@ -18,11 +19,14 @@ from PIL import Image
 
 OUT = Path(__file__).parent / "gallery"
 COLOURS = 128
+IMAGES = {"00 attack", "01 examples", "04 scenes"}
+"""Cells, by number and id, that show images of a data set."""
+LEFT_OUT = "Images of a data set, which has terms of its own: run the notebook to see them.\n"
 
 
-def page(path: Path) -> tuple[str, dict[str, bytes]]:
-    """An executed notebook as Markdown, and its pictures by name. ValueError where a cell failed or
-    has not run."""
+def page(path: Path, others: Collection[str] = ()) -> tuple[str, dict[str, bytes]]:
+    """An executed notebook as Markdown, and its pictures by name. others: notebooks that have a
+    page. ValueError where a cell failed or has not run."""
     notebook = nbformat.read(path, as_version=4)
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
         if any(output.output_type == "error" for output in cell.outputs):
@@ -32,6 +36,8 @@ def page(path: Path) -> tuple[str, dict[str, bytes]]:
         if "injected-parameters" in cell.metadata.get("tags", []):
             # Where its files went is of no interest to others.
             cell.source = re.sub(r"^(figures|folder) = .*\n?", "", cell.source, flags=re.M).strip()
+        if f"{path.stem[:2]} {cell.id}" in IMAGES:
+            cell.outputs = [nbformat.v4.new_output("stream", text=LEFT_OUT)]
         for output in (o for o in cell.outputs if "text/html" in o.get("data", {})):
             html = re.sub(r"<style.*?</style>\n?", "", output.data["text/html"], flags=re.S)
             output.data["text/html"] = re.sub(r"<span[^>]*></span>", "", html)
@@ -39,9 +45,12 @@ def page(path: Path) -> tuple[str, dict[str, bytes]]:
         cell.outputs = [o for o in cell.outputs if o.get("text") or any(o.get("data", {}).values())]
     resources = {"unique_key": path.stem, "output_files_dir": path.stem}
     text, resources = MarkdownExporter().from_notebook_node(notebook, resources)
-    # A page links to pages, and lies a folder deeper than the notebook.
-    text = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.md)", text)
-    text = text.replace("](../", "](../../")
+
+    def place(link: re.Match[str]) -> str:
+        return f"]({link[1]}.md)" if link[1] in others else f"](../../notebooks/{link[1]}.ipynb)"
+
+    # A page lies a folder deeper than the notebook.
+    text = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", place, text.replace("](../", "](../../"))
     return described(text), {name: small(data) for name, data in resources["outputs"].items()}
 
 
@@ -70,7 +79,8 @@ def main(folder: Path, out: Path = OUT) -> None:
     paths = sorted(folder.glob("[0-9]*.ipynb"))
     if not paths:
         raise SystemExit(f"{folder}: no executed notebooks there; `robustlib study` makes them")
-    made = {path.stem: page(path) for path in paths}
+    names = {path.stem for path in (*paths, *out.glob("*.md"))}
+    made = {path.stem: page(path, names) for path in paths}
     for name, (text, pictures) in made.items():
         shutil.rmtree(out / name, ignore_errors=True)
         (out / name).mkdir(parents=True)

@@ -88,9 +88,8 @@ def test_the_readme_is_short():
 
 def executed(path: Path, *cells) -> Path:
     """A notebook of code cells (source, outputs) as it is after a run."""
-    made = [
-        nbf.new_markdown_cell("## A section\n\n[Next](02_next.ipynb), [rows](../figures/a.csv)")
-    ]
+    links = "[Own](01_own.ipynb), [next](02_next.ipynb), [rows](../figures/a.csv)"
+    made = [nbf.new_markdown_cell(f"## A section\n\n{links}")]
     for i, (source, outputs) in enumerate(cells):
         made.append(nbf.new_code_cell(source, outputs=outputs, execution_count=i + 1))
     nbformat.write(nbf.new_notebook(cells=made), path)
@@ -111,12 +110,16 @@ def test_the_gallery_shows_what_an_executed_notebook_shows(tmp_path, capsys):
     ]
     notebook = nbformat.read(executed(tmp_path / "01_own.ipynb", *cells), 4)
     notebook.cells[1].metadata["tags"] = ["injected-parameters"]
+    given = {"execution_count": 9, "outputs": [show(data=bundle)], "id": "examples"}
+    notebook.cells.append(nbf.new_code_cell("images", **given))
     nbformat.write(notebook, tmp_path / "01_own.ipynb")
     tool["main"](tmp_path, tmp_path / "out")
     assert "1 pages written" in capsys.readouterr().out
     page = (tmp_path / "out" / "01_own.md").read_text("utf-8")
-    assert "[Next](02_next.md), [rows](../../figures/a.csv)" in page
+    assert "[Own](01_own.md), [next](../../notebooks/02_next.ipynb)" in page
+    assert "[rows](../../figures/a.csv)" in page
     assert 'profile = "cpu"' in page and "/home/me" not in page and "<style" not in page
+    assert "terms of its own" in page  # and its picture is not the one that is found below
     assert "<table></table>" in page and "    one\n" in page
     (name,) = re.findall(r"!\[A section\]\((.+)\)", page)
     seen = Image.open(tmp_path / "out" / name)
