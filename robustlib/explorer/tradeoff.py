@@ -47,10 +47,14 @@ def transfers(frame: pd.DataFrame) -> Panel:
     """Accuracy against sparsity, or robust minus natural, for chosen tasks, modes and seeds.
 
     frame: rows of `sweep`. The controls are menus of the values that the rows have; nothing chosen
-    in one means all of it.
+    in one means all of it. Of many tasks a few are chosen first.
     """
     table = choices.facets(frame)[["task", "mode", "seed"]]
     menus = {name: _menu() for name in table}
+    _narrow(menus, table)
+    if table.task.nunique() > choices.TASKS:  # all of them would be more than can be read
+        for name, texts in choices.start(table).items():
+            menus[name].value = texts
     picture = widgets.ToggleButtons(options=[ABOVE, BELOW])
 
     def draw() -> Drawn:

@@ -245,6 +245,14 @@ def drawn(box):
     return titles, line.get_ydata()
 
 
+def test_transfers_of_many_tasks_begins_with_a_picture_of_a_few():
+    frame = transfer_rows([f"task{i}" for i in range(30)], modes=("finetune", "linear"), seeds=(0,))
+    box = explorer.transfers(frame)
+    assert len(box.figures) == 1 and len(box.controls["task"].value) == 4
+    box.controls["task"].value = ()
+    assert not box.figures and "30 panels, at most 24 can be read" in box.message.value
+
+
 def test_transfers_shows_what_is_chosen():
     frame = transfer_rows(tasks=("mnist", "gtsrb"), modes=("finetune", "linear"), seeds=(0, 1, 2))
     box = explorer.transfers(frame)
