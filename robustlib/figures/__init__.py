@@ -16,8 +16,9 @@ from robustlib.figures.ablations import (
     mask_rows,
 )
 from robustlib.figures.edge import channels, edge, saved
-from robustlib.figures.names import label
+from robustlib.figures.names import called, label
 from robustlib.figures.networks import adversarial_examples, curves, robust_accuracy
+from robustlib.figures.paper import FIGURES, caption, folder, save, section, write
 from robustlib.figures.properties import (
     certified,
     corruptions,
@@ -34,9 +35,10 @@ from robustlib.figures.results import (
     advantage,
     advantage_vs_labels,
     detail,
+    miou_vs_sparsity,
 )
 from robustlib.figures.scenes import by_class, scenes
-from robustlib.figures.style import folder, looks, save, section
+from robustlib.figures.style import VENUES, looks, venue
 from robustlib.figures.tickets import (
     START,
     filters,

@@ -39,9 +39,10 @@ def overlap(frame: pd.DataFrame) -> str:
             (j * (a + b) / (1 + j)).fillna(0).sum() for j in (rows.overlap, rows.chance)
         )
         kept = a.sum() + b.sum()
+        both, chance = (100 * common / (kept - common) for common in (both, chance))
         lines.append(
-            f"sparsity {sparsity:g}, natural with {name}: overlap {both / (kept - both):.2f}, "
-            f"{chance / (kept - chance):.2f} by chance with these densities by layer"
+            f"sparsity {sparsity:g}, natural with {name}: overlap {both:.1f} %, "
+            f"{chance:.1f} % by chance with these densities by layer"
         )
     return "\n".join(lines)
 
