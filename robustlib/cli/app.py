@@ -79,7 +79,7 @@ def show(frame: Any, csv: Path | None, all_columns: bool = False) -> None:
         lines = frame[kept].to_string(index=False).splitlines()
     print("\n".join(lines))
     if left := names[len(kept) :]:
-        print(f"{len(left)} more columns (--all-columns, --columns): {', '.join(left)}")
+        print(f"{len(left)} more columns (--csv FILE has all): {', '.join(left)}")
 
 
 def refuse(message: str) -> int:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from robustlib.cli.app import app, arranged, check_csv, examples, show
-from robustlib.specs import KINDS, Evaluation, one_of
+from robustlib.specs import KINDS, one_of
 
 data = App(name="data", help="List the datasets, or build one from a folder of images.")
 app.command(data)
@@ -140,9 +140,9 @@ def figures(
     from robustlib import figures
 
     out = out or rows
-    for name, drawn in figures.write(names, out, rows, profile, venue):
-        missing = isinstance(drawn, str) and drawn.startswith(f"{name}: ")
-        print(drawn if missing else f"{name}: {', '.join(map(str, sorted(out.glob(f'{name}.*'))))}")
+    for name, _, said in figures.write(names, out, rows, profile, venue):
+        files = ", ".join(map(str, sorted(out.glob(f"{name}.*"))))
+        print(said if said.startswith(f"{name}: ") else f"{name}: {files}")
 
 
 @app.command(help_epilogue=examples("robustlib claims --profile cpu --csv claims.csv"))
@@ -153,13 +153,8 @@ def claims(*, profile: str = "cpu", csv: Path | None = None) -> None:
         profile: Whose grid and ablations; what is not stored whole is "not run".
         csv: Write the table here, with estimands and intervals, instead of printing.
     """
-    from robustlib import claims, profiles, store
+    from robustlib.figures import stored  # matplotlib: not before it is needed
 
     check_csv(csv)
-    rows = {}
-    for ablation in {claim.study for claim in claims.CLAIMS} & {"", *profiles.ablations(profile)}:
-        grid = profiles.grid(f"{profile}:{ablation}" if ablation else profile)
-        grid = [spec for spec in grid if ablation or not spec.recalibrate]
-        rows[ablation] = store.rows(grid)
-    table = claims.table(rows, store.frame(Evaluation))
-    show(table if csv else table.drop(columns=["sentence", "estimand"]).round(2), csv)
+    table: Any = stored("claims", profile)
+    show(table if csv else table.drop(columns=["sentence", "estimand"]).round(2), csv, True)

@@ -18,7 +18,7 @@ from robustlib.figures.ablations import (
 from robustlib.figures.edge import channels, edge, saved
 from robustlib.figures.names import called, label
 from robustlib.figures.networks import adversarial_examples, curves, robust_accuracy
-from robustlib.figures.paper import FIGURES, caption, folder, save, section, write
+from robustlib.figures.paper import FIGURES, caption, folder, read, save, section, stored, write
 from robustlib.figures.properties import (
     certified,
     corruptions,

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from robustlib import __version__, profiles, stats, store
+from robustlib import __version__, claims, profiles, stats, store
 from robustlib.figures import ablations, results, table, tickets
 from robustlib.figures.edge import channels, edge
 from robustlib.figures.names import called, in_words, labelled, ordered
@@ -55,6 +55,10 @@ class Named:
     not those of a grid."""
     needs: str = ""
     """Why it is not drawn from rows."""
+
+    def latex(self, rows: pd.DataFrame) -> str:
+        """The table of its rows, "" where it has none."""
+        return table.latex(self.table(rows)) if self.table else ""
 
     @property
     def shows(self) -> str:
@@ -98,12 +102,12 @@ FIGURES = {
     ),
     "scenes": Named(scenes, needs=_NETWORKS.format("04_segmentation")),
     "claims": Named(table=table.verdicts, bars="95 %, over seeds and tasks, as its estimand says"),
-    "rates": Named(table=table.rates, bars=OVER_SEEDS),
+    "rates": Named(table=table.rates, bars=OVER_SEEDS, study="rates"),
     "domain_gap": Named(table=table.gaps, bars=OVER_SEEDS),
     "property_table": Named(table=table.properties, bars=OVER_SEEDS, study="properties"),
     "mask_effects": Named(table=table.mask_effects, bars=TO_OWN, study="masks"),
 }
-"""By the name of their files. A study's rows of rates and domain gaps are chosen by hand."""
+"""By the name of their files."""
 
 
 def read(file: Path) -> pd.DataFrame:
@@ -117,19 +121,30 @@ def stored(name: str, profile: str) -> pd.DataFrame | None:
     """The rows of a figure by its name, of a profile's stored results; None: they are not all
     stored, or are not those of a grid."""
     study = FIGURES[name].study
+    if name == "claims":
+        studies = {claim.study for claim in claims.CLAIMS} & {"", *profiles.ablations(profile)}
+        return claims.table({s: _of_grid(s, profile) for s in studies}, store.frame(Evaluation))
+    if name == "domain_gap":
+        frame = store.frame(Evaluation)
+        frame = frame[frame.suite == name].dropna(axis=1, how="all")
+        return None if frame.empty else frame
     if study is None or study not in ("", *profiles.ablations(profile)):
         return None
-    grid = profiles.grid(f"{profile}:{study}" if study else profile)
     if study == "properties":
-        asked = profiles.evaluations(f"{profile}:{study}", grid)
+        asked = profiles.evaluations(f"{profile}:{study}", profiles.grid(f"{profile}:{study}"))
         if not all(store.has(spec) for specs in asked.values() for spec in specs):
             return None
         return _of_evaluations(name, asked)
-    # The main grid's figures are of statistics as pretraining left them.
-    rows = store.rows([spec for spec in grid if study or not spec.recalibrate])
+    rows = _of_grid(study, profile)
     if rows is None or name not in ("advantage", "mask_effects"):
         return rows
     return stats.differences(rows) if name == "advantage" else ablations.mask_rows(rows)
+
+
+def _of_grid(study: str, profile: str) -> pd.DataFrame | None:
+    grid = profiles.grid(f"{profile}:{study}" if study else profile)
+    # What is said of the main grid is said of statistics as pretraining left them.
+    return store.rows([spec for spec in grid if study or not spec.recalibrate])
 
 
 def _of_evaluations(name: str, asked: Mapping[str, list[Evaluation]]) -> pd.DataFrame | None:
@@ -146,12 +161,13 @@ def _of_evaluations(name: str, asked: Mapping[str, list[Evaluation]]) -> pd.Data
 
 def write(
     names: Iterable[str], out: Path | None, rows: Path, profile: str = "", where: str = "icml2022"
-) -> Iterator[tuple[str, Figure | str]]:
+) -> Iterator[tuple[str, Figure | None, str]]:
     """Draws figures and tables by name, from the CSVs in the folder `rows`, or from the stored
-    results of a profile; each is written to `out` and yielded, as a picture, the caption of a
-    table, or a word on why there is none. names: empty: all that there are rows of.
+    results of a profile, and writes each to `out`. names: empty: all that there are rows of.
 
-    Raises ValueError for an unknown name or venue, before anything is drawn.
+    Yields the name, the picture (None for a table, or where there is none), and the caption, or a
+    word on why there is none. Raises ValueError for an unknown name, profile or venue, and for a
+    bad folder, before anything is drawn.
     """
     names = [one_of("name", name, FIGURES) for name in names]
     one_of("venue", where, VENUES)
@@ -159,20 +175,23 @@ def write(
         profiles.profile(profile)
     elif not rows.is_dir():
         raise ValueError(f"rows={str(rows)!r}: must be a folder of the CSVs behind figures")
-    out = folder(str(out)) if out else None
+    return _written(names, folder(str(out or "")), rows, profile, where)
+
+
+def _written(
+    names: list[str], out: Path | None, rows: Path, profile: str, where: str
+) -> Iterator[tuple[str, Figure | None, str]]:
     for name in names or FIGURES:
         entry, file = FIGURES[name], rows / f"{name}.csv"
         frame = stored(name, profile) if profile else read(file) if file.is_file() else None
-        if entry.needs or frame is None:
+        if not entry.needs and frame is not None:
+            with venue(where):
+                figure = entry.draw(frame) if entry.draw else None
+            save(figure, out, name, frame, None if profile else file)
+            yield name, figure, caption(name, frame)
+        elif names:
             missing = f"not all of it is stored, profile {profile}" if profile else f"no {file}"
-            if names:
-                yield name, f"{name}: {entry.needs}" if entry.needs else f"{name}: {missing}"
-            continue
-        source = None if profile else file
-        with venue(where):
-            figure = entry.draw(frame) if entry.draw else None
-        save(figure, out, name, frame, source)
-        yield name, figure or caption(name, frame)
+            yield name, None, f"{name}: {entry.needs or missing}"
 
 
 def folder(name: str) -> Path | None:
@@ -224,8 +243,8 @@ def save(
         "csv": lambda file: file.write(csv),
         "txt": lambda file: file.write(caption(name, data).encode()),
     }
-    if name in FIGURES and (as_text := FIGURES[name].table):
-        writers["tex"] = lambda file: file.write(table.latex(as_text(data)).encode())
+    if tex := FIGURES.get(name, Named()).latex(data):
+        writers["tex"] = lambda file: file.write(tex.encode())
     if fig:
         said = metadata(name, data)
         writers["png"] = lambda file: fig.savefig(file, format="png", dpi=200)

@@ -139,9 +139,8 @@ def test_the_committed_caption_and_table_are_those_of_the_rows(place):
         n = rows.seed.nunique()
         assert f"{n} seed{'s' * (n > 1)} (" in text
     assert f"{len(rows):,} rows" in text
-    if figures.FIGURES[name].table:
-        tex = (ROOT / folder / f"{name}.tex").read_text("utf-8")
-        assert tex == table.latex(figures.FIGURES[name].table(rows))
+    if tex := figures.FIGURES[name].latex(rows):
+        assert tex == (ROOT / folder / f"{name}.tex").read_text("utf-8")
 
 
 def test_one_seed_has_no_interval_and_the_caption_says_so():
@@ -270,7 +269,7 @@ def test_figures_of_a_profile_are_those_of_its_stored_rows(tmp_path, monkeypatch
     monkeypatch.setattr(store, "get", get)
     frame = paper.stored("advantage", "quick")
     assert list(frame.difference) == pytest.approx([0.02, 0.04, 0.02, 0.04])
-    ((name, fig),) = figures.write(["advantage"], tmp_path / "one", tmp_path, "quick")
+    ((name, fig, _),) = figures.write(["advantage"], tmp_path / "one", tmp_path, "quick")
     assert name == "advantage"
     again = paper.read(tmp_path / "one" / "advantage.csv")
     out = tmp_path / "again"

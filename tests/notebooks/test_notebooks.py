@@ -22,7 +22,7 @@ from robustlib.specs import Pretrain, Ticket
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 CHECKED = {
     *("01_robust_pretraining", "02_ticket_extraction", "03_transfer", "04_segmentation"),
-    *("05_ablations", "06_properties", "07_edge_deployment"),
+    *("05_ablations", "06_properties", "07_edge_deployment", "09_paper_figures"),
 }
 
 
@@ -110,6 +110,13 @@ ONE = [
     ("arch", "resnet", "choose among resnet10s"),
 ]
 BAD = {
+    "09_paper_figures": [
+        ("profile", "quik", "choose one of cpu, cpu32, paper, quick"),
+        ("rows", "nowhere", "rows='nowhere': must be a folder of the CSVs"),
+        ("names", "detail,maskss", "did you mean 'masks'"),
+        ("venue", "icml", "venue='icml'"),
+        ("figures", "/dev/null", "must be a folder"),
+    ],
     "01_robust_pretraining": [
         *ONE,
         ("n_examples", 0, "n_examples=0"),
