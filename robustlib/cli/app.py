@@ -90,6 +90,7 @@ def refuse(message: str) -> int:
     text = text if len(text) <= 2_500 else f"{text[:1_500]} [...] {text[-800:]}"
     text = f"robustlib: {text}"
     if sys.stderr.isatty():
-        text = textwrap.fill(text, shutil.get_terminal_size().columns, subsequent_indent="  ")
+        width = shutil.get_terminal_size().columns
+        text = textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False)
     print(text, file=sys.stderr)
     return 2

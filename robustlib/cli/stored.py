@@ -139,10 +139,15 @@ def figures(
     """
     from robustlib import figures
 
-    out = out or rows
+    out, drawn = out or rows, False
     for name, _, said in figures.write(names, out, rows, profile, venue):
         files = ", ".join(map(str, sorted(out.glob(f"{name}.*"))))
         print(said if said.startswith(f"{name}: ") else f"{name}: {files}")
+        drawn = True
+    if not drawn:
+        print(
+            f"nothing to draw: no rows of a figure are in {f'the store, profile {profile}' if profile else rows}"
+        )
 
 
 @app.command(help_epilogue=examples("robustlib claims --profile cpu --csv claims.csv"))

@@ -175,7 +175,7 @@ def write(
         profiles.profile(profile)
     elif not rows.is_dir():
         raise ValueError(f"rows={str(rows)!r}: must be a folder of the CSVs behind figures")
-    return _written(names, folder(str(out or "")), rows, profile, where)
+    return _written(names, out, rows, profile, where)
 
 
 def _written(

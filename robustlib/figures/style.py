@@ -24,7 +24,7 @@ from robustlib.specs import one_of
 VENUES = sorted(
     name.removesuffix("_full")
     for name in vars(figsizes)
-    if name.endswith("_full") or re.fullmatch(r"[a-z]+\d{4}", name)
+    if re.fullmatch(r"[a-z]+\d{4}(_full)?", name)
 )
 """Whose widths tueplots knows."""
 _venue = ContextVar("venue", default="icml2022")

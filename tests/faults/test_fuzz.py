@@ -796,7 +796,17 @@ FLAGS |= {
     "data list": ["--size"],
     "data build": ["mine", ".", "--size", "--test-fraction", "--seed", "--folder"],
     "data": [],
-    "results": ["--kind", "--csv", "--all-columns"],
+    "results": [
+        "--kind",
+        "--csv",
+        "--all-columns",
+        "--where",
+        "-w",
+        "--sort",
+        "--columns",
+        "--latex",
+    ],
+    "figures": ["detail", "--rows", "--profile", "--venue", "--out"],
 }
 words = st.one_of(
     # No command line holds a nul.
