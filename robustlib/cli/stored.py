@@ -145,9 +145,8 @@ def figures(
         print(said if said.startswith(f"{name}: ") else f"{name}: {files}")
         drawn = True
     if not drawn:
-        print(
-            f"nothing to draw: no rows of a figure are in {f'the store, profile {profile}' if profile else rows}"
-        )
+        where = f"the store, profile {profile}" if profile else rows
+        print(f"nothing to draw: no rows of a figure are in {where}")
 
 
 @app.command(help_epilogue=examples("robustlib claims --profile cpu --csv claims.csv"))

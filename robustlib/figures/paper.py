@@ -112,7 +112,7 @@ FIGURES = {
 
 def read(file: Path) -> pd.DataFrame:
     """The rows behind a figure, text as the specs have it."""
-    frame = pd.read_csv(file, low_memory=False, float_precision="round_trip")
+    frame = pd.read_csv(file, low_memory=False)
     texts = frame.select_dtypes(["object", "string"]).columns
     return frame.assign(**{c: frame[c].fillna("") for c in texts})
 

@@ -17,7 +17,7 @@ _TEX |= {"ε": r"$\varepsilon$", "σ": r"$\sigma$", "∞": r"$_\infty$", "→": 
 LONG = 25
 """Letters beyond which a column of text is broken into lines, in LaTeX."""
 LOW_IS_GOOD = ("ECE", "log-likelihood", "Brier", "FPR", "abstained")
-NEITHER = ("CKA", "overlap", "rechet")
+NEITHER = ("CKA", "overlap", "distance")
 """Parts of the names of what is measured, where the highest is not the best."""
 _NUMBER = re.compile(r"^([+-]?\d+(?:\.\d+)?)(?: \[([+-]?)[\d.]+, ([+-]?)[\d.]+\])?$")
 
@@ -87,10 +87,9 @@ def rates(frame: pd.DataFrame) -> pd.DataFrame:
 
 def gaps(frame: pd.DataFrame) -> pd.DataFrame:
     """Fréchet distance of each task to the source, in the features of each network."""
-    frame = labelled(frame.assign(task=frame.against.map(called)))
-    return _wide(
-        stats.summary(frame, ["task", "label"], "frechet_infinity"), ["task"], "label", ".0f", 1
-    )
+    frame = labelled(frame.assign(**{"distance of": frame.against.map(called)}))
+    found = stats.summary(frame, ["distance of", "label"], "frechet_infinity")
+    return _wide(found, ["distance of"], "label", ".0f", 1)
 
 
 def mask_effects(frame: pd.DataFrame) -> pd.DataFrame:
@@ -143,14 +142,10 @@ def latex(frame: pd.DataFrame) -> str:
             for t, b in zip(texts, bold, strict=True)
         )
         lines.append(" & ".join(cells) + r" \\")
-    long = {
-        n
-        for n in frame
-        if frame[n]
-        .map(lambda v: isinstance(v, str) and not _NUMBER.match(v) and len(v) > LONG)
-        .any()
-    }
-    form = "".join(rf"p{{{0.5 / len(long):.2f}\linewidth}}" if n in long else "l" for n in frame)
+    plain = frame.map(lambda v: 0 if _NUMBER.match(str(v)) else len(str(v))).max()
+    broken = [n for n in frame if plain[n] > LONG]
+    wide = {n: min(0.5, 0.013 * plain[n]) / len(broken) for n in broken}
+    form = "".join(rf"p{{{wide[n]:.2f}\linewidth}}" if n in wide else "l" for n in frame)
     head = " & ".join(map(_escaped, names)) + r" \\"
     body = [rf"\begin{{tabular}}{{{form}}}", r"\toprule", head, r"\midrule", *lines]
     return "\n".join([*body, r"\bottomrule", r"\end{tabular}", ""])
