@@ -1,6 +1,7 @@
 """Figures: each a function from rows or plain data to a matplotlib Figure; `save` writes one.
 
-`verdict`, `robustness`, `overlap` and `saved` say in a sentence what the rows of a figure hold.
+`verdict`, `robustness`, `overlap`, `correlation` and `saved` say in a sentence what the rows of a
+figure hold.
 """
 
 # ruff: noqa: F401 (what is imported here is offered here)
@@ -50,6 +51,6 @@ from robustlib.figures.tickets import (
     pair_overlaps,
     patterns,
 )
-from robustlib.figures.words import overlap, robustness, verdict
+from robustlib.figures.words import correlation, overlap, robustness, verdict
 
 __all__ = [name for name, value in list(globals().items()) if callable(value)]

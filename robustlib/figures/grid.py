@@ -187,7 +187,8 @@ def by_sparsity(ax: Axes, values: pd.Series) -> None:
 def by_log(ax: Axes, ticks: Mapping[float, str], rotation: float = 0) -> None:
     """A log axis with these ticks and no others."""
     ax.set_xscale("log")
-    narrow = place(ax).get_gridspec().ncols > 4
+    figure: Any = ax.figure
+    narrow = figure.get_figwidth() / place(ax).get_gridspec().ncols < 1.5
     small: dict[str, Any] = {"fontsize": 6} if narrow else {}
     ax.set_xticks(list(ticks), list(ticks.values()), rotation=rotation, **small)
     ax.xaxis.set_minor_locator(NullLocator())

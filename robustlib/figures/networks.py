@@ -27,7 +27,7 @@ def curves(frame: pd.DataFrame) -> Figure:
     `run(Pretrain(...)).extra["curve"]` holds: epoch, loss, val_accuracy, val_robust if measured.
     """
     columns = {"loss": "training loss", "val_accuracy": "validation accuracy (%)"}
-    columns |= {"val_robust": "the same under attack at its ε (%)"}
+    columns |= {"val_robust": "under attack at its ε (%)"}
     rows = labelled(frame).assign(x=frame.epoch + 1 if "epoch" in frame else None)
     colours = looks(rows.label)
     fig = grid.plain(page_width(), 2.2)

@@ -73,7 +73,8 @@ def properties(frames: Frames) -> Figure:
         notes.append(grid.fit([ax], least=0.005 * scale))
         arrow = "" if row.property == "cka" else "↓" if row.property in LOW_IS_GOOD else "↑"
         where = f"{row['where']}, {row.n:,} images"
-        ax.set_title(f"{PROPERTIES[row.property]} {arrow}\n{where}", fontsize=7)
+        small = 7 if page_width() > 6 else 6
+        ax.set_title(f"{PROPERTIES[row.property]} {arrow}\n{where}", fontsize=small)
     fig.supxlabel(grid.SPARSITY, fontsize=8)
     note = "; ".join(filter(None, [grid.DOTS, max(notes, key=len), "arrows: better"]))
     grid.legend(fig, colours, shared(rows, "task", "seed"), note)
@@ -158,7 +159,8 @@ def certified(rows: pd.DataFrame) -> Figure:
     for ax, own in cells:
         grid.curves(ax, own, "radius", "certified_accuracy", colours, scale=100)
         ax.set(ylim=(0, 100), xlabel="L2 radius")
-        ax.set_title(f"{ax.get_title()}, noise σ = {own.evaluation_sigma.iloc[0]:g}")
+        noise = f"{ax.get_title()}, noise σ = {own.evaluation_sigma.iloc[0]:g}"
+        ax.set_title(noise, fontsize=7)
     cells[0][0].set_ylabel("certified accuracy (%)")
     grid.legend(fig, colours, f"{shared(rows, 'task', 'seed')}; thin lines: single seeds")
     return fig

@@ -489,6 +489,18 @@ def test_classes_of_several_tasks_or_patterns_are_never_averaged():
     assert any("CamVid, seed 2\n" in t for t in texts(fig)) and inside(fig)
 
 
+def test_a_correlation_of_few_tasks_is_said_without_what_is_not_a_number():
+    row = specs.columns(STRONG)
+    rows = pd.DataFrame([row | {"gap": i, "mean": i**2} for i in range(6)])
+    said = figures.correlation(rows)
+    assert said.startswith("robust, L2 ε = 0.5, 6 tasks: rank correlation 1.00 [")
+    assert "p = 0.0028" in said and "nan" not in said
+    assert figures.correlation(rows[:2]).endswith(
+        "2 tasks: too few for a correlation, or all alike"
+    )
+    assert "nan" not in figures.correlation(rows[:3])
+
+
 def test_verdict_counts_decided_comparisons():
     frame = transfer_rows(tasks=("mnist", "gtsrb"), seeds=(0, 1, 2))
     ahead = figures.verdict(frame).splitlines()

@@ -154,6 +154,25 @@ def test_one_seed_has_no_interval_and_the_caption_says_so():
     assert "MNIST (1,000 test images)" in text
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["masks", "pretraining", "corruptions", "segmentation_classes", "properties", "patterns"],
+)
+def test_of_one_seed_no_bar_is_drawn_or_explained(name):
+    rows = paper.read(ROOT / "figures" / "control" / f"{name}.csv")
+    fig = figures.FIGURES[name].draw(rows[rows.seed == rows.seed.min()])
+    said = " ".join(texts(fig))
+    assert "interval" not in said and "nan" not in said and "; ;" not in said
+    assert "seed 0" in said and inside(fig)
+
+
+def test_the_gap_of_one_seed_has_bars_to_the_side_alone():
+    rows = paper.read(ROOT / "figures" / "control" / "gap.csv")
+    fig = figures.gap(rows.assign(low=np.nan, high=np.nan, seeds=1))
+    said = texts(fig)
+    assert any(t.endswith("1 seed\nbars: 95 % interval over images") for t in said)
+
+
 def pdf_text(data: bytes) -> str:
     """What a PDF's metadata say: matplotlib writes them as UTF-16."""
     found = re.findall(rb"/(?:Title|Subject|Keywords) \((.*?)(?<!\\)\)", data, re.DOTALL)
