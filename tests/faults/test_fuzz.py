@@ -25,6 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import matplotlib.font_manager  # noqa: F401 - it lists the fonts in a home before it is another
 import numpy as np
 import pytest
 import safetensors.torch
