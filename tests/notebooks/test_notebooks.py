@@ -21,6 +21,7 @@ from robustlib.specs import Pretrain, Ticket
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 CHECKED = {
+    "00_explorer",
     *("01_robust_pretraining", "02_ticket_extraction", "03_transfer", "04_segmentation"),
     *("05_ablations", "06_properties", "07_edge_deployment"),
 }
@@ -110,6 +111,12 @@ ONE = [
     ("arch", "resnet", "choose among resnet10s"),
 ]
 BAD = {
+    "00_explorer": [
+        *(case for case in COMMON if case[0] != "eps"),
+        ("sparsity", 1.0, "must be a number in [0, 1)"),
+        ("sparsity", "a", "sparsity='a'"),
+        ("workers", -1, "workers=-1"),
+    ],
     "01_robust_pretraining": [
         *ONE,
         ("n_examples", 0, "n_examples=0"),
