@@ -17,13 +17,15 @@ NOTEBOOKS := find . -maxdepth 2 -name '*.ipynb' -exec
 
 # Each target is one job that uses every core itself, so `make -j` runs them one by one too.
 .NOTPARALLEL:
-.PHONY: help env study test gpu lint docs format figures lab lock clean
+.PHONY: help env study test test-browser gpu lint docs format figures gallery lab lock clean
 
 help:
 	@echo 'make study    run a study: PROFILE=quick (minutes, needs no data), cpu, paper'
 	@echo 'make lab      open the notebooks in JupyterLab'
 	@echo 'make figures  draw figures/ again, from the stored results of PROFILE=cpu make study'
+	@echo 'make gallery  write docs/gallery/ again, from the notebooks of PROFILE=cpu make study'
 	@echo 'make test     lint, then every test and every notebook; ARGS go to pytest'
+	@echo 'make test-browser  notebooks in JupyterLab, used with mouse and keys: needs chromium'
 	@echo 'make gpu      measure a GPU in 9 minutes: benchmarks/gpu.csv, and the tests that need one'
 	@echo 'make lint     ruff, mypy, and notebooks without outputs'
 	@echo 'make docs     the pages of docs/ and the API reference, as HTML in docs/_build/html'
@@ -61,7 +63,13 @@ lint: env
 # The notebooks find their store in the environment; the tests bring their own (tests/conftest.py).
 test: lint
 	store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
-	    OMP_NUM_THREADS=1 ROBUSTLIB_STORE="$$store" $(RUN) pytest -n 2 --dist loadfile $(ARGS)
+	    OMP_NUM_THREADS=1 ROBUSTLIB_STORE="$$store" $(RUN) pytest -n 2 --dist loadfile --ignore=tests/browser \
+	    $(ARGS)
+
+# What was seen is in build/browser: contact_sheet.png shows all of it.
+test-browser: env
+	$(RUN) pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,browser]'
+	$(RUN) pytest tests/browser $(ARGS)
 
 gpu: env
 	.venv/bin/python benchmarks/gpu.py --out benchmarks/gpu.csv $(ARGS)
@@ -79,8 +87,13 @@ figures: env
 	@.venv/bin/robustlib study --profile cpu
 	mkdir -p figures && cp runs/cpu/figures/* figures/
 
+# Its pages are committed, the executed notebooks are not.
+gallery: env
+	.venv/bin/python docs/gallery.py runs/cpu/notebooks
+
+# The clone is the root, or links from notebooks to figures/ would lead nowhere.
 lab: env
-	$(RUN) jupyterlab --ServerApp.root_dir=notebooks
+	$(RUN) jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 lock: env
 	.venv/bin/python .ci/constraints.py > constraints.txt

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustlib import parameters, profiles, sweeps
+from robustlib import parameters, profiles, progress, sweeps
 from robustlib.files import whole
 from robustlib.specs import integer
 
@@ -38,8 +38,6 @@ def run_study(
     `workers`, `scheduler` and `retries` are those of `sweep`; the notebooks run here. Executed ones
     go to out/notebooks, figures to out/figures, the rows to out/results.csv.
     """
-    from tqdm.auto import tqdm
-
     study = profiles.profile(name)
     if ":" in study.name:
         raise ValueError(f"profile={name!r}: a study has all ablations; `robustlib sweep` has one")
@@ -50,7 +48,7 @@ def run_study(
     frame.to_csv(out / "results.csv", index=False)
     given = {"profile": name, "figures": str((out / "figures").resolve()), "workers": workers or 0}
     given["seed"] = study.seeds[0]
-    bar = tqdm(sorted(NOTEBOOKS.glob("[0-9]*.ipynb")), unit="notebook", dynamic_ncols=True)
+    bar = progress.bar(sorted(NOTEBOOKS.glob("[0-9]*.ipynb")), unit="notebook")
     here = ["", *profiles.ablations(name)]
     for notebook in bar:
         bar.set_description(notebook.stem)

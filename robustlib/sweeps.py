@@ -18,9 +18,7 @@ from functools import cache
 from multiprocessing import spawn
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
-from robustlib import specs, store
+from robustlib import progress, specs, store
 from robustlib.costs import absent, cost
 from robustlib.specs import Spec, closure, integer
 
@@ -30,6 +28,8 @@ if TYPE_CHECKING:
 
 SCHEMES = ("tcp://", "tls://", "ucx://", "ws://", "wss://")
 PASSED_ON = ("ROBUSTLIB_DATA", "ROBUSTLIB_DEVICE")
+BAR: dict[str, Any] = {"desc": "sweep", "leave": True}
+BAR["bar_format"] = "{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}"
 WORKER = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "ROBUSTLIB_DEVICES": "1"}
 
 
@@ -153,13 +153,19 @@ def compute(
         running.update([event[1]] if event else [])  # a worker has begun with it
         left = "?"
         if spent:
-            left = tqdm.format_interval((time.monotonic() - began) * (total - spent) / spent)
-        counts = f"running {len(running)}, failed {len(failed)}, cached {cached}"
-        bar.set_postfix_str(f"{left} left, {counts}")
+            left = bar.format_interval((time.monotonic() - began) * (total - spent) / spent)
+        counts = f"failed {len(failed)}, cached {cached}"
+        if bar.n < bar.total:
+            counts = f"{left} left, running {len(running)}, {counts}"
+        else:
+            bar.bar_format = "{desc}: {n_fmt}/{total_fmt} in {elapsed}{postfix}"
+        bar.set_postfix_str(counts)
 
-    with connect(workers, scheduler, len(jobs), client) as client, _bar(jobs, cached, unit) as bar:
-        if not bar.disable:
-            bar.write(f"dashboard: {client.dashboard_link}")
+    counted: dict[str, Any] = {"total": len(jobs) + cached, "initial": cached, "unit": unit}
+    with (
+        connect(workers, scheduler, len(jobs), client) as client,
+        progress.bar(above=f"dashboard: {client.dashboard_link}", **BAR, **counted) as bar,
+    ):
         show()
         client.subscribe_topic(own, show)
         try:
@@ -184,18 +190,6 @@ def compute(
             client.cancel([f for f in futures.values() if not f.done()])
             client.unsubscribe_topic(own)
     return list(failed.values())
-
-
-def _bar(jobs: list[Job], cached: int, unit: str) -> tqdm:
-    return tqdm(
-        total=len(jobs) + cached,
-        initial=cached,
-        desc="sweep",
-        unit=unit,
-        dynamic_ncols=True,
-        disable=bool(os.environ.get("TQDM_DISABLE")),
-        bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}",
-    )
 
 
 def _call(topic: str, environment: dict[str, str], job: Job, _after: list[None]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import pickle
 import time
 import warnings
@@ -19,9 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.backends import cudnn
 from torch.optim.swa_utils import update_bn
-from tqdm.auto import tqdm
 
-from robustlib import parallel, store
+from robustlib import parallel, progress, store
 from robustlib.attacks import Threat, evaluating, held
 from robustlib.data import batches
 from robustlib.devices import computing, device, layout, reduced
@@ -178,10 +176,8 @@ def fit(
     state, network = State(parts, objective, identity), parallel.wrapped(model, where)
     if checkpoint and checkpoint.exists():
         state.resume(checkpoint, where)
-    # Read at each call: tqdm itself reads it when it is imported, which a worker does too early.
-    silent = bool(os.environ.get("TQDM_DISABLE")) or parallel.rank() > 0
-    options = {"initial": state.step, "desc": label, "unit": "step", "disable": silent}
-    bar = tqdm(total=total, dynamic_ncols=True, **options)
+    silent = parallel.rank() > 0
+    bar = progress.bar(desc=label, total=total, initial=state.step, unit="step", disable=silent)
 
     def broken(what: str, step: int) -> NotFinite:
         rate = learning_rate(recipe, step, total)

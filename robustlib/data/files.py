@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustlib import progress
 from robustlib.data.images import class_files, read_image
 from robustlib.data.sources import ensure
 from robustlib.data.splits import Dataset, FileSplit, holdout, seed_for, take
@@ -44,7 +45,6 @@ def _check_images(folder: Path, paths: Sequence[str]) -> None:
     """Opens all images, unless this was done: an empty file beside the folder then says so, named
     after the files and when their folders were last changed (to ask a million files takes minutes
     on a network). ValueError names an image that cannot be read."""
-    from tqdm.auto import tqdm
 
     def check(some: Sequence[str]) -> None:
         for path in some:
@@ -53,7 +53,7 @@ def _check_images(folder: Path, paths: Sequence[str]) -> None:
     def check_all() -> None:
         chunks = [paths[i : i + 256] for i in range(0, len(paths), 256)]
         with ThreadPoolExecutor(min(16, torch.get_num_threads())) as pool:
-            list(tqdm(pool.map(check, chunks), f"checking {folder.name}", len(chunks)))
+            list(progress.bar(pool.map(check, chunks), f"checking {folder.name}", len(chunks)))
 
     folders = sorted({os.path.dirname(path) for path in paths})  # noqa: PTH120 - of a million files
     known = [*sorted(paths), *(str(Path(path).stat().st_mtime_ns) for path in folders)]

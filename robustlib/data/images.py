@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from robustlib import progress
 from robustlib.data.packs import MAX_BYTES
 from robustlib.data.splits import seed_for
 from robustlib.specs import printable, reason
@@ -123,14 +124,13 @@ def stack(
     images, cut likewise, by the nearest pixel: y uint8 [n, size, size]; C is 3, rows as they come.
     """
     from PIL import Image, ImageOps
-    from tqdm.auto import tqdm
 
     if n * size * size * (4 if masks else 3) > MAX_BYTES:
         raise ValueError(f"{name}: {n} images of {size} px are over 16 GiB; choose a smaller size")
     x = np.empty((n, size, size, 3), dtype=np.uint8)
     y = np.empty((n, size, size), dtype=np.uint8) if masks else np.empty(n, dtype=np.int64)
     grey, side = not masks, (size, size)
-    pairs = tqdm(images, total=n, desc=name, unit="image", mininterval=0.5)
+    pairs = progress.bar(images, total=n, desc=name, unit="image", mininterval=0.5)
     for i, (image, label) in enumerate(pairs):
         grey = grey and image.mode in ("1", "L")
         framed = ImageOps.expand(image, border) if border else image

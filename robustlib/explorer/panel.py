@@ -23,6 +23,12 @@ STYLE = (
     f".{LIVE} .widget-html-content {{ color: var(--jp-content-font-color1) }}"
     f".{LIVE} td, .{LIVE} th {{ padding: 0 0.8em 0 0; text-align: right }}</style>"
 )
+# Where it does not (another kernel), JupyterLab says "model not found" above the static picture.
+QUIET = (
+    "<style>.jp-OutputArea-child:has(.robustlib-panel) + "
+    f".jp-OutputArea-child:not(:has(.{LIVE})) {{ display: none }}</style>"
+    '<span class="robustlib-panel"></span>'
+)
 WRAP = widgets.Layout(flex_flow="row wrap")
 REFUSED = (ValueError, RuntimeError, OSError)
 """What is said in words and not raised: bad input, a damaged store, files that are not there."""
@@ -95,6 +101,7 @@ class Panel(widgets.VBox):
 
     def _ipython_display_(self) -> None:
         view = {"model_id": self.model_id, "version_major": 2, "version_minor": 0}
+        display({"text/html": QUIET}, raw=True)
         display({VIEW: view, "text/plain": "The controls work where this cell is run."}, raw=True)
         self.shown = True
         self.handle.display(self._static(), raw=True)

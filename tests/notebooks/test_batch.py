@@ -1,6 +1,7 @@
 """A notebook runs once for each point of a grid, side by side, and the rows of all are gathered."""
 
 import json
+import re
 
 import nbformat
 import pandas as pd
@@ -267,3 +268,20 @@ pd.DataFrame({"given": [given] * 2}).to_csv(Path(figures) / "rows.csv", index=Fa
     expected = [[False, layers, None, "c=d"] for layers in ([1, 2], [1, 2], [3], [3])]
     assert [json.loads(g) for g in rows.given] == expected
     assert list(rows.layers) == ["[1, 2]", "[1, 2]", "[3]", "[3]"]
+
+
+def test_a_finished_bar_is_a_line_or_nothing_in_an_executed_notebook(tmp_path, monkeypatch):
+    """What is read years later shows no bar on its way and no link to a server that is gone."""
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    body = """from robustlib import Pretrain, Ticket, Transfer, run, sweep
+source = Pretrain(source="digits", width=4, n_train=100, epochs=2, batch_size=50)
+run(source)
+wanted = [Transfer(Ticket(source, sparsity=s), "digits", "linear", n_train=50) for s in (0, 0.5)]
+_ = sweep(wanted, 1)"""
+    batches.execute(notebook(tmp_path / "mine.ipynb", body=body), tmp_path / "out.ipynb", {})
+    outputs = nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs
+    assert [list(o.get("data", o)) for o in outputs] == [["text/html"], ["text/plain"]]
+    # Both bars were shown, and changed last to this:
+    trained, swept = [next(iter(o.data.values())) for o in outputs]
+    assert trained == ""
+    assert re.fullmatch(r"sweep: 4/4 in \d\d:\d\d, failed 0, cached 0", swept)

@@ -533,19 +533,19 @@ def test_an_executed_notebook_shows_its_pictures_and_no_repr(tmp_path):
     batch.execute(NOTEBOOK, tmp_path / "out.ipynb", {"workers": 1})
     shown = outputs(tmp_path / "out.ipynb")
     for cell, pictures in {"tradeoff": 1, "ticket": 1, "attack": 1, "run": 0}.items():
-        live, static = shown[cell]
+        _, live, static = shown[cell]
         assert panel.VIEW in live and panel.VIEW not in static
         assert ("image/png" in static) == bool(pictures)
         assert not any("(" in data["text/plain"][:20] for data in (live, static))
     state = nbformat.read(tmp_path / "out.ipynb", 4).metadata.widgets
-    assert "image/png" in shown["tradeoff"][1] and panel.VIEW.replace("view", "state") in state
+    assert "image/png" in shown["tradeoff"][2] and panel.VIEW.replace("view", "state") in state
 
 
 def test_an_executed_notebook_on_an_empty_store_says_what_to_run(tmp_path):
     batch.execute(NOTEBOOK, tmp_path / "out.ipynb", {"workers": 1, "profile": "quick"})
     shown = outputs(tmp_path / "out.ipynb")
-    assert "robustlib study --profile quick" in shown["tradeoff"][1]["text/plain"]
-    assert "image/png" in shown["ticket"][1] and "image/png" in shown["attack"][1]
+    assert "robustlib study --profile quick" in shown["tradeoff"][2]["text/plain"]
+    assert "image/png" in shown["ticket"][2] and "image/png" in shown["attack"][2]
 
 
 def test_the_static_copy_follows_while_the_page_is_open(trained):
@@ -560,7 +560,7 @@ def test_the_static_copy_follows_while_the_page_is_open(trained):
             box.controls["sparsity"].value = 0.5
     finally:
         InteractiveShell.clear_instance()
-    live, first, second = captured.outputs
+    _, live, first, second = captured.outputs
     assert live.data[panel.VIEW]["model_id"] == box.model_id
     assert not first.update and second.update
     assert first.transient["display_id"] == second.transient["display_id"]
