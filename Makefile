@@ -22,7 +22,7 @@ NOTEBOOKS := find . -maxdepth 2 -name '*.ipynb' -exec
 help:
 	@echo 'make study    run a study: PROFILE=quick (minutes, needs no data), cpu, paper'
 	@echo 'make lab      open the notebooks in JupyterLab'
-	@echo 'make figures  draw figures/ again, from the stored results of PROFILE=cpu make study'
+	@echo 'make figures  draw figures/ and their tables again, from the rows beside them'
 	@echo 'make gallery  write docs/gallery/ again, from the notebooks of PROFILE=cpu make study'
 	@echo 'make test     lint, then every test and every notebook; ARGS go to pytest'
 	@echo 'make test-browser  notebooks in JupyterLab, used with mouse and keys: needs chromium'
@@ -82,10 +82,9 @@ format: env
 	$(RUN) ruff format .
 	$(NOTEBOOKS) $(RUN) nbstripout --keep-id {} +
 
-# What is stored is not computed again: with the study's results at hand this only draws.
 figures: env
-	@.venv/bin/robustlib study --profile cpu
-	mkdir -p figures && cp runs/cpu/figures/* figures/
+	.venv/bin/robustlib figures
+	.venv/bin/robustlib figures --rows figures/control
 
 # Its pages are committed, the executed notebooks are not.
 gallery: env

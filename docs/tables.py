@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from robustlib import stats
-from robustlib.figures.table import table
+from robustlib.figures import paper, table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/results.md")
@@ -21,9 +20,7 @@ PAGES = ("README.md", "docs/results.md")
 
 def rows(name: str) -> pd.DataFrame:
     """The rows behind a figure, text as the specs have it."""
-    frame = pd.read_csv(ROOT / "figures" / f"{name}.csv")
-    texts = frame.select_dtypes(["object", "string"]).columns
-    return frame.assign(**{c: frame[c].fillna("") for c in texts})
+    return paper.read(ROOT / "figures" / f"{name}.csv")
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -32,71 +29,15 @@ def markdown(frame: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def interval(mean: float, low: float, high: float, sign: str = "+") -> str:
-    """The mean with its interval; a dash where there is none."""
-    return "" if pd.isna(mean) else f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
-
-
-def verdicts(whole: bool) -> pd.DataFrame:
-    """The claims with their verdicts: all that is known of them, or a line each part."""
-    found = rows("claims")
-    out = []
-    for row in found.itertuples():
-        number = interval(row.mean, row.low, row.high)
-        if row.claim == "C7" and number:
-            number = f"{row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]"
-        line = {"": row.claim, "claim": row.sentence, "of": row.part, "verdict": row.verdict}
-        if whole:
-            line |= {"what is measured": row.estimand}
-        line["mean [95 %]"] = number
-        if whole:
-            these = row.these_tasks
-            if these and not pd.isna(row.these_low):
-                these += f" [{row.these_low:+.1f}, {row.these_high:+.1f}]"
-            line["of these very tasks"] = these
-            line |= {n: "" if pd.isna(v) else int(v) for n, v in zip(
-                ("seeds", "tasks"), (row.seeds, row.tasks), strict=True)}  # fmt: skip
-        out.append(line)
-    return pd.DataFrame(out)
-
-
-def by_detail() -> pd.DataFrame:
-    """Robust minus natural in points, by detail of the task's images."""
-    frame = rows("detail")
-    frame = frame.assign(detail=frame.detail.fillna(frame["size"]).astype(int))
-    found = stats.advantage(frame, ["mode", "task", "sparsity", "detail"])
-    text = [interval(100 * r.mean, 100 * r.low, 100 * r.high) for r in found.itertuples()]
-    wide = found.assign(text=text).pivot(
-        index=["mode", "task", "sparsity"], columns="detail", values="text"
-    )
-    return wide.rename(columns=lambda d: f"{d} px").reset_index()
-
-
-def by_task() -> pd.DataFrame:
-    """Robust minus natural in points by task, mean over the sparsities above 0."""
-    frame = rows("accuracy_vs_sparsity")
-    found = stats.advantage(frame[frame.sparsity > 0], ["mode", "native_detail", "task"])
-    text = [interval(100 * r.mean, 100 * r.low, 100 * r.high) for r in found.itertuples()]
-    wide = found.assign(text=text, detail=found.native_detail.astype(int)).pivot(
-        index=["detail", "task"], columns="mode", values="text"
-    )
-    return wide.reset_index().sort_values(["detail", "task"], ascending=[False, True])
-
-
-def rates() -> pd.DataFrame:
-    """Validation accuracy in percent by rate of finetuning, a mean over tasks."""
-    found = rows("rates").pivot_table("val_accuracy", "lr", "objective")
-    found["both"] = found.mean(axis=1)
-    return (100 * found).round(1).reset_index().rename(columns={"pgd": "robust", "lr": "rate"})
-
-
 TABLES = {
-    "verdicts": lambda: verdicts(whole=False),
-    "verdicts in full": lambda: verdicts(whole=True),
-    "accuracy": lambda: table(rows("accuracy_vs_sparsity")),
-    "tasks": by_task,
-    "detail": by_detail,
-    "rates": rates,
+    "verdicts": lambda: table.verdicts(rows("claims")),
+    "verdicts in full": lambda: table.verdicts(rows("claims"), whole=True),
+    "accuracy": lambda: table.table(rows("accuracy_vs_sparsity")),
+    "tasks": lambda: table.by_task(rows("accuracy_vs_sparsity")),
+    "detail": lambda: table.by_detail(rows("detail")),
+    "rates": lambda: (
+        table.rates(rows("rates")).set_index("network").T.rename_axis("rate").reset_index()
+    ),
 }
 
 

@@ -28,6 +28,16 @@ RECIPE = [*PRETRAINING, *_OTHERS.split()]
 """All the columns in which a robust network may differ from its natural partner."""
 
 
+_FIRST = ["task", "mode", "scheme", "pattern", "sparsity", *PRETRAINING, "n_train", "seed"]
+_FIRST += ["accuracy", "n"]
+
+
+def arranged(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the columns first that tell what they are of, and what was found."""
+    first = [c for c in _FIRST if c in frame]
+    return frame[[*first, *(c for c in frame if c not in first)]]
+
+
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
     """Mean and Student's t interval of independent values: (mean, low, high).
 
@@ -74,9 +84,12 @@ def differences(frame: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
     """The robust rows of `frame`, each paired with the natural row that differs from it in nothing
     but RECIPE. Columns: as given, the natural `value` as {value}_natural, and `difference`.
 
-    Raises ValueError when there is no robust row, or one without a natural partner: averages over
-    the two sides would then be averages over different things.
+    Rows that have a `difference` are returned as they are. Raises ValueError when there is no
+    robust row, or one without a natural partner: averages over the two sides would then be averages
+    over different things.
     """
+    if "difference" in frame:
+        return frame
     twin = [c for c in columns(Transfer()) if c in frame and c not in RECIPE]
     natural = frame[frame.objective == "natural"]
     if natural.duplicated(twin).any():
@@ -92,6 +105,14 @@ def differences(frame: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
             + ", ".join(f"{c}={lonely.iloc[0][c]}" for c in twin)
         )
     return pairs.assign(difference=pairs[value] - pairs[f"{value}_natural"])
+
+
+def beside(frame: pd.DataFrame, reference: pd.Series, on: Sequence[str], value: str) -> pd.Series:
+    """`value` of each row minus that of the row of `reference` (true there) with the same `on`; nan
+    where there is none, and of those rows themselves. Raises ValueError for two such rows."""
+    own = frame.loc[reference, [*on, value]].rename(columns={value: "_own"})
+    found = frame[[*on, value]].merge(own, "left", list(on), validate="many_to_one")
+    return (frame[value] - found["_own"].to_numpy()).mask(reference)
 
 
 def advantage(

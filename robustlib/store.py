@@ -20,7 +20,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -216,6 +216,14 @@ def frame(cls: type) -> pd.DataFrame:
 
     rows = [a.row for a in artifacts(cls)]
     return pd.DataFrame(rows, columns=None if rows else [*specs.columns(cls()), "key", *versions()])
+
+
+def rows(wanted: Iterable[specs.Spec]) -> pd.DataFrame | None:
+    """The rows of the results of specs, in their order; None unless all are stored."""
+    import pandas as pd
+
+    wanted = list(wanted)
+    return pd.DataFrame([get(s).row for s in wanted]) if all(map(has, wanted)) else None
 
 
 def versions() -> dict[str, str]:

@@ -8,8 +8,7 @@ import pydantic
 from cyclopts import CycloptsError
 
 from robustlib.cli import fit, single, stored, studies  # noqa: F401 - each adds its commands
-from robustlib.cli.app import app
-from robustlib.specs import printable
+from robustlib.cli.app import app, refuse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,9 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     except CycloptsError as e:
         cause = e.__cause__  # what a spec refused, which pydantic has packed
         refused = cause.errors()[0]["ctx"] if isinstance(cause, pydantic.ValidationError) else {}
-        return _refuse(str(refused.get("error", e)))
+        return refuse(str(refused.get("error", e)))
     except (ValueError, OSError) as e:
-        return _refuse(str(e))
+        return refuse(str(e))
     except RuntimeError as e:
         print(f"robustlib: {e}", file=sys.stderr)  # whole: what failed, and where, may take lines
         return 1
@@ -38,12 +37,3 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 130
     return 0
-
-
-def _refuse(message: str) -> int:
-    """Says why on one line, whatever a path or another library put into it."""
-    text = printable(message)
-    # The beginning names what is bad, the end says what is allowed.
-    text = text if len(text) <= 2_500 else f"{text[:1_500]} [...] {text[-800:]}"
-    print(f"robustlib: {text}", file=sys.stderr)
-    return 2

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
-from robustlib.cli.app import app, check_csv, show, warnings_as_lines
-from robustlib.specs import KINDS
+from robustlib.cli.app import app, arranged, check_csv, examples, show, warnings_as_lines
+from robustlib.specs import KINDS, one_of
 
 data = App(name="data", help="List the datasets, or build one from a folder of images.")
 app.command(data)
@@ -25,7 +25,9 @@ def data_list() -> None:
     print(pd.DataFrame(sources.available()).to_string(index=False))
 
 
-@data.command(name="build")
+@data.command(
+    name="build", help_epilogue=examples("robustlib data build leaves ~/leaves --size 64")
+)
 def data_build(
     name: str, folder: Path, /, *, size: int = 32, test_fraction: float = 0.2, seed: int = 0
 ) -> None:
@@ -44,31 +46,106 @@ def data_build(
         print(sources.build_folder(name, folder, size, test_fraction, seed))
 
 
-@app.command
+@app.command(
+    help_epilogue=examples(
+        "robustlib results --where task=cifar10,mnist --where sparsity=0.9 --sort accuracy",
+        "robustlib results --columns task,eps,seed,accuracy --latex > rows.tex",
+    )
+)
 def results(
     *,
     kind: Literal["pretrain", "ticket", "transfer", "evaluation"] = "transfer",
+    where: Annotated[tuple[str, ...], Parameter(alias="-w", negative=())] = (),
+    sort: str = "",
+    columns: str = "",
     csv: Path | None = None,
+    latex: bool = False,
     all_columns: bool = False,
 ) -> None:
     """Print the stored results of one kind, or write them to a CSV file.
 
     Args:
         kind: Which results.
-        csv: Write them here, all columns, instead of printing.
-        all_columns: Print the columns that are the same in every row too.
+        where: COLUMN=VALUE,VALUE,...: only rows of these values; may be repeated.
+        sort: Columns to sort by, comma-separated; COLUMN:down is from the largest.
+        columns: Columns to print, comma-separated, instead of those that tell rows apart.
+        csv: Write the rows here, all columns, instead of printing.
+        latex: Print a LaTeX table, for the package booktabs.
+        all_columns: Print every column.
     """
-    from robustlib import store
+    from robustlib import batch, store
 
     check_csv(csv)
-    frame = store.frame(KINDS[kind])
+    wanted, frame = batch.parse(where), store.frame(KINDS[kind])
+    by = [name.partition(":") for name in sort.split(",") if sort]
+    chosen = columns.split(",") if columns else []
+    for name in (*wanted, *(name for name, *_ in by), *chosen):
+        one_of("column", name, list(frame))
+    for column, values in wanted.items():
+        frame = frame[frame[column].map(_text).isin(map(_text, values))]
+    if by:
+        up = [one_of("sort", way or "up", ("up", "down")) == "up" for _, _, way in by]
+        frame = frame.sort_values([name for name, *_ in by], ascending=up, kind="stable")
     if frame.empty:
-        print(f"no {kind} is stored in {store.root()}")
+        such = f" with {' and '.join(where)}" if where else ""
+        print(f"no {kind}{such} is stored in {store.root()}")
+    elif latex:
+        from robustlib.figures.table import latex as as_latex  # matplotlib: not before it is needed
+
+        narrow = arranged(frame, all_columns)
+        print(as_latex(frame[chosen] if chosen else narrow), end="")
     else:
-        show(frame, csv, all_columns)
+        show(frame[chosen] if chosen and not csv else frame, csv, all_columns or bool(chosen))
 
 
-@app.command
+def _text(value: Any) -> str:
+    """A value as --where has it: 0.50 is 0.5, a missing one None."""
+    if value is None or value != value:
+        return "None"
+    try:
+        return f"{float(value):g}"
+    except (TypeError, ValueError):
+        return str(value)
+
+
+@app.command(
+    help_epilogue=examples(
+        "robustlib figures",
+        "robustlib figures detail masks --venue neurips2024 --out paper",
+        "robustlib figures --profile cpu --out runs/cpu/figures",
+    )
+)
+def figures(
+    names: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    /,
+    *,
+    rows: Path = Path("figures"),
+    profile: str = "",
+    venue: str = "icml2022",
+    out: Path | None = None,
+) -> None:
+    """Draw figures and tables by name: PDF, PNG, CSV, the caption, and tables as LaTeX.
+
+    Args:
+        names: Which (default: all that there are rows of).
+        rows: The folder of the CSVs that they are drawn from.
+        profile: Draw them from its stored results instead.
+        venue: Whose widths they have, as tueplots knows them.
+        out: Folder to write to (default: that of the rows).
+    """
+    from robustlib import figures
+
+    out, drawn = out or rows, False
+    for name, _, said in figures.write(names, out, rows, profile, venue):
+        files = ", ".join(map(str, sorted(out.glob(f"{name}.*"))))
+        print(said if said.startswith(f"{name}: ") else f"{name}: {files}")
+        drawn = True
+    if not drawn:
+        where = f"the store, profile {profile}" if profile else rows
+        print(f"nothing to draw: no rows of a figure are in {where}")
+
+
+@app.command(help_epilogue=examples("robustlib claims --profile cpu --csv claims.csv"))
 def claims(*, profile: str = "cpu", csv: Path | None = None) -> None:
     """Print the verdict on each claim of the paper, from the stored rows of a profile.
 
@@ -80,4 +157,4 @@ def claims(*, profile: str = "cpu", csv: Path | None = None) -> None:
 
     check_csv(csv)
     table = of_profile(profile)
-    show(table if csv else table.drop(columns=["sentence", "estimand"]).round(2), csv)
+    show(table if csv else table.drop(columns=["sentence", "estimand"]).round(2), csv, True)

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from robustlib.cli.app import FLAT, HERE, Where, app, check_csv, show
+from robustlib.cli.app import FLAT, HERE, Where, app, check_csv, examples, show
 
 
-@app.command
+@app.command(help_epilogue=examples("robustlib study --profile cpu --dry-run"))
 def study(
     *,
     profile: str = "quick",
@@ -41,7 +41,7 @@ def study(
         print(f"{what}: {out / what}")
 
 
-@app.command
+@app.command(help_epilogue=examples("robustlib sweep cpu:patterns --workers 2 --csv rows.csv"))
 def sweep(
     what: str,
     /,
@@ -77,7 +77,11 @@ def sweep(
     show(sweeps.sweep(wanted, **vars(where)), csv)
 
 
-@app.command
+@app.command(
+    help_epilogue=examples(
+        "robustlib batch notebooks/03_transfer.ipynb -g n_train=50,200 -p seeds=0"
+    )
+)
 def batch(
     notebook: Path,
     /,

@@ -1,6 +1,7 @@
 """Figures: each a function from rows or plain data to a matplotlib Figure; `save` writes one.
 
-`verdict`, `robustness`, `overlap` and `saved` say in a sentence what the rows of a figure hold.
+`verdict`, `robustness`, `overlap`, `correlation` and `saved` say in a sentence what the rows of a
+figure hold.
 """
 
 # ruff: noqa: F401 (what is imported here is offered here)
@@ -16,7 +17,7 @@ from robustlib.figures.ablations import (
     mask_rows,
 )
 from robustlib.figures.edge import channels, choice, edge, saved
-from robustlib.figures.names import label
+from robustlib.figures.names import called, label
 from robustlib.figures.networks import (
     adversarial_examples,
     attacked,
@@ -24,6 +25,7 @@ from robustlib.figures.networks import (
     curves,
     robust_accuracy,
 )
+from robustlib.figures.paper import FIGURES, caption, folder, read, save, section, stored, write
 from robustlib.figures.properties import (
     certified,
     corruptions,
@@ -40,9 +42,10 @@ from robustlib.figures.results import (
     advantage,
     advantage_vs_labels,
     detail,
+    miou_vs_sparsity,
 )
 from robustlib.figures.scenes import by_class, scenes
-from robustlib.figures.style import folder, looks, save, section
+from robustlib.figures.style import VENUES, looks, venue
 from robustlib.figures.tickets import (
     START,
     filters,
@@ -54,6 +57,6 @@ from robustlib.figures.tickets import (
     pair_overlaps,
     patterns,
 )
-from robustlib.figures.words import overlap, robustness, verdict
+from robustlib.figures.words import correlation, overlap, robustness, verdict
 
 __all__ = [name for name, value in list(globals().items()) if callable(value)]

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from robustlib import stats
 from robustlib.figures import grid
 from robustlib.figures.names import (
-    TASKS,
     alike,
+    called,
     distinct,
     label,
     labelled,
@@ -22,7 +22,7 @@ from robustlib.figures.names import (
     titles,
     with_way,
 )
-from robustlib.figures.style import COLUMN, OTHER, PAGE, looks, style
+from robustlib.figures.style import OTHER, column_width, looks, page_width, style
 from robustlib.specs import PATTERNS, SCHEMES, n_of_m
 
 _OBJECTIVES = ("pgd", "trades", "free", "smoothing")
@@ -68,7 +68,8 @@ def by_mask(frame: pd.DataFrame) -> Figure:
     """Accuracy by whose mask (places on the axis) and whose weights (colours).
 
     frame: rows of `sweep` that differ in mask_from and control, of one sparsity; a panel for each
-    task and mode. Small dots are the seeds, large ones their means.
+    task and mode. Small dots are the seeds, large ones their means; bars the 95 % interval of the
+    difference to the network's own mask, paired by seed.
     """
     alike(frame, "arch", "n_train", "sparsity", "scheme", "pattern")
     if (frame.control == "reinit").any():
@@ -78,17 +79,19 @@ def by_mask(frame: pd.DataFrame) -> Figure:
     distinct(rows, "task", "way", "label", "mask")
     places = list(rows.sort_values(["control", "mask_objective", "mask_eps"])["mask"].unique())
     colours = looks(ordered(rows))
-    rows = rows.assign(x=rows["mask"].map(places.index))
+    own = rows["mask"] == rows.label
+    worth = stats.beside(rows, own, ["task", "way", "label", "seed"], "accuracy")
+    rows = rows.assign(x=rows["mask"].map(places.index), worth=worth)
     fig, cells = _by_task_and_way(rows, frame, 1.4, sharex=True, sharey=False)
     for ax, own in cells:
-        grid.marks(ax, own, "accuracy", colours)
+        grid.marks(ax, own, "accuracy", colours, "worth")
         grid.by_name(ax, places)
         if grid.place(ax).is_first_col():
             ax.set_ylabel(f"{own.way.iloc[0]}\naccuracy (%)")
-    grid.fit(ax for ax, _ in cells)
+    bars = grid.fit((ax for ax, _ in cells), of="of the difference to the own mask, paired by seed")
     fig.supxlabel("mask", fontsize=8)
     said = shared(frame, "sparsity", "n_train", "seed")
-    grid.legend(fig, colours, said, f"colour: whose weights; {grid.DOTS}")
+    grid.legend(fig, colours, said, f"colour: whose weights; {grid.DOTS}", bars)
     return fig
 
 
@@ -110,7 +113,7 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
     rows = pd.concat([frame.assign(panel=0), stats.differences(frame).assign(panel=1)])
     rows = rows.assign(x=rows.place.map(places.index))
     rows["line"] = 2 * rows.task.map(list(names).index) + rows.panel
-    size = PAGE if rows.sparsity.nunique() > 1 else COLUMN, 1.3 + 2.3 * len(names)
+    size = page_width() if rows.sparsity.nunique() > 1 else column_width(), 1.3 + 2.3 * len(names)
     fig, cells = grid.facets(rows, *size, "line", "sparsity", sharex=True, sharey="row")
     compared = {ax: bool(own.panel.iloc[0]) for ax, own in cells}
     for ax, own in cells:
@@ -135,7 +138,7 @@ def _by_task_and_way(
 ) -> tuple[Figure, grid.Cells]:
     """Tasks, in the order of the frame, beside each other, ways to transfer below each other."""
     names = titles(frame)
-    size = PAGE if len(names) > 1 else COLUMN, above + 1.5 * rows.way.nunique()
+    size = page_width() if len(names) > 1 else column_width(), above + 1.5 * rows.way.nunique()
     ways = list(dict.fromkeys(rows.way))
     order: dict[str, Any] = {"row_order": ways, "col_order": list(names)}
     fig, cells = grid.facets(rows, size[0], size[1], "way", "task", **order, **options)
@@ -193,7 +196,7 @@ def gap(rows: pd.DataFrame) -> Figure:
     """
     rows = labelled(rows)
     colours = looks(rows.label)
-    fig = grid.plain(COLUMN * 1.8, COLUMN)
+    fig = grid.plain(page_width(), column_width())
     ax = fig.subplots()
     grid.no_difference(ax)
     for name, look in colours.items():
@@ -206,14 +209,17 @@ def gap(rows: pd.DataFrame) -> Figure:
         for i, row in enumerate(own.to_dict("records")):
             at = (row["gap"], 100 * row["mean"])
             # In turn to the right and to the left, for near tasks stand close.
-            place = {"xytext": (2, 4)} if i % 2 else {"xytext": (-1, -8), "ha": "right"}
-            task = TASKS.get(row["task"], row["task"])
+            place: Any = {"xytext": (2, 4)} if i % 2 else {"xytext": (-1, -8), "ha": "right"}
+            task = called(row["task"])
+            place |= {"bbox": {"fc": "white", "ec": "none", "alpha": 0.7, "pad": 0.3}, "zorder": 5}
             ax.annotate(task, at, fontsize=6, textcoords="offset points", **place)
-    note = grid.fit([ax], zero=True).replace("over seeds", "over images and over seeds")
+    over = grid.fit([ax], zero=True, of="over images to the side, over seeds upwards")
+    seeds = f"{rows.seeds.min()} seed{'s' * bool(rows.seeds.min() > 1)}"
+    note = over or "bars: 95 % interval over images"  # of one seed there is none upwards
     ax.margins(x=0.1)  # room for the names
     ax.set_xlabel("Fréchet distance of the task to the source")
     ax.set_ylabel("robust − natural (points)")
-    grid.legend(fig, colours, f"{shared(rows, *_OF_GAP)}, {rows.seeds.min()} seeds", note)
+    grid.legend(fig, colours, f"{shared(rows, *_OF_GAP)}, {seeds}", note)
     return fig
 
 

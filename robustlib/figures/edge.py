@@ -9,71 +9,61 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from robustlib import stats
 from robustlib.figures import grid
 from robustlib.figures.names import alike, labelled, ordered, shared
-from robustlib.figures.style import COLUMN, OTHER, PAGE, looks, style
+from robustlib.figures.style import OTHER, column_width, looks, page_width, style
 from robustlib.specs import n_of_m
 
-_MARKERS = {
-    "dense": "*",
-    "unstructured": "o",
-    "row": "s",
-    "kernel": "^",
-    "channel": "D",
-    "n:m": "X",
-}
-_ACROSS = 3
+_PATTERNS = ("dense", "unstructured", "row", "kernel", "channel", "n:m")
+_MARKERS = dict(zip(_PATTERNS, "*os^DX", strict=True))
 _LATENCY = re.compile(r"latency_(\d+)_ratio")
 
 
 @style()
 def edge(frame: pd.DataFrame) -> Figure:
-    """Accuracy against each cost, as a fraction of the dense network's, on one log scale.
+    """Accuracy against each cost, in percent of the dense network's, on one log scale: a column of
+    panels for each pattern, a line of them for each cost.
 
-    frame: rows of `deployment.measure`, of one task. Markers are patterns, colours the ways to
-    pretrain; lines join the sparsities of a pattern, and seeds are averaged. What is hollow is
-    int8, for which parameters and multiply-adds are those of fp32. Raises ValueError for no rows
-    or several tasks.
+    frame: rows of `deployment.measure`, of one task. Large dots are means over seeds, with their
+    sparsity; bars the 95 % interval of the difference to natural, paired by seed. What is hollow is
+    int8, for which parameters and multiply-adds are those of fp32. Raises ValueError for no rows or
+    several tasks.
     """
     frame = _kinds(frame)
     colours, costs = looks(ordered(frame)), _costs(frame)
-    kept = ["label", "kind", "form", "sparsity", "accuracy"]
-    rows = frame.melt(kept, list(costs), "cost", "x")
+    patterns = [kind for kind in frame.kind.unique() if kind != "dense"] or ["dense"]
+    dense = frame.kind == "dense"  # every pattern begins there
+    rows = pd.concat([frame[~dense], *(frame[dense].assign(kind=kind) for kind in patterns)])
+    natural, on = rows.label == "natural", ["kind", "form", "sparsity", "pattern", "seed"]
+    rows = rows.assign(ahead=stats.beside(rows, natural, on, "accuracy"))
+    kept = ["label", "kind", "form", "sparsity", "seed", "accuracy", "ahead"]
+    rows = rows.melt(kept, list(costs), "cost", "x").dropna(subset=["x"])
     timed = rows.cost.str.startswith(("bytes", "latency"))
     rows = rows[timed | (rows.form == "fp32")]
-    rows = grid.wrapped(rows, list(costs), "cost", _ACROSS)
-    lines = -(-(len(costs) + 1) // _ACROSS)
-    rows["line"] = pd.Categorical(rows.line, range(lines))
-    fig, cells = grid.facets(
-        rows, PAGE, 0.3 + 1.9 * lines, "line", "place", sharex=True, sharey=True
-    )
+    order: dict[str, Any] = {"row_order": list(costs), "col_order": patterns}
+    size = page_width(), 1.0 + 1.2 * len(costs)
+    fig, cells = grid.facets(rows, *size, "cost", "kind", sharex=True, sharey=True, **order)
     for ax, own in cells:
-        _points(ax, own, colours)
-        ax.set_title(costs[own.cost.iloc[0]])
-        ax.tick_params(labelbottom=True)
-        plt.setp(ax.get_xticklabels(), visible=True)
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_locator(LogLocator(base=2))
-    ax.xaxis.set_major_formatter(FuncFormatter(_fraction))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    own = [
-        plt.Line2D([], [], color=look["color"], ls=look["ls"], lw=2, label=name)
-        for name, look in colours.items()
-    ]
-    black: dict[str, Any] = {"color": "black", "ls": "", "mew": 0}
-    for kind in (k for k in _MARKERS if k in set(frame.kind)):
-        dot: dict[str, Any] = {"marker": _MARKERS[kind], "ms": 6.5 if kind == "dense" else 4}
-        own.append(plt.Line2D([], [], label=kind, **dot, **black))
-    if "int8" in set(frame.form):
-        hollow = black | {"mfc": "none", "mew": 0.8, "marker": "o", "ms": 4}
-        own.append(plt.Line2D([], [], label="hollow: int8", **hollow))
-    said = shared(frame, "task", "seed")
-    fig.axes[len(costs)].legend(handles=own, loc="center", title=said)
-    fig.supxlabel("fraction of the dense network's (log scale)", fontsize=8)
-    fig.supylabel("accuracy (%)", fontsize=8)
+        first = grid.place(ax).is_first_row()
+        _points(ax, own, colours, named=first)  # what is as high below it is the same ticket
+        if first:
+            ax.set_title(own.kind.iloc[0])
+        if grid.place(ax).is_first_col():
+            ax.set_ylabel(f"{costs[own.cost.iloc[0]]}\naccuracy (%)")
+    bars = grid.fit((ax for ax, _ in cells), of=grid.TO_NATURAL)
+    low = min(50.0, 100 * rows.x.min())
+    ax.set(xscale="log", xlim=(0.7 * low, 100 * max(1, rows.x.max()) / 0.7))
+    ticks = [100 / 4**i for i in range(8) if 100 / 4**i > 0.7 * low]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+    fig.supxlabel("cost (% of the dense network's, log scale)", fontsize=8)
+    fig.align_ylabels()
+    hollow = "; hollow: int8" * ("int8" in set(rows.form))
+    said = f"{shared(frame, 'task', 'seed')}; numbers: sparsity{hollow}"
+    grid.legend(fig, colours, said, bars)
     return fig
 
 
@@ -85,8 +75,9 @@ def saved(frame: pd.DataFrame) -> str:
     for (kind, form), rows in frame.groupby(["kind", "form"], sort=False):
         if kind == "dense" and form == "fp32":
             continue
-        own = ", ".join(f"{title} {_range(rows[cost])}" for cost, title in _costs(frame).items())
-        lines.append(f"{kind}, {form}, as fractions of dense: {own}")
+        costs = _costs(frame).items()
+        own = ", ".join(f"{title} {_range(100 * rows[cost], '.0f')}" for cost, title in costs)
+        lines.append(f"{kind}, {form}, in % of dense: {own}")
         lines += _advantages(rows)
     half = max(
         (high - low) / 2
@@ -113,7 +104,7 @@ def _advantages(rows: pd.DataFrame) -> list[str]:
     ]
 
 
-def _range(values: pd.Series, form: str = ".2f") -> str:
+def _range(values: pd.Series, form: str) -> str:
     low, high = f"{values.min():{form}}", f"{values.max():{form}}"
     return low if low == high else f"{low} to {high}"
 
@@ -127,7 +118,7 @@ def _kinds(frame: pd.DataFrame) -> pd.DataFrame:
     kinds = ["n:m" if n_of_m(p) else p for p in frame.pattern]
     frame = labelled(frame).assign(kind=kinds)
     frame.loc[frame.sparsity == 0, "kind"] = "dense"
-    order = {k: i for i, k in enumerate(_MARKERS)}
+    order = {k: i for i, k in enumerate(_PATTERNS)}
     return frame.sort_values(
         ["kind", "sparsity"], key=lambda c: c.map(order) if c.name == "kind" else c
     )
@@ -140,24 +131,26 @@ def _costs(frame: pd.DataFrame) -> dict[str, str]:
         "parameters_ratio": "parameters",
         "multiply_adds_ratio": "multiply-adds",
         "bytes_ratio": "bytes of the file",
-        **{f"latency_{b}_ratio": f"latency at batch {b}" for b in batches},
+        **{f"latency_{b}_ratio": f"latency, batch {b}" for b in batches},
     }
 
 
-def _points(ax: Axes, rows: pd.DataFrame, colours: grid.Looks) -> None:
-    ax.axvline(1, color=OTHER, lw=0.8, zorder=0)
-    for (label, kind, form), own in rows.groupby(["label", "kind", "form"], sort=False):
-        look = colours[label]
-        at = own.groupby("sparsity")[["x", "accuracy"]].mean()
-        line = {"color": look["color"], "ls": look["ls"], "lw": 0.5, "mec": "white", "mew": 0.3}
-        if form == "int8":
-            line |= {"mfc": "none", "mec": look["color"], "mew": 0.8, "ls": ""}
-        size = 6.5 if kind == "dense" else 4
-        ax.plot(at.x, 100 * at.accuracy, marker=_MARKERS[kind], ms=size, **line)
-
-
-def _fraction(x: float, _place: object) -> str:
-    return f"{x:g}" if x >= 1 else f"1/{1 / x:g}"
+def _points(ax: Axes, rows: pd.DataFrame, colours: grid.Looks, named: bool) -> None:
+    """Of each network and form a line through its sparsities, with their numbers if `named`."""
+    ax.axvline(100, color=OTHER, lw=0.8, zorder=0)
+    for (label, form), own in rows.groupby(["label", "form"], sort=False):
+        at = 100 * own.groupby("sparsity")[["x", "accuracy"]].mean()
+        each = [stats.mean_interval(seeds) for _, seeds in own.groupby("sparsity").ahead]
+        half = [100 * (mean - low) for mean, low, _ in each]
+        look = dict(colours[label]) | ({"mfc": "none", "ls": ""} if form == "int8" else {"lw": 0.7})
+        if own.seed.nunique() > 1:
+            dot = look | {"ls": "", "ms": 1.8, "mew": 0, "alpha": 0.6, "label": None}
+            ax.plot(100 * own.x, 100 * own.accuracy, **dot)
+        ax.errorbar(at.x, at.accuracy, yerr=half, capsize=1.5, elinewidth=0.7, **look)
+        if named and label == rows.label.iloc[0]:
+            for sparsity, x, y in at.itertuples():
+                place: Any = {"xytext": (0, 3), "ha": "center", "textcoords": "offset points"}
+                ax.annotate(f"{sparsity:g}", (x, y), fontsize=6, **place)
 
 
 @style()
@@ -172,7 +165,7 @@ def choice(options: pd.DataFrame, most: float | None = None) -> Figure:
     """
     frame = _kinds(options)
     colours = looks(ordered(frame))
-    fig = grid.plain(1.4 * COLUMN, COLUMN)
+    fig = grid.plain(1.4 * column_width(), column_width())
     ax = fig.subplots()
     for row in frame.itertuples():
         fill = "none" if row.form == "int8" else colours[row.label]["color"]
@@ -221,18 +214,18 @@ def channels(table: pd.DataFrame) -> Figure:
     }
     times |= {"training_step": "training step"} if "training_step" in table else {}
     rows = table.melt(["label", "scope", "multiply_adds"], list(times), "column", "time")
-    fig, cells = grid.facets(rows, PAGE, 2.9, None, "column", sharey=True)
+    fig, cells = grid.facets(rows, page_width(), 2.9, None, "column", sharey=True)
     for ax, own in cells:
-        ax.plot([0, 1], [0, 1], color=OTHER, lw=0.8, zorder=0)
+        ax.plot([0, 100], [0, 100], color=OTHER, lw=0.8, zorder=0)
         for (name, scope), dots in own.groupby(["label", "scope"], sort=False):
             look = (
                 colours[name] | {"ls": "", "ms": 4} | ({"mfc": "none"} if scope == "layer" else {})
             )
-            ax.plot(dots.multiply_adds, dots.time, **look)
-        top = max(1.1, 1.05 * rows.time.max())
-        ax.set(title=times[own.column.iloc[0]], xlim=(0, 1.1), ylim=(0, top))
-    cells[0][0].set_ylabel("time over dense")
-    fig.supxlabel("multiply-adds over dense", fontsize=8)
+            ax.plot(100 * dots.multiply_adds, 100 * dots.time, **look)
+        top = max(110, 105 * rows.time.max())
+        ax.set(title=times[own.column.iloc[0]], xlim=(0, 110), ylim=(0, top))
+    cells[0][0].set_ylabel("time (% of dense)")
+    fig.supxlabel("multiply-adds (% of dense)", fontsize=8)
     note = "filled: ranked across layers; hollow: within each; line: time is arithmetic"
     grid.legend(fig, colours, f"channel tickets, {shared(table, 'task', 'seed')}", note)
     return fig

@@ -5,6 +5,7 @@ seaborn lays out the panels. Its estimators know no intervals paired by seed, so
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,9 +25,11 @@ Looks = Mapping[Any, Mapping[str, Any]]
 Cells = list[tuple[Axes, pd.DataFrame]]
 
 DOTS = "small dots: single seeds"
-PAIRED = "bars: 95 % interval over seeds"
-MARGIN, LETTER = 0.5, 0.056
-"""What a panel's labels take of its width, and a letter of a tick's name takes, in inches."""
+OVER_SEEDS = "over seeds"
+TO_NATURAL = "of the difference to natural, paired by seed"
+MARGIN, LETTER, NOTE = 0.5, 0.056, 0.053
+"""What a panel's labels take of its width, and a letter of a tick's name and one of a note take, in
+inches."""
 SPARSITY = "sparsity (fraction of convolution weights removed)"
 
 
@@ -143,12 +146,12 @@ def pictures(down: int, across: int, width: float, height: float) -> tuple[Figur
     return fig, axes
 
 
-def fit(axes: Iterable[Axes], zero: bool = False, least: float = 0.5) -> str:
+def fit(axes: Iterable[Axes], zero: bool = False, least: float = 0.5, of: str = OVER_SEEDS) -> str:
     """Limits by the data, those of panels that share a scale together: bars reach out of them as
     far as the data are apart, and no further, an arrowhead says that they go on.
 
-    zero: it is in the panel too; least: what the data are apart at least. Returns what the note
-    must say of bars: nothing where there is none.
+    zero: it is in the panel too; least: what the data are apart at least; of: what the intervals
+    are of. Returns what the note must say of bars: nothing where there is none.
     """
     axes, some, cut = list(axes), False, False
     while axes:
@@ -173,7 +176,7 @@ def fit(axes: Iterable[Axes], zero: bool = False, least: float = 0.5) -> str:
                     ax.scatter(x, end, s=6, marker=marker, color=bar.get_color(), clip_on=False)
                     cut = True
         some = some or bool(bars)
-    return (PAIRED + ", cut off at an arrowhead" * cut) if some else ""
+    return (f"bars: 95 % interval {of}" + ", cut off at an arrowhead" * cut) if some else ""
 
 
 def by_sparsity(ax: Axes, values: pd.Series) -> None:
@@ -184,7 +187,8 @@ def by_sparsity(ax: Axes, values: pd.Series) -> None:
 def by_log(ax: Axes, ticks: Mapping[float, str], rotation: float = 0) -> None:
     """A log axis with these ticks and no others."""
     ax.set_xscale("log")
-    narrow = place(ax).get_gridspec().ncols > 4
+    figure: Any = ax.figure
+    narrow = figure.get_figwidth() / place(ax).get_gridspec().ncols < 1.5
     small: dict[str, Any] = {"fontsize": 6} if narrow else {}
     ax.set_xticks(list(ticks), list(ticks.values()), rotation=rotation, **small)
     ax.xaxis.set_minor_locator(NullLocator())
@@ -223,11 +227,12 @@ def legend(fig: Figure, looks: Looks, *notes: str) -> None:
     handles = [plt.Line2D([], [], **look) for look in looks.values()]
     longest = max(len(str(look["label"])) for look in looks.values())
     fits = int(fig.get_figwidth() / (longest * LETTER + MARGIN)) or 1
+    said = [textwrap.fill(note, int(fig.get_figwidth() / NOTE)) for note in notes if note]
     box = fig.legend(
         handles=handles,
         loc="outside upper center",
         ncols=min(fits, 4, len(handles)),
-        title="\n".join(filter(None, notes)) or None,
+        title="\n".join(said) or None,
         title_fontsize=6.5,
     )
     box.get_title().set_multialignment("center")

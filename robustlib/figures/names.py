@@ -11,23 +11,39 @@ from robustlib import stats
 from robustlib.specs import Transfer, columns
 
 TASKS = {
+    "brain_mri4": "Brain MRI",
+    "camvid_seg": "CamVid",
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
-    "mnist": "MNIST",
-    "fashion_mnist": "Fashion-MNIST",
-    "gtsrb": "GTSRB",
-    "svhn": "SVHN",
-    "omniglot_small": "Omniglot",
-    "omniglot": "Omniglot",
-    "brain_mri4": "Brain MRI",
-    "flowers5": "Flowers",
-    "rsscn7": "RSSCN7",
-    "tinyimagenet50": "Tiny ImageNet-50",
-    "tinyimagenet200": "Tiny ImageNet",
-    "camvid_seg": "CamVid",
     "digits": "Digits",
+    "dtd": "DTD",
+    "eurosat": "EuroSAT",
+    "fashion_mnist": "Fashion-MNIST",
+    "flowers102": "Flowers-102",
+    "flowers5": "Flowers",
+    "glyphs": "Glyphs",
+    "glyphs_seg": "Glyphs",
+    "gtsrb": "GTSRB",
+    "imagenet": "ImageNet",
+    "kmnist": "KMNIST",
+    "mnist": "MNIST",
+    "omniglot": "Omniglot",
+    "omniglot_small": "Omniglot",
+    "oxford_iiit_pet": "Pets",
+    "rsscn7": "RSSCN7",
+    "svhn": "SVHN",
+    "tiny_imagenet": "Tiny ImageNet",
+    "tinyimagenet150": "Tiny ImageNet-150",
+    "tinyimagenet200": "Tiny ImageNet",
+    "tinyimagenet50": "Tiny ImageNet-50",
+    "voc2012_seg": "VOC 2012",
 }
 """Data sets that are written otherwise than they are named in specs."""
+
+
+def called(task: str) -> str:
+    """A data set's name as figures and tables write it: "CIFAR-10" for cifar10."""
+    return TASKS.get(task, task)
 
 
 def label(row: Mapping[str, Any]) -> str:
@@ -63,7 +79,7 @@ def in_words(values: Mapping[str, Any]) -> str:
         elif column == "recalibrate":
             parts += ["BN re-estimated"] if value else []
         elif isinstance(value, str):
-            parts.append(TASKS.get(value, value))
+            parts.append(called(value))
         else:
             parts.append(f"{column} {value:g}" if isinstance(value, float) else f"{column} {value}")
     return ", ".join(parts)
@@ -72,6 +88,7 @@ def in_words(values: Mapping[str, Any]) -> str:
 def shared(rows: pd.DataFrame, *names: str) -> str:
     """What all rows are of, for a note: "CIFAR-10, finetune, sparsity 0.9, 3 seeds": those of the
     columns that have one value, `in_words`; several seeds are counted."""
+    names = tuple(c for c in names if c in rows)
     values = {c: rows[c].iloc[0] for c in names if rows[c].nunique(dropna=False) == 1}
     if "seed" in names and (seeds := rows.seed.nunique()) > 1:
         values["seed"] = f"{seeds} seeds"
@@ -101,11 +118,11 @@ def titles(rows: pd.DataFrame) -> dict[str, str]:
     the source's have first, by name, where the rows tell (`native_detail`)."""
     tasks = rows.drop_duplicates("task")
     if "native_detail" not in rows:
-        return {task: TASKS.get(task, task) for task in tasks.task}
+        return {task: called(task) for task in tasks.task}
     tasks = tasks.sort_values("task")
     full = tasks.native_detail >= tasks["size"]
     names = {
-        task: f"{TASKS.get(task, task)}\n{'full' if whole else 'coarse'}, {detail:g} px"
+        task: f"{called(task)}\n{'full' if whole else 'coarse'}, {detail:g} px"
         for task, detail, whole in zip(tasks.task, tasks.native_detail, full, strict=True)
     }
     return {task: names[task] for task in [*tasks.task[full], *tasks.task[~full]]}

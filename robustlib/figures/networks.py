@@ -16,7 +16,7 @@ from torch import Tensor
 from robustlib import stats
 from robustlib.figures import grid
 from robustlib.figures.names import labelled, shared
-from robustlib.figures.style import COLUMN, PAGE, looks, style, written
+from robustlib.figures.style import column_width, looks, page_width, style, written
 from robustlib.specs import columns
 from robustlib.store import Artifact
 
@@ -29,11 +29,11 @@ def curves(frame: pd.DataFrame) -> Figure:
     `run(Pretrain(...)).extra["curve"]` holds: epoch, loss, val_accuracy, val_robust if measured.
     """
     columns = {"loss": "training loss", "val_accuracy": "validation accuracy (%)"}
-    columns |= {"val_robust": "validation accuracy\nunder attack at its ε (%)"}
+    columns |= {"val_robust": "under attack at its ε (%)"}
     rows = labelled(frame).assign(x=frame.epoch + 1 if "epoch" in frame else None)
     colours = looks(rows.label)
-    fig = grid.plain(PAGE, 2.2)
-    for ax, (column, ylabel) in zip(fig.subplots(1, 3), columns.items(), strict=True):
+    fig = grid.plain(page_width(), 2.2)
+    for ax, (column, title) in zip(fig.subplots(1, 3), columns.items(), strict=True):
         if column in rows:
             own = rows.dropna(subset=[column])
             grid.curves(ax, own, "x", column, colours, 1 if column == "loss" else 100)
@@ -41,7 +41,7 @@ def curves(frame: pd.DataFrame) -> Figure:
         if not ax.lines:
             ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", fontsize=7)
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.set(xlabel="epoch", ylabel=ylabel)
+        ax.set(xlabel="epoch", title=title)
     said = "" if rows.empty else f"pretrained on {shared(rows, 'source', 'seed')}"
     grid.legend(fig, colours, said)
     return fig
@@ -56,40 +56,47 @@ def adversarial_examples(
     truth: Sequence[int],
     attacked: Mapping[str, tuple[Tensor, Sequence[int], Sequence[int]]],
     class_names: Sequence[str],
+    note: str = "",
 ) -> Figure:
     """Images, and for each network what an attack adds to them and what the network then says.
 
     images: [N, 3, H, W] in [0, 1]; truth: labels [N]; attacked: for each network's label the
     adversarial images [N, 3, H, W] and its predictions [N] before and after. Perturbations are
-    drawn around grey, all amplified by one factor.
+    drawn around grey, all amplified by one factor. note: of which data set and seed they are.
     """
     images = images.cpu()
     attacked = {name: (new.cpu(), old, now) for name, (new, old, now) in attacked.items()}
     factor = _amplification([new - images for new, *_ in attacked.values()])
     across, rows = len(images), 1 + 2 * len(attacked)
-    side = PAGE / (across + 1)
-    # A line of LONGEST letters and an arrow is as wide as an image; a letter is some 0.6 high.
-    small = {"fontsize": min(6.5, 72 * side / (0.6 * (LONGEST + 2)))}
-    names = [_short(class_names[int(label)]) for label in truth]
+    side = page_width() / (across + 1)
+    # A name and an arrow are as wide as an image; a letter of 6 points is some 0.6 of that wide.
+    longest = min(LONGEST, int(72 * side / (0.6 * 6)) - 3)
+
+    def short(label: Any) -> str:
+        return _short(class_names[int(label)], longest)
+
+    names = [short(label) for label in truth]
     lines = [("image and class", images, names, ["black"] * across)]
     for name, (adversarial, before, after) in attacked.items():
         change = 0.5 + factor * (adversarial - images)
         lines.append((f"{name}\nchange × {factor:g}", change, [""] * across, ["black"] * across))
         right = [int(a) == int(t) for a, t in zip(after, truth, strict=True)]
         said = [
-            f"{_short(class_names[int(b)])} →\n{_short(class_names[int(a)])} {'✓' if ok else '✗'}"
+            f"{short(b)} →\n{short(a)} {'✓' if ok else '✗'}"
             for b, a, ok in zip(before, after, right, strict=True)
         ]
         inks = ["black" if ok else "#B2182B" for ok in right]
         lines.append(("attacked image\nand prediction", adversarial, said, inks))
     with style(class_names):
-        fig, axes = grid.pictures(rows, across, PAGE, 0.4 + rows * (side + 0.12))
+        fig, axes = grid.pictures(rows, across, page_width(), 0.4 + rows * (side + 0.12))
         for line, (name, pictures, said, inks) in zip(axes, lines, strict=True):
             line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=6.5)
             for ax, picture, words, ink in zip(line, pictures, said, inks, strict=True):
                 ax.imshow(picture.clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
-                ax.set_title(words, color=ink, **small)
+                ax.set_title(words, color=ink, fontsize=6)
                 ax.spines[:].set_visible(False)
+        if note:
+            fig.suptitle(note, fontsize=6.5)
     return fig
 
 
@@ -109,7 +116,7 @@ def attacked(
     """
     factor = _amplification([new - image for new, *_ in networks.values()])
     with style(class_names):
-        fig, axes = grid.pictures(len(networks), 4, PAGE, 0.45 + 1.75 * len(networks))
+        fig, axes = grid.pictures(len(networks), 4, page_width(), 0.45 + 1.75 * len(networks))
         for line, (name, (new, gradient, *says)) in zip(axes, networks.items(), strict=True):
             line[0].set_ylabel(name, fontsize=7)
             titles, inks = [], []
@@ -144,7 +151,7 @@ def robust_accuracy(frame: pd.DataFrame) -> Figure:
     lined = rows.groupby("attack").attack_eps.nunique().idxmax()
     others = [attack for attack in sorted(rows.attack.unique()) if attack != lined]
     colours = looks(rows.label)
-    fig = grid.plain(COLUMN, 2.8)
+    fig = grid.plain(column_width(), 2.8)
     ax = fig.subplots()
     for attack, (name, look) in itertools.product([lined, *others], colours.items()):
         points = rows[(rows.attack == attack) & (rows.label == name)].sort_values("attack_eps")
@@ -195,11 +202,11 @@ def _amplification(changes: Any) -> float:
     return float(max(k for k in (1, 2, 5) if k * unit <= factor) * unit)
 
 
-def _short(name: str) -> str:
+def _short(name: str, longest: int = LONGEST) -> str:
     name = name.split(",")[0]  # ImageNet's names are lists of synonyms
-    if _width(written(name)) <= LONGEST:
+    if _width(written(name)) <= longest:
         return written(name)
-    while _width(written(name)) >= LONGEST:
+    while _width(written(name)) >= longest:
         name = name[:-1]
     return f"{written(name)}…"
 

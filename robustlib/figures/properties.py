@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from robustlib import stats
 from robustlib.figures import grid
-from robustlib.figures.names import TASKS, alike, label, labelled, ordered, radius, shared
-from robustlib.figures.style import OTHER, PAGE, looks, style
+from robustlib.figures.names import alike, called, label, labelled, ordered, radius, shared
+from robustlib.figures.style import OTHER, looks, page_width, style
+from robustlib.figures.table import cell
 from robustlib.specs import Evaluation, Ticket, columns, key
 
 PROPERTIES = {
@@ -29,9 +30,9 @@ PROPERTIES = {
     "smoothed_accuracy": "smoothed accuracy (%)",
     "mean_radius": "certified radius, mean",
     "abstained": "images abstained on (%)",
-    "cka": "CKA",
-    "mask_overlap": "overlap of the masks",
-    "mask_chance": "overlap of random masks",
+    "cka": "CKA (%)",
+    "mask_overlap": "overlap of the masks (%)",
+    "mask_chance": "overlap of random masks (%)",
 }
 """The measures of evaluations, by column."""
 IN_TABLE_ALONE = (
@@ -62,18 +63,20 @@ def properties(frames: Frames) -> Figure:
     rows = grid.wrapped(rows, list(rows["at"].unique()), "at", ACROSS)
     colours = looks(ordered(rows))
     height = 0.8 + 1.35 * (rows.line.max() + 1)
-    fig, cells = grid.facets(rows, PAGE, height, "line", "place", sharex=False, sharey=False)
-    notes = set()
+    size = page_width(), height
+    fig, cells = grid.facets(rows, *size, "line", "place", sharex=False, sharey=False)
+    notes = []
     for ax, own in cells:
         grid.by_sparsity(ax, own.sparsity)
         row, scale = own.iloc[0], _scale(own.property.iloc[0])
         grid.marks(ax, own, "value", colours, "value", joined=True, scale=scale)
-        notes.add(grid.fit([ax], least=0.005 * scale))
+        notes.append(grid.fit([ax], least=0.005 * scale))
         arrow = "" if row.property == "cka" else "↓" if row.property in LOW_IS_GOOD else "↑"
         where = f"{row['where']}, {row.n:,} images"
-        ax.set_title(f"{PROPERTIES[row.property]} {arrow}\n{where}", fontsize=7)
+        small = 7 if page_width() > 6 else 6
+        ax.set_title(f"{PROPERTIES[row.property]} {arrow}\n{where}", fontsize=small)
     fig.supxlabel(grid.SPARSITY, fontsize=8)
-    note = f"{grid.DOTS}; {max(notes, key=len)}; arrows: better"
+    note = "; ".join(filter(None, [grid.DOTS, max(notes, key=len), "arrows: better"]))
     grid.legend(fig, colours, shared(rows, "task", "seed"), note)
     return fig
 
@@ -156,7 +159,8 @@ def certified(rows: pd.DataFrame) -> Figure:
     for ax, own in cells:
         grid.curves(ax, own, "radius", "certified_accuracy", colours, scale=100)
         ax.set(ylim=(0, 100), xlabel="L2 radius")
-        ax.set_title(f"{ax.get_title()}, noise σ = {own.evaluation_sigma.iloc[0]:g}")
+        noise = f"{ax.get_title()}, noise σ = {own.evaluation_sigma.iloc[0]:g}"
+        ax.set_title(noise, fontsize=7)
     cells[0][0].set_ylabel("certified accuracy (%)")
     grid.legend(fig, colours, f"{shared(rows, 'task', 'seed')}; thin lines: single seeds")
     return fig
@@ -181,9 +185,9 @@ def layers(rows: pd.DataFrame) -> Figure:
     rows = rows.assign(label=rows.label + " and " + rows.against, x=rows.layer.map(names.index))
     fig, cells = _by_sparsity(rows, 0.8)
     for ax, own in cells:
-        grid.curves(ax, own, "x", "cka", lines)
+        grid.curves(ax, own, "x", "cka", lines, 100)
         ax.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
-    cells[0][0].set(ylim=(None, 1), ylabel="CKA")
+    cells[0][0].set(ylim=(None, 100), ylabel="CKA (%)")
     grid.legend(fig, lines, f"{shared(rows, 'task', 'seed')}; thin lines: single seeds")
     return fig
 
@@ -222,7 +226,8 @@ def corruptions(rows: pd.DataFrame) -> Figure:
     """Accuracy on each corruption at the highest sparsity, severities averaged.
 
     rows: `table_rows` of the table `corruptions` of corruption evaluations. Small dots are the
-    seeds, large ones their means.
+    seeds, large ones their means; bars the 95 % interval of the difference to natural, paired by
+    seed.
     """
     alike(rows, "task")
     rows = rows[rows.sparsity == rows.sparsity.max()]
@@ -230,14 +235,17 @@ def corruptions(rows: pd.DataFrame) -> Figure:
     rows = rows.assign(corruption=rows.corruption.str.replace("_", " "))
     places = list(dict.fromkeys(rows.corruption))
     each = rows.groupby(["label", "corruption", "seed"], sort=False).accuracy.mean().reset_index()
-    fig = grid.plain(PAGE, 2.6)
+    natural = each.label == "natural"
+    each["ahead"] = stats.beside(each, natural, ["corruption", "seed"], "accuracy")
+    fig = grid.plain(page_width(), 2.6)
     ax = fig.subplots()
-    grid.marks(ax, each.assign(x=each.corruption.map(places.index)), "accuracy", colours)
+    each = each.assign(x=each.corruption.map(places.index))
+    grid.marks(ax, each, "accuracy", colours, "ahead")
     grid.by_name(ax, places)
-    grid.fit([ax])
+    bars = grid.fit([ax], of=grid.TO_NATURAL)
     ax.set_ylabel("accuracy (%)")
     said = shared(rows, "task", "sparsity", "seed")
-    grid.legend(fig, colours, f"{said}; {grid.DOTS}")
+    grid.legend(fig, colours, f"{said}; {grid.DOTS}", bars)
     return fig
 
 
@@ -246,8 +254,8 @@ def _by_sparsity(rows: pd.DataFrame, shape: float, down: str = "task") -> tuple[
     panels for each value of the column `down`."""
     alike(rows, "task")
     across = max(3, rows.sparsity.nunique())
-    height = 0.6 + (0.2 + shape * PAGE / across) * rows[down].nunique()
-    fig, cells = grid.facets(rows, PAGE, height, down, "sparsity", sharex=False, sharey=True)
+    size = page_width(), 0.6 + (0.2 + shape * page_width() / across) * rows[down].nunique()
+    fig, cells = grid.facets(rows, *size, down, "sparsity", sharex=False, sharey=True)
     for ax, own in cells:
         ax.set_title(f"sparsity {own.sparsity.iloc[0]:g}")
     return fig, cells
@@ -276,7 +284,7 @@ def _asked(name: str, column: str, rows: pd.DataFrame) -> str:
         part = "cheap, " if (column, row.attack) == ("autoattack_accuracy", "cheap") else ""
         return part + radius(row.evaluation_norm, row.evaluation_eps)
     if row.against:
-        return f"against {TASKS.get(row.against, row.against)}"
+        return f"against {called(row.against)}"
     if row.suite == "calibration":
         return "scaled on val" if row.scaled else "not scaled"
     return f"σ = {row.evaluation_sigma:g}" if row.evaluation_sigma else name
@@ -293,6 +301,4 @@ def _scale(column: str) -> int:
 
 def _cell(row: Mapping, column: str, sign: str = "") -> str:
     scale = _scale(column)
-    form = f"{sign}.{1 if scale == 100 else 3}f"
-    mean, low, high = (f"{scale * row[c]:{form}}" for c in ("mean", "low", "high"))
-    return mean if pd.isna(row["low"]) else f"{mean} [{low}, {high}]"
+    return cell(row, scale, f"{sign}.{1 if scale == 100 else 3}f")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from robustlib import stats
 from robustlib.figures import grid
 from robustlib.figures.names import labelled, ordered, shared, titles, with_way
-from robustlib.figures.style import COLUMN, PAGE, looks, style
+from robustlib.figures.style import column_width, looks, page_width, paler, style
 from robustlib.specs import Transfer, columns
 
 AXES = {"sparsity": grid.SPARSITY, "n_train": "training images of the task"}
@@ -34,12 +31,24 @@ def accuracy_vs_sparsity(
     # Ways to transfer alike, such as two rankings, are there to be compared: on one scale.
     same = "col" if rows["mode"].nunique() == 1 else False
     ylabel = f"{MEASURES.get(value, value)} (%)"
-    return _panels(rows, value, against, ways, ylabel, same, "of the difference\nto natural")
+    return _panels(rows, value, against, ways, ylabel, same, grid.TO_NATURAL)
 
 
 def accuracy_vs_labels(frame: pd.DataFrame) -> Figure:
-    """`accuracy_vs_sparsity` against the number of training images instead."""
+    """Accuracy of natural and robust tickets against the number of training images, a panel for
+    each task and way.
+
+    frame: as for `accuracy_vs_sparsity`, whose marks it has.
+    """
     return accuracy_vs_sparsity(frame, against="n_train")
+
+
+def miou_vs_sparsity(frame: pd.DataFrame) -> Figure:
+    """Mean IoU of natural and robust tickets against sparsity, a panel for each task.
+
+    frame: as for `accuracy_vs_sparsity`, whose marks it has.
+    """
+    return accuracy_vs_sparsity(frame, "miou")
 
 
 def advantage_vs_labels(frame: pd.DataFrame) -> Figure:
@@ -50,8 +59,9 @@ def advantage_vs_labels(frame: pd.DataFrame) -> Figure:
 def advantage(frame: pd.DataFrame, value: str = "accuracy", against: str = "sparsity") -> Figure:
     """Robust minus natural accuracy against sparsity, paired by seed, with 95 % intervals.
 
-    frame, value and against as for `accuracy_vs_sparsity`; small dots are the seeds. Raises
-    ValueError when a robust row has no natural partner, or there is no robust row.
+    frame, value and against as for `accuracy_vs_sparsity`, or the rows with their `difference`;
+    small dots are the seeds. Raises ValueError when a robust row has no natural partner, or there
+    is no robust row.
     """
     ways = panel_columns(frame, against)
     rows = stats.differences(frame, value)
@@ -66,7 +76,7 @@ def _panels(
     ways: list[str],
     ylabel: str,
     sharey: str | bool,
-    whose: str = "",
+    of: str = grid.OVER_SEEDS,
 ) -> Figure:
     """A block of lines of panels for each way to transfer, a panel for each task in it."""
     if against == "n_train":  # all images are as many as there were
@@ -74,11 +84,12 @@ def _panels(
     rows = with_way(labelled(rows), ways).sort_values(ways, kind="stable")
     x = 1 / (1 - rows.sparsity) if against == "sparsity" else rows[against]
     names = titles(rows)
-    across = len(names) if len(names) <= 4 else 5 if len(names) > 8 else 4
+    # A panel of an inch and a quarter has room for the names of its ticks.
+    across = min(len(names), 5 if len(names) > 8 else 4, int(page_width() / 1.25))
     rows = grid.wrapped(rows.assign(x=x), list(names), "task", across)
     if sharey == "col" and across < len(names):
         sharey = False
-    width = COLUMN if across <= 2 else PAGE
+    width = column_width() if across <= 2 else page_width()
     lines = rows.line.max() + 1
     taller = 0.1 * any("\n" in name for name in names.values())
     longest = 0.068 * rows.way.str.len().max()  # it stands upright
@@ -98,11 +109,9 @@ def _panels(
         ax.set_title(names[own.task.iloc[0]])
         if grid.place(ax).is_first_col():
             ax.set_ylabel(f"{own.way.iloc[0]}\n{ylabel}")
-    bars = grid.fit((ax for ax, _ in cells), zero=value == "difference")
+    bars = grid.fit((ax for ax, _ in cells), zero=value == "difference", of=of)
     fig.align_ylabels()
     fig.supxlabel(AXES[against], fontsize=8)
-    if bars and whose:
-        bars = bars.replace("over seeds", f"{whose}, paired by seed")
     said = shared(rows, *(c for c in AXES if c not in (against, *ways)), "seed")
     grid.legend(fig, colours, said, grid.DOTS, bars)
     return fig
@@ -130,23 +139,19 @@ def detail(frame: pd.DataFrame, value: str = "accuracy") -> Figure:
     if len(networks := ordered(rows)) != 2:
         raise ValueError(f"rows of {'; '.join(networks)}: must be natural and one robust")
     sparsities = sorted(rows.sparsity.unique())
-    colours = looks(networks)
-    shades = {
-        (name, s): look
-        | {
-            "color": _shade(look["color"], i / max(1, len(sparsities) - 1)),
-            "marker": "os^Dv<>P"[i % 8],
-            "label": f"{name}, sparsity {s:g}",
-        }
-        for i, s in enumerate(sparsities)
-        for name, look in colours.items()
-    }
+    shades = {}
+    for i, s in enumerate(sparsities):
+        for name, look in looks(networks).items():
+            # The sparsest as everywhere, the others paler and hollow: the colour says who it is.
+            white = 0.6 * (1 - (i + 1) / len(sparsities))
+            own = {"color": paler(look["color"], white), "label": f"{name}, sparsity {s:g}"}
+            shades[name, s] = look | own | ({"mfc": "white"} if white else {})
     rows = rows.assign(label=list(zip(rows.label, rows.sparsity, strict=True)))
     robust = rows[rows.objective != "natural"]
     both = pd.concat([robust.assign(panel=0), rows.assign(panel=1)])
     names = titles(rows)
     both["line"] = 2 * both.way.map(list(dict.fromkeys(both.way)).index) + both.panel
-    size = PAGE if len(names) > 1 else COLUMN, 1.0 + 1.25 * both.line.nunique()
+    size = page_width() if len(names) > 1 else column_width(), 1.0 + 1.25 * both.line.nunique()
     fig, cells = grid.facets(
         both, *size, "line", "task", col_order=list(names), sharex=True, sharey=False
     )
@@ -170,12 +175,6 @@ def detail(frame: pd.DataFrame, value: str = "accuracy") -> Figure:
     fig.supxlabel("detail of the task's images (px, log scale)", fontsize=8)
     grid.legend(fig, shades, shared(rows, "n_train", "seed"), grid.DOTS, bars)
     return fig
-
-
-def _shade(color: Any, place: float) -> tuple[float, ...]:
-    """The colour made lighter at 0, darker at 1."""
-    mixed, share = (1.0, 0.55 * (1 - 2 * place)) if place < 0.5 else (0.0, 0.55 * (2 * place - 1))
-    return tuple((1 - share) * c + share * mixed for c in to_rgb(color))
 
 
 def panel_columns(frame: pd.DataFrame, against: str = "sparsity") -> list[str]:

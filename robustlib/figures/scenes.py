@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from robustlib import stats
 from robustlib.figures import grid
 from robustlib.figures.names import alike, labelled, ordered, shared
-from robustlib.figures.style import COLUMN, PAGE, looks, style, written
+from robustlib.figures.style import column_width, looks, page_width, style, written
 
 IGNORED = "#FFFFFF"
 
@@ -42,8 +43,8 @@ def scenes(
     labels = [masks, *predicted.values()]
     present = [i for i in range(len(own)) if any(bool((m == i).any()) for m in labels)]
     with style(class_names):
-        height = len(rows) * (PAGE / n * high / wide + 0.08) + 0.5
-        fig, axes = grid.pictures(len(rows), n, PAGE, height)
+        height = len(rows) * (page_width() / n * high / wide + 0.08) + 0.5
+        fig, axes = grid.pictures(len(rows), n, page_width(), height)
         for line, (name, drawn) in zip(axes, rows.items(), strict=True):
             for ax, picture in zip(line, drawn.numpy(), strict=True):
                 if name == "image":
@@ -60,20 +61,27 @@ def by_class(frame: pd.DataFrame) -> Figure:
     """IoU of each class, natural against robust, one panel for each sparsity.
 
     frame: a row for each network and class, with the columns of its Transfer, name (of the class)
-    and iou. Small dots are the seeds, large ones their means. Raises ValueError for rows that
-    differ in what has no place here, the task for one.
+    and iou. Small dots are the seeds, large ones their means; bars the 95 % interval of the
+    difference to natural, paired by seed. Classes that no test image has are left out. Raises
+    ValueError for rows that differ in what has no place here, the task for one.
     """
     alike(frame, "task", "arch", "n_train", "scheme", "pattern", "scope")
-    rows = labelled(frame)
+    rows = labelled(frame.dropna(subset=["iou"]))
     places = list(dict.fromkeys(map(written, rows["name"])))
     rows = rows.assign(x=[places.index(written(name)) for name in rows["name"]])
+    natural = rows.label == "natural"
+    rows["ahead"] = stats.beside(rows, natural, ["name", "sparsity", "seed"], "iou")
     colours = looks(ordered(rows))
     with style(rows["name"].unique()):
-        size = PAGE if len(places) > 6 else COLUMN, 1.2 + 1.2 * rows.sparsity.nunique()
+        size = (
+            page_width() if len(places) > 6 else column_width(),
+            1.2 + 1.2 * rows.sparsity.nunique(),
+        )
         fig, cells = grid.facets(rows, *size, "sparsity", sharex=True, sharey=True)
         for ax, own in cells:
-            grid.marks(ax, own, "iou", colours)
+            grid.marks(ax, own, "iou", colours, "ahead")
             grid.by_name(ax, places)
-            ax.set(title=f"sparsity {own.sparsity.iloc[0]:g}", ylim=(-2, 102), ylabel="IoU (%)")
-        grid.legend(fig, colours, shared(rows, "task", "seed"), grid.DOTS)
+            ax.set(title=f"sparsity {own.sparsity.iloc[0]:g}", ylabel="IoU (%)")
+        bars = grid.fit((ax for ax, _ in cells), of=grid.TO_NATURAL)
+        grid.legend(fig, colours, shared(rows, "task", "seed"), grid.DOTS, bars)
     return fig

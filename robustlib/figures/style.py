@@ -1,34 +1,61 @@
-"""One style for all figures, and `save`.
+"""One style for all figures: fonts, looks, and the widths of a venue.
 
 Natural is blue with circles; robust networks run from orange to brown as eps grows, each with a
-marker and a dash of its own. Widths are those of a text column and of a page.
+marker and a dash of its own. No text is below 6 points, on a figure as wide as the venue has it.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import pandas as pd
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from tueplots import axes, figsizes, fontsizes
 
-from robustlib import stats
-from robustlib.files import whole
+from robustlib.specs import one_of
 
-COLUMN = figsizes.icml2022_half()["figure.figsize"][0]
-"""Width of a text column, in inches."""
-PAGE = figsizes.icml2022_full()["figure.figsize"][0]
-"""Width of a page's text, in inches."""
+VENUES = sorted(
+    name.removesuffix("_full")
+    for name in vars(figsizes)
+    if re.fullmatch(r"[a-z]+\d{4}(_full)?", name)
+)
+"""Whose widths tueplots knows."""
+_venue = ContextVar("venue", default="icml2022")
+
+
+@contextmanager
+def venue(name: str) -> Iterator[None]:
+    """Figures drawn meanwhile are as wide as a paper of the venue has them: one of VENUES."""
+    token = _venue.set(one_of("venue", name, VENUES))
+    try:
+        yield
+    finally:
+        _venue.reset(token)
+
+
+def page_width() -> float:
+    """Width of a page's text, in inches."""
+    return _width("full")
+
+
+def column_width() -> float:
+    """Width of a text column, in inches; where a page has one, 0.6 of it."""
+    return _width("half")
+
+
+def _width(part: str) -> float:
+    name = _venue.get()
+    if size := getattr(figsizes, f"{name}_{part}", None):
+        return size()["figure.figsize"][0]
+    return getattr(figsizes, name)(rel_width=1 if part == "full" else 0.6)["figure.figsize"][0]
+
 
 NATURAL = "#0072B2"
 # Okabe and Ito's orange and vermilion, and a brown: ordered in lightness, so in grey print too.
@@ -47,15 +74,13 @@ _MARKERS = "s^Dv<>P"
 # No dots: dotted is what figures explain in words.
 _DASHES: list[Any] = ["--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1))]
 _DASHES += [(0, (9, 2)), (0, (2, 1))]
-_FIRST = ["task", "mode", "scheme", "pattern", "sparsity", *stats.PRETRAINING, "n_train", "seed"]
-_FIRST += ["accuracy", "n"]
 
 
 @contextmanager
 def style(names: Iterable[str] = ()) -> Iterator[None]:
     """Fonts, lines and sizes of every figure, while it is drawn. names: words from outside that it
     shows, as `written`; where the usual font lacks a letter, another installed one is used."""
-    rc = {**fontsizes.icml2022(), **axes.lines(), **figsizes.icml2022_full()}
+    rc = {**fontsizes.icml2022(), **axes.lines()}
     rc |= {"legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7}
     rc |= {"legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
     rc |= {"axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 150, "pdf.fonttype": 42}
@@ -64,6 +89,11 @@ def style(names: Iterable[str] = ()) -> Iterator[None]:
     rc |= {"font.family": [*plt.rcParams["font.family"], *sorted(others)]}
     with plt.rc_context(rc):
         yield
+
+
+def paler(color: Any, share: float) -> tuple[float, ...]:
+    """The colour, and as much white as `share` says."""
+    return tuple((1 - share) * c + share for c in to_rgb(color))
 
 
 def written(name: str) -> str:
@@ -113,57 +143,3 @@ def _look(name: str) -> dict[str, Any]:
         place = min(max(math.log(max(size, 1e-9) / 0.05) / math.log(30), 0.0), 1.0)
     i = round(6 * place) + 3 * ("steps" in name)
     return {"color": ramp(place), "marker": _MARKERS[i % 7], "ls": _DASHES[i % 7]}
-
-
-def folder(name: str) -> Path | None:
-    """The folder that a notebook's figures go to, made if need be; None for "": nowhere.
-
-    Raises ValueError when it is no folder or cannot be written to.
-    """
-    if not name:
-        return None
-    out = Path(name)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as e:
-        raise ValueError(f"figures={name!r}: must be a folder to write to, or empty: {e}") from None
-    return out
-
-
-def section(
-    frames: Mapping[str, pd.DataFrame],
-    name: str,
-    draw: Callable[[pd.DataFrame], Figure],
-    out: Path | None,
-) -> Figure | str:
-    """A notebook's section on one of several frames: drawn and saved under its name; a word on it
-    where the frame is not there."""
-    if name not in frames:
-        return f"{name}: not in the profile, or not chosen"
-    figure = draw(frames[name])
-    save(figure, out, name, frames[name])
-    return figure
-
-
-def save(fig: Figure, out: Path | None, name: str, data: pd.DataFrame) -> Path | None:
-    """Writes NAME.pdf, NAME.png (200 dpi) and the rows behind them, NAME.csv; returns the PDF.
-
-    out: as `folder` returns it; None: nothing is written. CSV columns are named as the fields of
-    the specs are. Each file is written beside its place and renamed there; the same figure gives
-    the same bytes.
-    """
-    if out is None:
-        return None
-    first = [c for c in _FIRST if c in data]
-    data = data[[*first, *(c for c in data if c not in first)]]
-    writers: dict[str, Callable[[Any], Any]] = {
-        "csv": lambda file: data.to_csv(file, index=False, mode="wb"),
-        "png": lambda file: fig.savefig(file, format="png", dpi=200),
-        "pdf": lambda file: fig.savefig(file, format="pdf", metadata={"CreationDate": None}),
-    }
-    with style():
-        for suffix, write in writers.items():
-            with whole(out / f"{name}.{suffix}") as file:
-                write(file)
-    return out / f"{name}.pdf"

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from robustlib import stats
 from robustlib.figures import grid
-from robustlib.figures.names import labelled
-from robustlib.figures.style import COLUMN, OTHER, PAGE, looks, style
+from robustlib.figures.names import labelled, shared
+from robustlib.figures.style import OTHER, column_width, looks, page_width, paler, style
 from robustlib.tickets import Mask
 
 CHANNELS = 24
@@ -60,44 +60,54 @@ def layer_density(frame: pd.DataFrame) -> Figure:
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=20))
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_formatter(NullFormatter())
-    grid.legend(fig, colours, "dotted: the density of the whole ticket")
+    grid.legend(fig, colours, _of(rows), "dotted: the density of the whole ticket")
     return fig
 
 
 @style()
 def mask_overlap(frame: pd.DataFrame) -> Figure:
-    """Overlap of masks with the natural one by layer, beside chance, a panel for each sparsity.
+    """Overlap of masks with the natural one by layer, and what it is above that of chance, a row of
+    panels for each sparsity.
 
     frame: rows of `stats.mask_overlap` with the columns of stats.PRETRAINING or label, which say
     whose the second mask is, and sparsity; layers in the order of the network.
     """
-    titles = {"overlap": "overlap with natural (Jaccard)"}
-    fig, cells, colours = _by_layer(labelled(frame).assign(what="overlap"), titles)
+    titles = {"overlap": "overlap with natural (Jaccard, %)", "above": "overlap − chance (points)"}
+    rows = labelled(frame)
+    above = rows.assign(what="above", overlap=rows.overlap - rows.chance)
+    fig, cells, colours = _by_layer(pd.concat([rows.assign(what="overlap"), above]), titles)
     chance = {"lw": 0.8, "ls": (0, (1, 2)), "marker": None}
     for ax, own in cells:
-        grid.curves(ax, own, "x", "overlap", colours)
-        grid.curves(ax, own, "x", "chance", {n: look | chance for n, look in colours.items()})
-        ax.set_ylim(0, 1)
-    grid.legend(fig, colours, "dotted, same colour: two random masks of these densities")
+        grid.curves(ax, own, "x", "overlap", colours, 100)
+        if own.what.iloc[0] == "overlap":
+            dotted = {n: look | chance for n, look in colours.items()}
+            grid.curves(ax, own, "x", "chance", dotted, 100)
+            ax.set_ylim(0, 100)
+        else:
+            ax.axhline(0, color=OTHER, lw=0.8, ls=":", zorder=0)
+    grid.legend(fig, colours, _of(rows), "dotted: two random masks of these densities (chance)")
     return fig
 
 
 @style()
 def filters(
-    weights: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None, note: str = "ticket"
+    weights: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor] | None = None,
+    note: str = "ticket",
+    of: str = "",
 ) -> Figure:
     """First-layer filters as colour images, a panel for each network; zero is grey.
 
     weights: for each label a tensor [O, 3, K, K]; the filters of a network share one scale, its
     largest magnitude. masks: what a ticket keeps of each, shaped alike; drawn as a second row that
-    `note` names. At most 64 filters are drawn.
+    `note` names; of: of which data set and seed they are. At most 64 filters are drawn.
     """
     rows = {"": weights}
     if masks is not None:
         rows[f"\n{note}"] = {name: w.cpu() * masks[name] for name, w in weights.items()}
     across, side = len(weights), max(w.shape[-1] + 1 for w in weights.values())
     tall = max(-(-min(64, len(w)) // 8) for w in weights.values())
-    width = PAGE if across > 2 else COLUMN * 1.4
+    width = page_width() if across > 2 else column_width()
     height = len(rows) * (0.35 + width / across * tall / 8) + 0.1
     fig, axes = grid.pictures(len(rows), across, width, height)
     fig.set_layout_engine("constrained", wspace=0.08)
@@ -111,6 +121,7 @@ def filters(
             ax.imshow(sheet, interpolation="nearest")
             ax.set_title(name + below)
             ax.set_axis_off()
+    fig.suptitle(f"{of}; zero is grey" if of else "zero is grey", fontsize=6.5)
     return fig
 
 
@@ -134,8 +145,9 @@ def masks(masks: Mapping[str, Mask], weights: Mapping[str, Tensor], layer: str) 
     if ways[0] == ways[1]:
         pair[second] = pair[second] | {"color": OTHER, "ls": "--"}
         ways[1] = "the other"
-    colours = [WHITE, pair[first]["color"], pair[second]["color"], "#000000"]
-    fig = grid.plain(PAGE, 5.0)
+    # The second as light as no other, so that it is told apart in grey print too.
+    colours = [WHITE, pair[first]["color"], paler(pair[second]["color"], 0.5), "#000000"]
+    fig = grid.plain(page_width(), 5.0)
     fig.set_layout_engine("none")
     above = fig.add_gridspec(1, 3, left=0.04, right=0.99, top=0.81, bottom=0.49, wspace=0.08)
     for i, (name, mask) in enumerate(masks.items()):
@@ -148,19 +160,20 @@ def masks(masks: Mapping[str, Mask], weights: Mapping[str, Tensor], layer: str) 
     fig.axes[0].set_ylabel("output channels", fontsize=7)
     ax = fig.add_subplot(above[2])
     _show(ax, overlay(a[layer], b[layer]), colours)
-    ax.set_title(f"both: overlap {here.overlap:.2f},\n{here.chance:.2f} by chance", fontsize=7)
+    said = f"both: overlap {100 * here.overlap:.0f} %,\n{100 * here.chance:.0f} % by chance"
+    ax.set_title(said, fontsize=7)
     for ax in fig.axes:
         ax.set(xticks=[], yticks=[])
         ax.set_xlabel("input channels", fontsize=7)
     below = fig.add_axes((0.08, 0.25, 0.9, 0.16))
     at = np.arange(len(table))
-    bars = below.bar(at, table.overlap, color="#C4C4C4", width=0.7, label="overlap (Jaccard)")
+    bars = below.bar(at, 100 * table.overlap, color="#C4C4C4", width=0.7, label="overlap (Jaccard)")
     bars[int(at[table.layer == layer][0])].set_color("#7A7A7A")
-    below.hlines(table.chance, at - 0.4, at + 0.4, color="#000000", lw=1.5, label="by chance")
+    below.hlines(100 * table.chance, at - 0.4, at + 0.4, color="#000000", lw=1.5, label="by chance")
     for name, said, side in zip(masks, ways, ("first", "second"), strict=True):
-        below.plot(at, table[f"density_{side}"], **pair[name] | {"label": f"density, {said}"})
-    below.set_ylim(0, 1)
-    below.set_ylabel("by layer", fontsize=7)
+        below.plot(at, 100 * table[f"density_{side}"], **pair[name] | {"label": f"density, {said}"})
+    below.set_ylim(0, 100)
+    below.set_ylabel("by layer (%)", fontsize=7)
     below.legend(loc="lower center", bbox_to_anchor=(0.5, 0.97), ncols=4, fontsize=6.5)
     _layer_axis(below, list(table.layer))
     kinds = ("by neither", f"by {first} alone", f"by {second} alone", "by both")
@@ -179,7 +192,9 @@ def patterns(masks: Mapping[str, Mask], layer: str, note: str = "") -> Figure:
     """
     across = min(5, len(masks))
     down = -(-len(masks) // across)
-    fig, axes = grid.pictures(down, across, PAGE, 0.6 + down * (0.3 + 0.92 * PAGE / across))
+    fig, axes = grid.pictures(
+        down, across, page_width(), 0.6 + down * (0.3 + 0.92 * page_width() / across)
+    )
     for ax in axes.flat[len(masks) :]:
         ax.set_axis_off()
     for ax, (name, mask) in zip(axes.flat, masks.items(), strict=False):
@@ -193,24 +208,26 @@ def patterns(masks: Mapping[str, Mask], layer: str, note: str = "") -> Figure:
 
 
 @style()
-def overlaps(masks: Mapping[str, Mask], note: str = "") -> Figure:
+def overlaps(masks: Mapping[str, Mask] | pd.DataFrame, note: str = "") -> Figure:
     """How far each two of several masks of one network keep the same weights, as a table of
-    colours; the number in a cell is the overlap (Jaccard), the one in brackets that of chance with
-    their densities by layer.
+    colours; the number in a cell is the overlap (Jaccard, in percent), the one in brackets that of
+    chance with their densities by layer.
 
-    note: what they have in common, the task and the sparsity for one. More than 6 masks take the
-    width of a page.
+    masks: or their `pair_overlaps`, with columns of what they have in common; note: what that is,
+    the task and the sparsity for one. More than 6 masks take the width of a page.
     """
+    table = masks if isinstance(masks, pd.DataFrame) else pair_overlaps(masks)
+    note = note or shared(table, "task", "sparsity", "n_train", "seed")
+    masks = list(dict.fromkeys(table["first"]))
     side = len(masks)
     narrow = side <= 6
-    table = pair_overlaps(masks)
-    values = table.overlap.to_numpy().reshape(side, side)
-    said = [f"{row.overlap:.2f}\n({row.chance:.2f})" for row in table.itertuples()]
+    values = 100 * table.overlap.to_numpy().reshape(side, side)
+    said = [f"{100 * row.overlap:.0f}\n({100 * row.chance:.0f})" for row in table.itertuples()]
     cells = np.array(said).reshape(side, side)
-    fig = grid.plain(COLUMN if narrow else PAGE, 0.7 + 0.3 * side)
+    fig = grid.plain(column_width() if narrow else page_width(), 0.7 + 0.3 * side)
     ax = fig.subplots()
-    colours = {"cmap": "cividis", "vmin": 0, "vmax": 1, "cbar": False}
-    sns.heatmap(values, annot=cells, fmt="", annot_kws={"size": 5.5}, ax=ax, **colours)
+    colours = {"cmap": "cividis", "vmin": 0, "vmax": 100, "cbar": False}
+    sns.heatmap(values, annot=cells, fmt="", annot_kws={"size": 6}, ax=ax, **colours)
     # Names once, at the rows, for a column would be as wide as its name.
     lines = [name.replace(", ", ",\n", 1) if narrow else name for name in masks]
     names = [f"{name}  {i}" for i, name in enumerate(lines, 1)]
@@ -218,7 +235,9 @@ def overlaps(masks: Mapping[str, Mask], note: str = "") -> Figure:
     ax.set_yticks(np.arange(side) + 0.5, names, fontsize=6 if narrow else 7, rotation=0)
     ax.tick_params(length=0)
     ax.grid(visible=False)
-    fig.suptitle(f"{note}\noverlap of masks (Jaccard); in brackets: by chance".strip(), fontsize=8)
+    fig.suptitle(
+        f"{note}\noverlap of masks (Jaccard, %); in brackets: by chance".strip(), fontsize=7
+    )
     return fig
 
 
@@ -248,7 +267,14 @@ def _sheet(kernels: Tensor) -> np.ndarray:
 
 
 def _cut(mask: Tensor) -> str:
-    return f" (the first {CHANNELS} x {CHANNELS})" if max(mask.shape[:2]) > CHANNELS else ""
+    drawn = " × ".join(str(min(n, CHANNELS)) for n in mask.shape[:2])
+    whole = " × ".join(map(str, mask.shape[:2]))
+    return "" if drawn == whole else f" (the first {drawn} of {whole} channels)"
+
+
+def _of(rows: pd.DataFrame) -> str:
+    """Where the tickets of rows come from, as far as the rows tell."""
+    return f"tickets of {said}" if (said := shared(rows, "source", "seed", "scope")) else ""
 
 
 def _show(ax: Axes, picture: np.ndarray, colours: Sequence[str]) -> None:
@@ -264,7 +290,7 @@ def _by_layer(
     and how the networks look."""
     names = list(dict.fromkeys(rows.layer))
     rows = rows.assign(x=rows.layer.map(names.index))
-    size = PAGE, 1.5 + 1.15 * rows.sparsity.nunique()
+    size = page_width(), 1.5 + 1.15 * rows.sparsity.nunique()
     fig, cells = grid.facets(rows, *size, "sparsity", "what", sharex=True, sharey=False)
     for ax, own in cells:
         if grid.place(ax).is_first_col():

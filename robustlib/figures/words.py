@@ -7,6 +7,7 @@ import pandas as pd
 from robustlib import stats
 from robustlib.figures.names import labelled, radius
 from robustlib.figures.results import panel_columns
+from robustlib.metrics.domain_gap import rank_correlation
 
 
 def robustness(frame: pd.DataFrame) -> str:
@@ -39,10 +40,25 @@ def overlap(frame: pd.DataFrame) -> str:
             (j * (a + b) / (1 + j)).fillna(0).sum() for j in (rows.overlap, rows.chance)
         )
         kept = a.sum() + b.sum()
+        both, chance = (100 * common / (kept - common) for common in (both, chance))
         lines.append(
-            f"sparsity {sparsity:g}, natural with {name}: overlap {both / (kept - both):.2f}, "
-            f"{chance / (kept - chance):.2f} by chance with these densities by layer"
+            f"sparsity {sparsity:g}, natural with {name}: overlap {both:.1f} %, "
+            f"{chance:.1f} % by chance with these densities by layer"
         )
+    return "\n".join(lines)
+
+
+def correlation(rows: pd.DataFrame) -> str:
+    """How the gap and what robust pretraining adds go together over tasks, for each way to
+    pretrain. rows: those of `gap_rows`."""
+    lines = []
+    for name, own in labelled(rows).groupby("label", sort=False):
+        rho, low, high, p = rank_correlation(own.gap, own["mean"])
+        said = "too few for a correlation, or all alike"
+        if rho == rho:
+            said = f"rank correlation {rho:.2f}"
+            said += f" [{low:.2f}, {high:.2f}]" * (low == low) + f", p = {p:.2g}" * (p == p)
+        lines.append(f"{name}, {len(own)} tasks: {said}")
     return "\n".join(lines)
 
 

@@ -25,6 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import matplotlib.font_manager  # noqa: F401 - it lists the fonts in a home before it is another
 import numpy as np
 import pytest
 import safetensors.torch
@@ -796,7 +797,17 @@ FLAGS |= {
     "data list": ["--size"],
     "data build": ["mine", ".", "--size", "--test-fraction", "--seed", "--folder"],
     "data": [],
-    "results": ["--kind", "--csv", "--all-columns"],
+    "results": [
+        "--kind",
+        "--csv",
+        "--all-columns",
+        "--where",
+        "-w",
+        "--sort",
+        "--columns",
+        "--latex",
+    ],
+    "figures": ["detail", "--rows", "--profile", "--venue", "--out"],
 }
 words = st.one_of(
     # No command line holds a nul.

@@ -239,7 +239,7 @@ def test_save_writes_three_files_and_the_same_bytes(tmp_path):
         fig = figures.accuracy_vs_sparsity(frame)
         assert figures.save(fig, tmp_path / "new", "one", frame) == tmp_path / "new" / "one.pdf"
         written = {p.name: p.read_bytes() for p in (tmp_path / "new").iterdir()}
-        assert set(written) == {"one.pdf", "one.png", "one.csv"}
+        assert set(written) == {"one.pdf", "one.png", "one.csv", "one.txt"}
     again = figures.accuracy_vs_sparsity(frame)
     figures.save(again, tmp_path, "one", frame)
     assert all((tmp_path / name).read_bytes() == data for name, data in written.items())
@@ -257,7 +257,7 @@ def test_save_leaves_nothing_half_written(tmp_path, monkeypatch):
     monkeypatch.setattr(fig, "savefig", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         figures.save(fig, tmp_path, "one", frame)
-    assert {p.name for p in tmp_path.iterdir()} == {"one.csv"}
+    assert {p.name for p in tmp_path.iterdir()} == {"one.csv", "one.txt"}
 
 
 def test_no_folder_means_nothing_is_written(tmp_path, monkeypatch):
@@ -358,9 +358,9 @@ def test_two_masks_close_up_tell_networks_of_one_pretraining_apart():
         first, second = (line.get_color() for line in fig.axes[3].lines)
         assert first != second and first == figures.looks(["natural"])["natural"]["color"]
         said = texts(fig)
-        assert any("the first 24 x 24" in t for t in said)
+        assert any("the first 24 × 4 of 30 × 4" in t for t in said)
         assert [line.get_ydata()[0] for line in fig.axes[3].lines] == [
-            pytest.approx(float(m["conv1.weight"].float().mean())) for m in kept
+            pytest.approx(100 * float(m["conv1.weight"].float().mean())) for m in kept
         ]
         assert fig.axes[0].images[0].get_array().shape == (72, 12)
 
@@ -381,7 +381,9 @@ def test_predictions_of_neighbours_do_not_overlap(n):
     names = ["trolleybus, trolley coach", "MMMMM wwww mmmm"]
     x = torch.rand(n, 3, 8, 8)
     fig = figures.adversarial_examples(x, [0] * n, {"natural": (x, [0] * n, [0] * n)}, names)
-    assert "trolleybus →\ntrolleybus ✓" in texts(fig)
+    short = "trolleybus" if n < 12 else "trolle…"
+    assert f"{short} →\n{short} ✓" in texts(fig)
+    assert min(t.get_fontsize() for t in fig.findobj(plt.Text) if t.get_text().strip()) >= 6
     fig.canvas.draw()
     boxes = [ax.title.get_window_extent() for ax in fig.axes if "→" in ax.title.get_text()]
     assert len(boxes) == n
@@ -462,10 +464,15 @@ def test_overlap_is_the_masks_own_and_chance_is_chance(masks):
 
 def test_overlap_in_words_is_that_of_the_whole_masks(masks):
     table = stats.mask_overlap(*masks).assign(label="robust", sparsity=0.8)
-    assert f"overlap {masks[0].overlap(masks[1]):.2f}," in figures.overlap(table)
-    fig = figures.mask_overlap(table)
-    assert fig.axes[0].lines[0].get_ydata() == pytest.approx(table.overlap.to_numpy())
-    assert fig.axes[0].lines[1].get_ydata() == pytest.approx(table.chance.to_numpy())
+    assert f"overlap {100 * masks[0].overlap(masks[1]):.1f} %," in figures.overlap(table)
+    fig = figures.mask_overlap(table.assign(source="cifar10", seed=3))
+    overlap, above = fig.axes
+    assert overlap.lines[0].get_ydata() == pytest.approx(100 * table.overlap.to_numpy())
+    assert overlap.lines[1].get_ydata() == pytest.approx(100 * table.chance.to_numpy())
+    assert above.lines[0].get_ydata() == pytest.approx(
+        100 * (table.overlap - table.chance).to_numpy()
+    )
+    assert any("tickets of CIFAR-10, seed 3" in t for t in texts(fig)) and inside(fig)
 
 
 @pytest.mark.parametrize(("n", "width"), [(2, 3.25), (6, 3.25), (8, 6.75), (12, 6.75)])
@@ -475,7 +482,7 @@ def test_overlaps_are_readable_however_many_there_are(masks, n, width):
     fig = figures.overlaps(named, note="cifar10, sparsity 0.8")
     assert fig.get_figwidth() == width and inside(fig)
     assert any(t.startswith("cifar10, sparsity 0.8\n") for t in texts(fig))
-    assert min(t.get_fontsize() for t in fig.findobj(plt.Text) if t.get_text().strip()) >= 5
+    assert min(t.get_fontsize() for t in fig.findobj(plt.Text) if t.get_text().strip()) >= 6
     # Numbers stay apart, and the columns are numbered as the rows are.
     boxes = [t.get_window_extent().padded(1) for t in fig.axes[0].texts]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
@@ -484,7 +491,10 @@ def test_overlaps_are_readable_however_many_there_are(masks, n, width):
     ]
     cells = [t.get_text() for t in fig.axes[0].texts]
     own, other = masks[0].overlap(masks[1]), masks[0].chance(masks[1])
-    assert cells[1] == f"{own:.2f}\n({other:.2f})"
+    assert cells[1] == f"{100 * own:.0f}\n({100 * other:.0f})"
+    # The same from the rows that are saved with it.
+    again = figures.overlaps(figures.pair_overlaps(named), note="cifar10, sparsity 0.8")
+    assert texts(again) == texts(fig)
 
 
 def test_masks_of_patterns_say_whose_and_what_is_black(masks):
@@ -533,6 +543,18 @@ def test_classes_of_several_tasks_or_patterns_are_never_averaged():
         figures.by_class(frame[frame.task == "glyphs_seg"])
     fig = figures.by_class(frame[(frame.task == "camvid_seg") & (frame.pattern == "row")])
     assert any("CamVid, seed 2\n" in t for t in texts(fig)) and inside(fig)
+
+
+def test_a_correlation_of_few_tasks_is_said_without_what_is_not_a_number():
+    row = specs.columns(STRONG)
+    rows = pd.DataFrame([row | {"gap": i, "mean": i**2} for i in range(6)])
+    said = figures.correlation(rows)
+    assert said.startswith("robust, L2 ε = 0.5, 6 tasks: rank correlation 1.00 [")
+    assert "p = 0.0028" in said and "nan" not in said
+    assert figures.correlation(rows[:2]).endswith(
+        "2 tasks: too few for a correlation, or all alike"
+    )
+    assert "nan" not in figures.correlation(rows[:3])
 
 
 def test_verdict_counts_decided_comparisons():

@@ -164,7 +164,9 @@ def test_masks_are_places_and_weights_are_colours():
         weights, mask = replace(weights, seed=seed), replace(mask, seed=seed)
         spec = Transfer(ticket(weights, mask, control), *panel, seed=seed)
         level = 0.4 + 0.1 * (mask.eps > 0) + 0.2 * (weights.eps > 0) - 0.3 * (control != "none")
-        frame.append(specs.columns(spec) | {"accuracy": level + 0.05 * p + 0.02 * seed})
+        other = mask != weights or control != "none"
+        level += 0.05 * p + 0.02 * seed * (1 + other)
+        frame.append(specs.columns(spec) | {"accuracy": level})
     fig = figures.by_mask(pd.DataFrame(frame))
     assert panels(fig) == PANELS and inside(fig)
     robust = "robust, L2 ε = 0.15"
@@ -173,10 +175,15 @@ def test_masks_are_places_and_weights_are_colours():
     assert note(fig).startswith("sparsity 0.9, 1,000 training images, 2 seeds\n")
     for p, ax in enumerate(fig.axes):
         first = 5 * p + np.array([40, 50, 10, 20, 60, 70, 30, 40])
-        assert heights(ax) == pytest.approx(first + 1)
-        assert small(ax) == pytest.approx([y + more for y in first for more in (0, 2)])
+        other = np.array([0, 1, 1, 1, 1, 0, 1, 1])
+        assert heights(ax) == pytest.approx(first + 1 + other)
+        both_seeds = [(y, y + 2 + 2 * o) for y, o in zip(first, other, strict=True)]
+        assert small(ax) == pytest.approx([y for pair in both_seeds for y in pair])
         assert [round(x) for x, _ in large(ax)] == [0, 1, 2, 3] * 2
-        assert np.isnan(bars(ax)).all()
+        # Bars are of what another mask adds to the network's own one, by seed; that one has none.
+        reached = np.where(other == 1, half([0, 2]), np.nan)
+        assert bars(ax) == pytest.approx(np.stack([reached, reached], 1), nan_ok=True)
+    assert "difference to the own mask, paired by seed" in " ".join(note(fig).split())
 
 
 def test_what_an_own_mask_is_worth_is_said_of_whom():
@@ -269,8 +276,9 @@ def test_a_section_is_drawn_and_saved_or_says_why_not(tmp_path):
 def test_a_figure_is_drawn_again_from_the_rows_saved_with_it(draw, frame, tmp_path):
     figures.save(draw(frame), tmp_path, "first", frame)
     again = pd.read_csv(tmp_path / "first.csv")
-    figures.save(draw(again), tmp_path, "again", again)
-    assert (tmp_path / "first.pdf").read_bytes() == (tmp_path / "again.pdf").read_bytes()
+    figures.save(draw(again), tmp_path / "again", "first", again)
+    for name in ("first.pdf", "first.png"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
 def test_names_lie_where_they_have_room():
@@ -432,8 +440,8 @@ def test_similarity_by_layer_tells_dense_from_natural_and_keeps_the_layers_order
     assert [t.get_text() for t in panels[0].get_xticklabels()] == list(names) and inside(fig)
     means = [[li for li in ax.lines if li.get_linewidth() > 0.5] for ax in panels]
     assert [[li.get_linestyle() for li in own] for own in means] == [["--"], ["-", "--"]]
-    assert means[1][0].get_ydata().tolist() == pytest.approx([0.91, 0.81, 0.71])
-    assert means[1][1].get_ydata().tolist() == pytest.approx([0.51, 0.41, 0.31])
+    assert means[1][0].get_ydata().tolist() == pytest.approx([91, 81, 71])
+    assert means[1][1].get_ydata().tolist() == pytest.approx([51, 41, 31])
     assert any("and dense" in t for t in texts(fig)) and any("and natural" in t for t in texts(fig))
     assert "MNIST" in note(fig)
 
@@ -468,6 +476,28 @@ def test_corruptions_are_averaged_over_severities_at_the_highest_sparsity():
     fig = figures.corruptions(figures.table_rows(tables))
     assert names(fig.axes[0]) == ["fog", "gaussian noise"]
     assert [y for _, y in large(fig.axes[0])] == pytest.approx([64, 54]) and inside(fig)
+    assert np.isnan(bars(fig.axes[0])).all() and "bars" not in note(fig)
+
+
+def test_corruptions_and_classes_have_bars_of_the_difference_to_natural_paired_by_seed():
+    tables, classes = {}, []
+    for p, seed in itertools.product((NATURAL, ROBUST), (0, 1)):
+        of = Transfer(Ticket(replace(p, seed=seed)), "mnist", seed=seed)
+        # Seeds are far apart, and the difference to natural in them is 1 and 3 points.
+        level = 0.3 + 0.3 * seed + 0.01 * (1 + 2 * seed) * (p is ROBUST)
+        tables[Evaluation(of, "corruption")] = [
+            {"corruption": "fog", "severity": 1, "accuracy": level}
+        ]
+        spec = Transfer(of.ticket, "glyphs_seg", "segment", seed=seed)
+        classes += [specs.columns(spec) | {"name": "sky", "iou": level}]
+    classes += [line | {"name": "never", "iou": np.nan} for line in classes]
+    for fig in (figures.corruptions(figures.table_rows(tables)), figures.by_class(
+        pd.DataFrame(classes)
+    )):  # fmt: skip
+        assert heights(fig.axes[0]) == pytest.approx([45, 47]) and inside(fig)
+        natural, robust = bars(fig.axes[0])
+        assert np.isnan(natural).all() and robust == pytest.approx([half([1, 3])] * 2)
+        assert "difference to natural, paired by seed" in " ".join(note(fig).split())
 
 
 def test_scenes_show_what_is_predicted_and_leave_out_what_has_no_class():

@@ -24,6 +24,7 @@ CHECKED = {
     "00_explorer",
     *("01_robust_pretraining", "02_ticket_extraction", "03_transfer", "04_segmentation"),
     *("05_ablations", "06_properties", "07_edge_deployment", "08_your_task"),
+    "09_paper_figures",
 }
 
 OWN_TASK = {"08_your_task"}
@@ -120,6 +121,13 @@ BAD = {
         ("sparsity", 1.0, "must be a number in [0, 1)"),
         ("sparsity", "a", "sparsity='a'"),
         ("workers", -1, "workers=-1"),
+    ],
+    "09_paper_figures": [
+        ("profile", "quik", "choose one of cpu, cpu32, paper, quick"),
+        ("rows", "nowhere", "rows='nowhere': must be a folder of the CSVs"),
+        ("names", "detail,maskss", "did you mean 'masks'"),
+        ("venue", "icml", "venue='icml'"),
+        ("figures", "/dev/null", "must be a folder"),
     ],
     "01_robust_pretraining": [
         ("profile", "quik", "choose one of cpu, cpu32, paper, quick"),

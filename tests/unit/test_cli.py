@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import pytest
+from helpers import transfer_rows
 
 import robustlib
 from robustlib import profiles, store
 from robustlib.cli import main
+from robustlib.cli.app import app
 from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer
 
 COMMANDS = ["study", "sweep", "batch", "pretrain", "ticket", "transfer", "data", "results", "bench"]
@@ -48,11 +50,17 @@ def test_help_lists_the_commands_without_importing_torch():
 @pytest.mark.parametrize(
     "name",
     ["study", "sweep", "batch", "pretrain", "ticket", "transfer", "evaluate", "results"]
-    + ["data build"],
+    + ["data build", "figures", "claims"],
 )
-def test_each_command_has_help(name, capsys):
+def test_each_command_has_help_and_an_example_that_it_takes(name, capsys, monkeypatch, tmp_path):
     assert main([*name.split(), "--help"]) == 0
-    assert "--" in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    examples = out.partition("Examples: ")[2].split("robustlib ")[1:]
+    assert "--" in out and examples
+    for example in examples:
+        words = example.partition(">")[0].split()
+        assert " ".join(words).startswith(name)
+        app.parse_args(words, exit_on_error=False, print_error=False)
 
 
 def test_the_fields_of_a_spec_explain_its_flags(capsys):
@@ -101,6 +109,13 @@ def test_flags_are_read_as_what_their_fields_are(monkeypatch, capsys):
         (["transfer", "--task", "digits", "--ticket.pretrain.checkpoint", "no.pt"], "no.pt"),
         (["sweep", "quick", "--csv", "/nowhere/rows.csv"], "csv='/nowhere/rows.csv'"),
         (["results", "--csv", "/nowhere/rows.csv"], "csv='/nowhere/rows.csv'"),
+        (["results", "--where", "tusk=cifar10"], "column='tusk' (did you mean 'task'?)"),
+        (["results", "--where", "task"], "'task': must be NAME=VALUE"),
+        (["results", "--sort", "accurcy"], "column='accurcy'"),
+        (["results", "--sort", "task:dwn"], "sort='dwn' (did you mean 'down'?)"),
+        (["results", "--columns", "task,n_trian"], "did you mean 'n_train'"),
+        (["figures", "--rows", "/nowhere"], "rows='/nowhere': must be a folder of the CSVs"),
+        (["figures", "--profile", "quik"], "choose one of cpu"),
         (["nothing"], "nothing"),
         ([], "study"),
         (["data", "build", "../evil", "/nowhere"], "'../evil'"),
@@ -126,6 +141,79 @@ def test_from_pretraining_to_results(capsys, tmp_path):
     assert "no transfer" not in capsys.readouterr().out
     assert main(["results", "--csv", str(tmp_path / "rows.csv")]) == 0
     assert (tmp_path / "rows.csv").read_text().startswith("task,mode,n_train,")
+
+
+@pytest.fixture
+def stored(monkeypatch):
+    """Made up rows in the place of the store's."""
+    frame = transfer_rows(("mnist", "gtsrb"), n_train=None).assign(key="k", torch_version="2")
+    monkeypatch.setattr(store, "frame", lambda kind: frame)
+    return frame
+
+
+def table(out):
+    """What was printed, as columns and lines of words."""
+    names, *lines = (line.split() for line in out.splitlines())
+    return names, lines
+
+
+def test_results_are_filtered_and_sorted(stored, capsys):
+    where = ["--where", "task=mnist", "-w", "sparsity=0.90,0", "-w", "n_train=None"]
+    chosen = ["--columns", "sparsity,eps,seed,accuracy", "--sort", "sparsity:down,accuracy"]
+    assert main(["results", *where, *chosen]) == 0
+    names, lines = table(capsys.readouterr().out)
+    own = stored[(stored.task == "mnist") & stored.sparsity.isin([0, 0.9])]
+    own = own.sort_values(["sparsity", "accuracy"], ascending=[False, True])
+    assert names == ["sparsity", "eps", "seed", "accuracy"]
+    assert [line[2] for line in lines] == list(map(str, own.seed))
+    assert [float(line[3]) for line in lines] == pytest.approx(list(own.accuracy), abs=1e-5)
+    assert main(["results", "--where", "task=svhn"]) == 0
+    assert "no transfer with task=svhn is stored" in capsys.readouterr().out
+
+
+def test_results_are_as_narrow_as_the_terminal_unless_all_are_wanted(stored, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["results"]) == 0
+    out = capsys.readouterr().out
+    *rows, left = out.splitlines()
+    assert max(map(len, rows)) <= 40 and rows[0].split()[:2] == ["task", "sparsity"]
+    assert re.search(r"^\d+ more columns \(--csv FILE has all\): .*accuracy", left)
+    assert main(["results", "--all-columns"]) == 0
+    assert {*stored} == set(capsys.readouterr().out.splitlines()[0].split())
+
+
+def test_results_as_latex(stored, capsys):
+    arguments = ["--where", "task=mnist", "--columns", "task,n_train,accuracy", "--latex"]
+    assert main(["results", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == [r"\begin{tabular}{lll}", r"\toprule"] + [
+        r"task & n\_train & accuracy \\",
+        r"\midrule",
+    ]
+    assert lines[4].startswith("MNIST & ") and lines[-1] == r"\end{tabular}"
+    assert len(lines) == 6 + (stored.task == "mnist").sum()
+
+
+def test_a_message_is_one_line_but_in_a_terminal(capsys, monkeypatch):
+    assert main(["results", "--sort", "nothing"]) == 2
+    (once,) = capsys.readouterr().err.splitlines()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["results", "--sort", "nothing"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 3 and max(map(len, lines)) <= 60
+    assert " ".join(" ".join(lines).split()) == once
+
+
+def test_where_there_are_no_rows_there_is_nothing_to_draw(tmp_path, capsys):
+    assert main(["figures", "--rows", str(tmp_path), "--out", str(tmp_path / "new")]) == 0
+    assert f"nothing to draw: no rows of a figure are in {tmp_path}" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_completion_knows_the_commands_and_their_flags():
+    script = app.generate_completion(shell="bash")
+    assert "--where" in script and "--ticket.pretrain.eps" in script and "figures" in script
 
 
 def test_eps_may_be_a_fraction(capsys):

@@ -110,7 +110,7 @@ def test_a_function_of_rows_is_a_new_figure(tmp_path):
         assert list(line.get_ydata()) == pytest.approx(list(100 * rows.accuracy))
     assert figures.save(fig, tmp_path, "by_labels", frame) == tmp_path / "by_labels.pdf"
     assert {p.name for p in tmp_path.glob("by_*")} == {
-        f"by_labels.{s}" for s in ("csv", "pdf", "png")
+        f"by_labels.{s}" for s in ("csv", "pdf", "png", "txt")
     }
     pd.testing.assert_frame_equal(
         pd.read_csv(tmp_path / "by_labels.csv")[list(frame)], frame, check_like=True

@@ -10,6 +10,7 @@ import onnx
 import pandas as pd
 import pytest
 import torch
+from helpers import half, inside, reach, small, texts
 
 from robustlib import deployment, devices, export, figures, specs, stages
 from robustlib.data import load
@@ -294,48 +295,59 @@ ACCURACIES = {"dense": 0.9, "unstructured": 0.88, "channel": 0.8, "2:4": 0.87}
 def test_the_figure_shows_each_accuracy_at_each_cost():
     frame = made_up(ACCURACIES)
     fig = figures.edge(frame)
-    *panels, key = fig.axes
-    titles = [ax.get_title() for ax in panels]
-    assert titles == [
-        "parameters",
-        "multiply-adds",
-        "bytes of the file",
-        "latency at batch 1",
-        "latency at batch 64",
-    ]
+    costs = ["parameters", "multiply-adds", "bytes of the file"]
+    costs += ["latency, batch 1", "latency, batch 64"]
+    lines = [fig.axes[i : i + 3] for i in range(0, 15, 3)]
+    assert [ax.get_title() for ax in lines[0]] == ["unstructured", "channel", "n:m"]
+    assert [line[0].get_ylabel() for line in lines] == [f"{c}\naccuracy (%)" for c in costs]
 
     def drawn(ax):
-        curves = [c for c in ax.lines if c.get_marker() not in ("", "None")]
-        return sorted(
-            (float(x), round(float(y), 6))
-            for c in curves
-            for x, y in zip(c.get_xdata(), c.get_ydata(), strict=True)
-        )
+        """Cost and accuracy of the large dots, and the small ones of single seeds."""
+        found = [c[0].get_xydata() for c in ax.containers]
+        return sorted((round(float(x), 6), round(float(y), 6)) for xy in found for x, y in xy)
 
-    for ax, cost in zip(panels, ("parameters", "multiply_adds"), strict=False):
-        own = frame[frame.form == "fp32"]
-        pairs = zip(own[f"{cost}_ratio"], 100 * own.accuracy, strict=True)
-        assert drawn(ax) == sorted((x, round(y, 6)) for x, y in pairs)
-    assert len(drawn(panels[3])) == len(frame) and drawn(panels[3])[0][0] == 0.25
+    kinds = {"unstructured": "unstructured", "channel": "channel", "n:m": "2:4"}
+    columns = ["parameters", "multiply_adds", "bytes", "latency_1", "latency_64"]
+    for line, cost in zip(lines, columns, strict=True):
+        for ax, kind in zip(line, kinds.values(), strict=True):
+            own = frame[(frame.pattern == kind) | (frame.sparsity == 0)]
+            own = own[(own.form == "fp32") | cost.startswith(("bytes", "latency"))]
+            pairs = zip(100 * own[f"{cost}_ratio"], 100 * own.accuracy, strict=True)
+            assert drawn(ax) == sorted((round(x, 6), round(y, 6)) for x, y in pairs)
     # Zeros that stay in place are where the dense network is.
-    assert sum(x == 1.0 for x, _ in drawn(panels[4])) == 6
-    assert key.get_legend().get_title().get_text() == "Digits, seed 0"
-    named = [t.get_text() for t in key.get_legend().get_texts()]
-    assert named[:2] == ["natural", "robust, L2 ε = 0.3"]
-    assert named[2:] == ["dense", "unstructured", "channel", "n:m", "hollow: int8"]
-    colours = {c.get_color() for c in panels[0].lines}
-    assert colours >= {look["color"] for look in figures.looks(named[:2]).values()}
-    fig.draw_without_rendering()
-    box, size = fig.get_tightbbox(), fig.get_size_inches()
-    assert min(box.x0, box.y0) > -0.01 and box.x1 < size[0] + 0.01 and box.y1 < size[1] + 0.01
+    assert sum(x == 100 for x, _ in drawn(lines[4][0])) == 4
+    assert "Digits, seed 0; numbers: sparsity; hollow: int8" in texts(fig)
+    numbers = {t.get_text() for t in lines[0][0].texts}
+    assert numbers == {f"{s:g}" for s in {0, *frame[frame.pattern == "unstructured"].sparsity}}
+    named = [t.get_text() for t in fig.legends[0].get_texts()]
+    assert named == ["natural", "robust, L2 ε = 0.3"] and inside(fig)
+    looks = figures.looks(named)
+    shown = [(c[0].get_color(), c[0].get_marker()) for c in lines[0][0].containers]
+    assert shown == [(looks[name]["color"], looks[name]["marker"]) for name in named]
+
+
+def test_several_seeds_have_bars_of_the_paired_difference_and_dots():
+    once = made_up(ACCURACIES)
+    robust = once.objective != "natural"
+    # Seeds are far apart; robust is ahead by 3 points in each, and by one more in the second.
+    frame = pd.concat(
+        once.assign(seed=i, accuracy=once.accuracy - 0.1 * i + 0.01 * i * robust) for i in (0, 1)
+    )
+    fig = figures.edge(frame)
+    natural, ahead = (reach(c) for c in fig.axes[0].containers)
+    assert np.isnan(natural).all()
+    assert ahead == pytest.approx(np.full_like(ahead, half([3, 4])))
+    assert len(small(fig.axes[0])) == 2 * 2 * 2
+    note = " ".join(fig.legends[0].get_title().get_text().split())
+    assert "2 seeds" in note and "difference to natural, paired by seed" in note
 
 
 def test_the_words_are_the_numbers_of_the_rows():
     said = figures.saved(made_up(ACCURACIES)).splitlines()
-    assert said[0].startswith("unstructured, fp32, as fractions of dense: parameters 0.60")
-    assert "latency at batch 1 1.00" in said[0]
+    assert said[0].startswith("unstructured, fp32, in % of dense: parameters 60")
+    assert "latency, batch 1 100" in said[0]
     assert said[1] == "  robust, L2 ε = 0.3: +3.0 points over natural"
-    assert any(line.startswith("channel, int8") and "batch 1 0.25" in line for line in said)
+    assert any(line.startswith("channel, int8") and "batch 1 25" in line for line in said)
     assert said[-1].startswith("One accuracy, of 400 test images, is known to ±")
 
 

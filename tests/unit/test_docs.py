@@ -78,7 +78,7 @@ def test_a_table_changes_with_its_rows(monkeypatch):
     tables = runpy.run_path(str(ROOT / "docs" / "tables.py"))
     page = (ROOT / "README.md").read_text("utf-8")
     moved = tables["rows"]("claims").assign(verdict="supported")
-    monkeypatch.setitem(tables["verdicts"].__globals__, "rows", lambda name: moved)
+    monkeypatch.setitem(tables["filled"].__globals__, "rows", lambda name: moved)
     assert tables["filled"](page) != page
 
 

@@ -127,3 +127,15 @@ def test_a_mask_without_its_partner_or_with_two_is_refused():
         stats.mask_effects(frame[~own | (frame.seed == 0)])
     with pytest.raises(ValueError, match="several rows of an own mask"):
         stats.mask_effects(pd.concat([frame, frame[own]]))
+
+
+def test_what_a_row_is_beside_its_reference():
+    frame = pd.DataFrame(
+        {"who": ["a", "b", "a", "b", "b"], "seed": [0, 0, 1, 1, 2], "v": [1.0, 3, 5, 4, 9]},
+        index=[7, 7, 8, 9, 9],  # as rows that were put together have it
+    )
+    found = stats.beside(frame, frame.who == "a", ["seed"], "v")
+    assert found.fillna(-99).tolist() == [-99, 2, -99, -1, -99]
+    twice = pd.concat([frame, frame], ignore_index=True)
+    with pytest.raises(ValueError, match="not unique"):
+        stats.beside(twice, twice.who == "a", ["seed"], "v")
