@@ -232,7 +232,7 @@ def test_segmentation_is_of_one_task(tmp_path):
     path = NOTEBOOKS / "04_segmentation.ipynb"
     for task, expected in (("", "glyphs_seg"), ("voc2012_seg", "voc2012_seg")):
         wanted = checks(path, profile=str(two), task=task)["wanted"]
-        assert {spec.task for spec in wanted} == {expected} and len(wanted) == 8
+        assert {spec.task for spec in wanted} == {expected} and len(wanted) == 4
 
 
 def test_curves_keep_the_rate_of_the_spec_beside_that_of_each_epoch():
