@@ -8,7 +8,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -29,8 +29,9 @@ def device() -> torch.device:
 
 def _flags() -> frozenset[str]:
     """What this CPU can do, in Linux's words; nothing elsewhere."""
-    path = Path("/proc/cpuinfo")
-    about = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    about = ""
+    with suppress(OSError):  # there is none, or it cannot be read
+        about = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", about, re.MULTILINE)
     return frozenset(flags[1].split() if flags else [])
 

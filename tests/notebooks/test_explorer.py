@@ -159,7 +159,7 @@ def test_the_picture_is_in_the_widget_and_follows_the_menus():
     assert abs(decoded(first).shape[0] - sum(heights)) <= 2 and (decoded(first)[0] == 255).all()
     made.controls["task"].value = ("glyphs",)
     titles = [ax.get_title() for figure in made.figures for ax in figure.axes if ax.get_title()]
-    assert titles == ["glyphs"] * 2 and made.image.value != first
+    assert titles == ["Glyphs"] * 2 and made.image.value != first
     assert set(made.rows.task) == {"glyphs"}
     made.clear()
     assert len(made.rows) == 32 and made.controls["task"].value == ()
@@ -222,7 +222,9 @@ def test_save_writes_pictures_rows_and_specs_that_sweep_takes(tmp_path):
     made.save()
     names = {p.name for p in (tmp_path / "new").iterdir()}
     pairs = {
-        f"{name}.{s}" for name in ("tradeoff", "tradeoff_advantage") for s in ("pdf", "png", "csv")
+        f"{name}.{s}"
+        for name in ("tradeoff", "tradeoff_advantage")
+        for s in ("pdf", "png", "csv", "txt")
     }
     assert names == {*pairs, "tradeoff.json"}
     kept = profiles.wanted(str(tmp_path / "new" / "tradeoff.json"))
