@@ -85,6 +85,7 @@ format: env
 figures: env
 	.venv/bin/robustlib figures
 	.venv/bin/robustlib figures --rows figures/control
+	.venv/bin/robustlib figures --rows figures/larger
 
 # Its pages are committed, the executed notebooks are not.
 gallery: env

@@ -278,7 +278,10 @@ def caption(name: str, data: pd.DataFrame) -> str:
         ]
         lines.append(f"Tasks: {'; '.join(tasks)}.")
     for column in ("source", "arch", "mode", "scheme", "pattern", "sparsity", "scope", "n_train"):
-        if column in data and 0 < len(values := sorted(data[column].dropna().unique())) <= 12:
+        values = data[column].drop_duplicates().sort_values() if column in data else pd.Series()
+        if column != "n_train":  # whose absence says "all"
+            values = values.dropna()
+        if 0 < len(values) <= 12:
             words = [in_words({column: v}).removeprefix(f"{column} ") for v in values]
             lines.append(f"{column}: {'; '.join(words)}.")
     lines.append(f"{len(data):,} rows; {_versions(data)}.")

@@ -29,7 +29,7 @@ PROPERTIES = {
     "energy_fpr95": "FPR at 95 %, energy (%)",
     "smoothed_accuracy": "smoothed accuracy (%)",
     "mean_radius": "certified radius, mean",
-    "abstained": "images abstained on (%)",
+    "abstained": "images abstained on",
     "cka": "CKA (%)",
     "mask_overlap": "overlap of the masks (%)",
     "mask_chance": "overlap of random masks (%)",
@@ -301,4 +301,5 @@ def _scale(column: str) -> int:
 
 def _cell(row: Mapping, column: str, sign: str = "") -> str:
     scale = _scale(column)
-    return cell(row, scale, f"{sign}.{1 if scale == 100 else 3}f")
+    places = 1 if scale == 100 or column == "abstained" else 3
+    return cell(row, scale, f"{sign}.{places}f")

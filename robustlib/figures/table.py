@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from robustlib import stats
-from robustlib.figures.names import called, labelled
+from robustlib.figures.names import called, label, labelled
 
 _TEX = {c: f"\\{c}" for c in "%&_#${}"} | {"−": "$-$", "±": r"$\pm$", "×": r"$\times$"}
 _TEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -46,7 +46,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             dict(zip(by, place, strict=True))
             | {
-                "robust": f"{robust['objective']} {robust['norm']} {robust['eps']:g}",
+                "robust": label(robust),
                 "natural %": cell(natural.loc[place]),
                 "robust %": cell(own.loc[tuple(robust[c] for c in cells)]),
                 "difference, points": cell(robust, form="+.1f"),
@@ -106,13 +106,17 @@ def properties(frame: pd.DataFrame) -> pd.DataFrame:
 def verdicts(frame: pd.DataFrame, whole: bool = False) -> pd.DataFrame:
     """The verdict on each claim, with the effect in points (of C7, a correlation).
 
-    frame: rows of `claims.table`; whole: with what is measured, on how many seeds and tasks.
+    frame: rows of `claims.table`; whole: with what is measured, on how many seeds and tasks, and
+    with the sentence of a claim in each of its lines, not in the first alone.
     """
-    out = []
+    out: list[dict[str, Any]] = []
+    said = ""
     for row in frame.to_dict("records"):
         scale, form = (1, ".2f") if row["claim"] == "C7" else (1, "+.1f")
-        line = {"": row["claim"], "claim": row["sentence"], "of": row["part"]}
-        line |= {"verdict": row["verdict"]}
+        told = whole or row["claim"] != said
+        said = row["claim"]
+        line = {"": said if told else "", "claim": row["sentence"] if told else ""}
+        line |= {"of": row["part"], "verdict": row["verdict"]}
         these = row["these_tasks"]
         if these and row["these_low"] == row["these_low"]:
             these += f" [{row['these_low']:+.1f}, {row['these_high']:+.1f}]"

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -378,6 +379,20 @@ def test_a_property_of_robust_networks_alone_has_no_difference():
     assert list(table.natural[:2]) == ["", ""] and list(table.iloc[:2, -1]) == ["", ""]
     assert table.natural[2] and table.iloc[2, -1] and set(table.images) == {100}
     assert set(figures.property_rows(frames).n) == {100}
+
+
+def test_images_abstained_on_are_counted_and_shares_lie_between_0_and_100():
+    frame = evaluated("certified", "mean_radius", sigma=0.1).assign(abstained=14)
+    table = figures.property_table({"certified": frame}).set_index("property")
+    assert table.natural["images abstained on"].to_list() == ["14.0 [14.0, 14.0]"] * 2
+    committed = sorted(
+        (Path(__file__).resolve().parents[2] / "figures").rglob("property_table.csv")
+    )
+    assert committed
+    for path in committed:
+        shares = pd.read_csv(path).query("property.str.contains('%')")
+        means = shares.iloc[:, 5:-1].stack().str.extract(r"^([-+.\d]+)")[0].dropna().astype(float)
+        assert means.between(-100, 100).all(), path
 
 
 def test_reliability_adds_up_seeds_and_leaves_out_empty_bins():

@@ -18,7 +18,7 @@ from robustlib.cli import main
 from robustlib.figures import paper, table
 from robustlib.specs import Pretrain, Ticket, Transfer
 
-FOLDERS = ("figures", "figures/control")
+FOLDERS = ("figures", "figures/control", "figures/larger")
 COMMITTED = [
     (folder, name)
     for folder in FOLDERS

@@ -158,3 +158,35 @@ def test_tables_stand_between_their_marks_and_come_again_the_same(tmp_path):
     assert tables.filled(found, tmp_path) == found and found.count("<!-- end -->") == 3
     with pytest.raises(ValueError, match="found 0 times"):
         tables.filled("", tmp_path)
+
+
+def test_two_runs_from_nothing_are_compared_to_the_bit(tmp_path, capsys, monkeypatch):
+    again = script("again")
+    small = "\n".join(
+        [
+            'seeds = [0]\n[pretrain]\nsource = "glyphs"\nsize = 16\nwidth = 4\nepochs = 1',
+            'n_train = 64\n[[objective]]\nobjective = "natural"',
+            '[[objective]]\nobjective = "pgd"\neps = 0.5\n[ticket]\nsparsity = [0.5]',
+            '[[transfer]]\ntask = "digits"\nmode = "linear"\nn_train = 60\n',
+        ]
+    )
+    (tmp_path / "small.toml").write_text(small)
+    asked = ["--profile", str(tmp_path / "small.toml"), "--tasks", "digits", "--sparsities", "0.5"]
+    assert again.main([*asked, "--out", str(tmp_path / "a.csv")]) == 0
+    assert "6 of 6 results are equal to the bit" in capsys.readouterr().out
+    rows = pd.read_csv(tmp_path / "a.csv")
+    assert rows.equal.all() and set(rows.kind) == {"pretrain", "ticket", "transfer"}
+    assert (rows.tensors_first == rows.tensors_second).all() and rows.tensors_first.nunique() == 6
+    # One bit of one network, in the second run alone.
+    runs, told = [], again.told
+
+    def other(found):
+        runs.append(found)
+        out = told(found)
+        if len(runs) == 7:
+            out["tensors"] = out["tensors"][::-1]
+        return out
+
+    monkeypatch.setattr(again, "told", other)
+    assert again.main([*asked, "--out", str(tmp_path / "b.csv")]) == 1
+    assert pd.read_csv(tmp_path / "b.csv").equal.to_list() == [False] + [True] * 5

@@ -68,18 +68,18 @@ def test_links_are_found_wherever_they_stand():
 
 def test_the_tables_of_the_pages_are_those_of_the_rows():
     tables = runpy.run_path(str(ROOT / "docs" / "tables.py"))
-    for name in tables["PAGES"]:
+    for name, folder in tables["PAGES"].items():
         page = (ROOT / name).read_text("utf-8")
-        assert tables["filled"](page) == page, "python docs/tables.py"
+        assert tables["filled"](page, folder) == page, "python docs/tables.py"
         assert "<!-- /verdicts" in page and "undecided" in page
 
 
 def test_a_table_changes_with_its_rows(monkeypatch):
     tables = runpy.run_path(str(ROOT / "docs" / "tables.py"))
     page = (ROOT / "README.md").read_text("utf-8")
-    moved = tables["rows"]("claims").assign(verdict="supported")
-    monkeypatch.setitem(tables["filled"].__globals__, "rows", lambda name: moved)
-    assert tables["filled"](page) != page
+    moved = tables["rows"]("figures", "claims").assign(verdict="supported")
+    monkeypatch.setitem(tables["filled"].__globals__, "rows", lambda *_: moved)
+    assert tables["filled"](page, "figures") != page
 
 
 def test_the_readme_is_short():
