@@ -82,20 +82,48 @@ def front(frame: pd.DataFrame) -> str:
     return table(["way", "speed", "passes", *what], lines)
 
 
+def gpu(frame: pd.DataFrame) -> str:
+    """A line a training on the card: images a second of the bare loop, and ours as a part of it."""
+    timed = frame[(frame.case == "images/s") & frame.loop.isin(["bare", "ours"])]
+    lines = []
+    for _, own in timed.groupby(["section", *CELL], sort=False):
+        bare, ours = (own[own.loop == loop].iloc[0] for loop in ("bare", "ours"))
+        precision = bare.precision
+        if precision == "fp32":
+            precision += " (TF32)" if bare.tf32 == "True" else " (TF32 off)"
+        more = [bare.layout.replace("_", " ")] * (bare.layout != "channels_last")
+        more += ["compiled"] * (bare.compiled == "True")
+        network = f"{bare.arch}, {bare.side:g} px, {bare.batch_size:g}"
+        lines.append(
+            [
+                network,
+                bare.objective,
+                ", ".join([precision, *more]),
+                f"{bare.value:,.0f}",
+                spread(ours.rename({"of_bare": "ratio"})),
+                f"{ours.peak_mib / bare.peak_mib:.2f}",
+            ]
+        )
+    names = ["network, side, batch", "objective", "precision", "bare, images/s", "ours", "memory"]
+    return table(names, lines)
+
+
 def table(names: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     """Markdown."""
     names = list(names)
     return "\n".join(f"| {' | '.join(line)} |" for line in [names, ["---"] * len(names), *lines])
 
 
-TABLES = {"peers": peers, "growth": growth, "front": front}
+AS_TEXT = {"tf32": str, "compiled": str}
+CELL = ["arch", "side", "batch_size", "objective", "precision", "tf32", "layout", "compiled"]
+TABLES = {"peers": peers, "growth": growth, "front": front, "gpu": gpu}
 
 
 def filled(page: str, folder: Path) -> str:
     """The page with the tables of the CSVs that are in a folder."""
     for name, make in TABLES.items():
         if (file := folder / f"{name}.csv").exists():
-            made = f"<!-- {name} -->\n\n{make(pd.read_csv(file))}\n\n<!-- end -->"
+            made = f"<!-- {name} -->\n\n{make(pd.read_csv(file, dtype=AS_TEXT))}\n\n<!-- end -->"
             page, n = re.subn(rf"<!-- {name} -->.*?<!-- end -->", lambda _: made, page, flags=re.S)  # noqa: B023
             if n != 1:
                 raise ValueError(f"<!-- {name} -->: found {n} times in the page, must be once")

@@ -103,7 +103,7 @@ def later(name, cell, scope):
 
 
 COMMON = [
-    ("profile", "quik", "choose one of cpu, cpu32, paper, quick"),
+    ("profile", "quik", "choose one of cpu, cpu32, gpu, paper, quick"),
     ("profile", "nowhere.toml", "there is no such file"),
     ("eps", 0.7, "choose among 0.5"),
     ("eps", "a", "must be float"),
@@ -123,14 +123,14 @@ BAD = {
         ("workers", -1, "workers=-1"),
     ],
     "09_paper_figures": [
-        ("profile", "quik", "choose one of cpu, cpu32, paper, quick"),
+        ("profile", "quik", "choose one of cpu, cpu32, gpu, paper, quick"),
         ("rows", "nowhere", "rows='nowhere': must be a folder of the CSVs"),
         ("names", "detail,maskss", "did you mean 'masks'"),
         ("venue", "icml", "venue='icml'"),
         ("figures", "/dev/null", "must be a folder"),
     ],
     "01_robust_pretraining": [
-        ("profile", "quik", "choose one of cpu, cpu32, paper, quick"),
+        ("profile", "quik", "choose one of cpu, cpu32, gpu, paper, quick"),
         ("eps", 0.7, "0.1, 0.5"),
         ("seed", 9, "choose among 0, 1"),
         ("figures", "/dev/null", "must be a folder"),

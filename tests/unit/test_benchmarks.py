@@ -17,6 +17,9 @@ from robustlib.data import load
 from robustlib.specs import Pretrain
 
 
+NUMBERS = ["side", "batch_size", "value", "low", "high", "of_bare", "peak_mib"]
+
+
 def script(name: str) -> ModuleType:
     path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", path)
@@ -155,9 +158,21 @@ def test_tables_stand_between_their_marks_and_come_again_the_same(tmp_path):
     # Differences of a seed with itself: +1 and -1 points; transfer: +10 and 0.
     line = "| resize | 2.50 | 1.0 | +0.0 [-12.7, +12.7] | +0.0 [+0.0, +0.0] | +5.0 [-58.5, +68.5] |"
     assert line in found
-    assert tables.filled(found, tmp_path) == found and found.count("<!-- end -->") == 3
+    assert tables.filled(found, tmp_path) == found and found.count("<!-- end -->") == 4
     with pytest.raises(ValueError, match="found 0 times"):
         tables.filled("", tmp_path)
+
+
+def test_the_page_on_speed_has_the_tables_of_the_committed_rows():
+    tables, root = script("tables"), Path(__file__).parents[2]
+    page = (root / "docs" / "speed.md").read_text("utf-8")
+    assert tables.filled(page, root / "benchmarks") == page, "python benchmarks/tables.py"
+    rows = pd.read_csv(root / "benchmarks" / "gpu.csv", dtype=str)
+    timed = rows[(rows.loop == "ours") & (rows.case == "images/s")]
+    lines = tables.gpu(rows.assign(**{c: pd.to_numeric(rows[c], "coerce") for c in NUMBERS}))
+    assert lines.count("\n") == len(timed) + 1 and "TF32 off" in lines and "compiled" in lines
+    best = timed[(timed.arch == "resnet50") & (timed.precision == "fp16")].iloc[0]
+    assert f"fp16 | 4,694 | {float(best.of_bare):.2f} (± " in lines
 
 
 def test_two_runs_from_nothing_are_compared_to_the_bit(tmp_path, capsys, monkeypatch):
