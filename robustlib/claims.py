@@ -132,9 +132,9 @@ def of_profile(profile: str) -> pd.DataFrame:
     ):
         asked.setdefault(group[0].suite, []).extend(group)
     measured = [s for group in asked.values() if all(map(store.has, group)) for s in group]
-    found = store.frame(Evaluation)
-    gaps = found[found.suite == "domain_gap"]
-    return table(rows, pd.concat([gaps, pd.DataFrame([store.get(s).row for s in measured])]))
+    measured += filter(store.has, profiles.gaps(profile))
+    none = None if measured else ["suite", "objective", "task", "against", "frechet_infinity"]
+    return table(rows, pd.DataFrame([store.get(s).row for s in measured], columns=none))
 
 
 def _decided(effects: pd.DataFrame) -> dict:
@@ -158,6 +158,8 @@ def _points(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _advantage(rows: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
+    if rows.empty:  # the profile has none of what the claim is of
+        return rows.assign(difference=0.0)
     return stats.differences(rows.reset_index(drop=True), value)
 
 

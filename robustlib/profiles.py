@@ -20,6 +20,7 @@ from robustlib.specs import Evaluation, Pretrain, Spec, Ticket, Transfer, one_of
 
 SPEEDS = {"one core": 1e10, "a GPU": 1e13}
 """Multiply-adds a second that each sustains in training: a guess for the estimate of cost."""
+GAP_IMAGES = 300
 Some = str | Sequence[Any]
 """Some values of an axis: a sequence, or comma-separated text."""
 _WAY: dict[str, Any] = {n: getattr(Transfer, n) for n in ("task", "mode", "n_train")}
@@ -216,6 +217,14 @@ def evaluations(
                 if own.get("other") != spec:
                     out[name].append(Evaluation(spec, **own))
     return out
+
+
+def gaps(name: str) -> list[Evaluation]:
+    """How far the source is from each task of a profile, and of its ablation `gap`, in the features
+    of each of their networks, on GAP_IMAGES images of each set."""
+    known = [name, *(f"{name}:gap" for ablation in ablations(name) if ablation == "gap")]
+    pairs = {(s.ticket.pretrain, s.task): None for one in known for s in grid(one)}
+    return [Evaluation(p, "domain_gap", against=t, limit=GAP_IMAGES) for p, t in pairs]
 
 
 def _other(study: Profile, spec: Transfer, which: str) -> Transfer:

@@ -82,7 +82,9 @@ FIGURES = {
     "ranking": Named(results.accuracy_vs_sparsity, TO_NATURAL, None, "ranking"),
     "segmentation": Named(results.miou_vs_sparsity, TO_NATURAL, None, "segmentation"),
     "segmentation_classes": Named(by_class, TO_NATURAL),
-    "gap": Named(ablations.gap, f"{OVER_SEEDS} (upwards); bootstrap over images (sideways)"),
+    "gap": Named(
+        ablations.gap, f"{OVER_SEEDS} (upwards); bootstrap over images (sideways)", study="gap"
+    ),
     "properties": Named(properties, OVER_SEEDS, None, "properties"),
     "reliability": Named(reliability, study="properties"),
     "radii": Named(certified, study="properties"),
@@ -124,9 +126,8 @@ def stored(name: str, profile: str) -> pd.DataFrame | None:
     if name == "claims":
         return claims.of_profile(profile)
     if name == "domain_gap":
-        frame = store.frame(Evaluation)
-        frame = frame[frame.suite == name].dropna(axis=1, how="all")
-        return None if frame.empty else frame
+        frame = store.rows(filter(store.has, profiles.gaps(profile)))
+        return None if frame is None or frame.empty else frame.dropna(axis=1, how="all")
     if study is None or study not in ("", *profiles.ablations(profile)):
         return None
     if study == "properties":
@@ -135,8 +136,12 @@ def stored(name: str, profile: str) -> pd.DataFrame | None:
             return None
         return _of_evaluations(name, asked)
     rows = _of_grid(study, profile)
-    if rows is None or name not in ("advantage", "mask_effects"):
+    if rows is None or name not in ("advantage", "mask_effects", "gap"):
         return rows
+    if name == "gap":
+        first = profiles.family(f"{profile}:gap")[0]
+        own = store.rows(s for s in profiles.gaps(profile) if s.of == first)
+        return None if own is None else ablations.gap_rows(rows, own)
     return stats.differences(rows) if name == "advantage" else ablations.mask_rows(rows)
 
 

@@ -16,7 +16,6 @@ from robustlib.attacks import Threat, pgd
 from robustlib.data import load
 from robustlib.specs import Pretrain
 
-
 NUMBERS = ["side", "batch_size", "value", "low", "high", "of_bare", "peak_mib"]
 
 

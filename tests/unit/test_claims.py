@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from robustlib import claims, profiles, specs
+from robustlib import claims, profiles, specs, store
 from robustlib.cli import main
+from robustlib.figures import paper
 from robustlib.specs import Evaluation, Transfer
 
 ABLATIONS = ("patterns", "schemes", "segmentation", "pretraining", "properties", "masks", "detail")
@@ -238,3 +239,44 @@ def test_the_gap_is_a_rank_correlation_over_tasks(grids):
     table = claims.table({"": rows}, gaps).set_index(["claim", "part"]).loc["C7"]
     assert table.verdict.to_dict() == {"finetune": "supported", "linear": "contradicted"}
     assert table["mean"].abs().min() > 0.9
+
+
+def test_the_distances_of_a_profile_are_those_of_its_own_networks(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBUSTLIB_STORE", str(tmp_path))
+    tasks = ["mnist", "cifar10", "gtsrb", "rsscn7", "digits", "glyphs"]
+    (tmp_path / "own.toml").write_text(
+        f"seeds = [0]\n[pretrain]\nwidth = 8\n[[objective]]\nobjective = 'natural'\n[[objective]]\n"
+        f"objective = 'pgd'\neps = 0.5\n[ticket]\nsparsity = [0.9]\n[[transfer]]\ntask = {tasks}\n"
+        "mode = 'linear'\n[ablation.gap]\nabout = 'the same'\n"
+    )
+    own = str(tmp_path / "own.toml")
+    far = {task: i for i, task in enumerate(tasks)}
+    grid = profiles.grid(own)
+    for spec, row in zip(
+        grid,
+        simulated(grid, lambda s: robust(s) * 0.02 * far[s.task]).to_dict("records"),
+        strict=True,
+    ):
+        store.put(spec, row | {"key": specs.key(spec), "n": 9})
+    asked = profiles.gaps(own)
+    assert {e.of for e in asked} == {s.ticket.pretrain for s in grid} and len(asked) == 12
+    others = [replace(e, of=replace(e.of, width=16)) for e in asked]
+    assert verdict_on_gap(own) == "not run"
+    for order, each in ((-1, others), (1, asked)):
+        for e in each:
+            value = float(order * far[e.against])
+            row = specs.columns(e) | {"frechet_infinity": value, "low": value, "high": value}
+            store.put(e, row | {"key": specs.key(e), "n": 9})
+        assert verdict_on_gap(own) == ("not run" if each is others else "supported")
+        # The figure and the table of a profile as well, whatever else is stored.
+        table, points = (paper.stored(name, own) for name in ("domain_gap", "gap"))
+        if each is others:
+            assert table is None and points is None
+        else:
+            assert set(table.width) == {8} and len(table) == 12
+            assert list(points.task) == tasks and points["mean"].is_monotonic_increasing
+
+
+def verdict_on_gap(profile: str) -> str:
+    found = claims.of_profile(profile).set_index("claim").verdict
+    return str(found["C7"])
