@@ -74,16 +74,20 @@ class Budget:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is tried: networks of the zoo by seed, tickets of either side that are finetuned,
-    training images at most, and passes over them."""
+    """How much is tried: networks of the zoo by seed and architecture, tickets of either side that
+    are finetuned, training images at most, and passes over them."""
 
     seeds: tuple[int, ...]
+    archs: tuple[str, ...]
     finetuned: int
     n_train: int | None
     epochs: int
 
 
-EFFORTS = {"quick": Effort((0,), 2, 1000, 20), "full": Effort((0, 1, 2), 3, None, 40)}
+EFFORTS = {
+    "quick": Effort((0,), ("resnet10s",), 2, 1000, 20),
+    "full": Effort((0, 1, 2), ("resnet10s", "resnet18s"), 3, None, 40),
+}
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ def plan(
     wanted = tuple(
         Transfer(Ticket(p, pattern=pattern, sparsity=s), task, "linear", n, recalibrate=True)
         for p in sides
-        if p.seed in tried.seeds
+        if p.seed in tried.seeds and p.arch in tried.archs
         for pattern, s in TICKETS
     )
     data = transfer.data(wanted[0])

@@ -292,7 +292,8 @@ def test_a_checkpoint_with_a_seed_in_its_name_is_a_network_for_each_seed():
     from robustlib import checkpoints
 
     found = profiles.pretrains("quick")
-    assert {p.checkpoint for p in found} == {f"zoo/{name}" for name in checkpoints.zoo()}
+    small = [name for name in checkpoints.zoo() if not name.startswith("resnet18")]
+    assert {p.checkpoint for p in found} == {f"zoo/{name}" for name in small}
     assert found == [checkpoints.pretrain(p.checkpoint) for p in found]
     for spec in profiles.grid("quick") + profiles.grid("quick:masks"):
         own = spec.ticket.mask_from or spec.ticket.pretrain
