@@ -19,7 +19,6 @@ Chosen = Mapping[str, Sequence[str]]
 """The values chosen of each facet, as texts; none means all."""
 FIRST = ["source", "robust", "scheme", "pattern", "detail", "task", "mode", "n_train", "seed"]
 TRAINED = ["epochs", "lr", "batch_size", "weight_decay", "augment"]
-OWN = "own"
 PANELS, TASKS = 24, 4
 NOTHING = (
     "No transfer is stored in {}. Run first: `robustlib study --profile quick`, or the part Run."
@@ -47,7 +46,7 @@ def facets(frame: pd.DataFrame) -> pd.DataFrame:
     """
     own = [f"mask_{c}" for c in stats.PRETRAINING]
     labels = labelled(frame).label
-    table = frame.assign(robust=labels.where(frame.objective != "natural"), mask=OWN)
+    table = frame.assign(robust=labels.where(frame.objective != "natural"), mask="own")
     if set(own) <= set(frame):
         masks = labelled(frame[own].rename(columns=lambda c: c.removeprefix("mask_"))).label
         table["mask"] = table["mask"].where(labels == masks, masks)
