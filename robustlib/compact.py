@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from robustlib.specs import integer
 from robustlib.tickets import Mask, patterns, prunable
 
 TOLERANCE = 1e-4
@@ -38,19 +37,18 @@ class Compacted:
 def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
     """Takes out of a copy of the model the channels through which nothing flows.
 
-    A channel of a convolution is dead when all its weights are zero, its bias too, and scale and
-    shift of the BatchNorm that follows: its output is zero in training as well. (The bias does not
-    matter where the convolution feeds such norms alone.) A dead channel goes when every channel
-    that it is added to is dead too, found by tracing an image of `size` px (Fang et al.,
-    *DepGraph*, CVPR 2023, through torch-pruning). Every layer keeps one channel at least; grouped
-    convolutions that are not depthwise, transposed ones and those of one or three dimensions keep
-    all. With a `multiple`, a layer keeps dead channels until the number of its channels is one:
-    onnxruntime's convolutions are slow on what is no multiple of 4 (measured on AVX-512; multiples
-    of 8 and 16 gain no more).
+    A channel of a convolution is dead when its weights, its bias, and scale and shift of the
+    BatchNorm that follows are zero: its output is zero in training as well. (The bias does not
+    matter where the convolution feeds such norms alone.) It goes when every channel that it is
+    added to is dead too, found by tracing an image of `size` px (Fang et al., *DepGraph*, CVPR
+    2023, through torch-pruning). Every layer keeps one channel; transposed convolutions, those of
+    one or three dimensions, and grouped ones that are not depthwise keep all. With a `multiple`, a
+    layer keeps dead channels until the number of its channels is one: onnxruntime's convolutions
+    are slow on what is no multiple of 4 (measured on AVX-512; 8 and 16 gain no more).
 
-    The dead channels that stay, and other channels without a weight, are held at zero by a mask;
-    zeros of other patterns may be trained. Names of parameters stay, and the same network gives the
-    same compact one, so a state_dict of one fits the other.
+    Channels that stay without a weight are held at zero by a mask; zeros of other patterns may be
+    trained. Names of parameters stay, and the same network gives the same compact one, so a
+    state_dict of one fits the other.
 
     Raises ValueError for a model without convolutions, that is wrapped, or whose weights are no
     parameters (`tickets.prunable`), and RuntimeError when outputs are not those of the model (an
@@ -58,55 +56,38 @@ def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
     """
     import torch_pruning
 
-    size, multiple = integer("size", size, 1, 4096), integer("multiple", multiple, 1, 4096)
     if not prunable(model):
         raise ValueError(f"{type(model).__name__}: has no convolution to take channels from")
     small = copy.deepcopy(model).eval()
     generator = torch.Generator().manual_seed(0)
-    like = next(small.parameters())
-    images = torch.rand(2, 3, size, size, generator=generator).to(like)
+    images = torch.rand(2, 3, size, size, generator=generator).to(next(small.parameters()))
     with torch.no_grad():
         expected = small(images)
     trained = {name: p.requires_grad for name, p in small.named_parameters()}
     small.requires_grad_(True)  # the trace follows gradients
     with torch.enable_grad():
         graph = torch_pruning.DependencyGraph().build_dependency(small, images[:1])
-    feeds = {
-        m: [n.module for n in graph.module2node[m].outputs] if m in graph.module2node else []
+    nodes = graph.module2node
+    feeds: dict[_ConvNd, list[nn.Module]] = {
+        m: [n.module for n in nodes[m].outputs] if m in nodes else []
         for m in small.modules()
         if isinstance(m, _ConvNd)
     }
-    norms = {m: [n for n in fed if isinstance(n, _BatchNorm)] for m, fed in feeds.items()}
-    dead: dict[nn.Module, Tensor] = {
-        m: _dead(m, own, len(feeds[m]) > len(own)) for m, own in norms.items()
-    }
+    channels = {m: m.out_channels for m in feeds}
+    dead: dict[nn.Module, Tensor] = {m: _dead(m, fed) for m, fed in feeds.items()}
     dead |= {m: _silent(m) for m in small.modules() if isinstance(m, _BatchNorm)}
-    empty = {m: _empty(m) for m in norms}
-    gone: dict[nn.Module, list[int]] = {m: [] for m in norms}
     # All before the first is cut, for a cut shifts the numbers of the channels after it.
-    for root, channels in list(_groups(graph)):
-        rows = [r for r, tied in channels.items() if all(bool(dead[m][i]) for m, i in tied)]
-        alive = len(channels) - len(rows)
-        stay = min(len(channels), max(1, math.ceil(alive / multiple)) * multiple)
-        if not (rows := rows[stay - alive :]):
-            continue
-        for m, channel in (tied for r in rows for tied in channels[r]):
-            if m in gone:
-                gone[m].append(channel)
-        prune = graph.get_pruner_of_module(root).prune_out_channels
-        graph.get_pruning_group(root, prune, rows).prune(record_history=False)
+    for root, tied in list(_groups(graph)):
+        rows = [r for r, own in tied.items() if all(bool(dead[m][i]) for m, i in own)]
+        alive = len(tied) - len(rows)
+        stay = min(len(tied), max(1, math.ceil(alive / multiple)) * multiple)
+        if rows := rows[stay - alive :]:
+            prune = graph.get_pruner_of_module(root).prune_out_channels
+            graph.get_pruning_group(root, prune, rows).prune(record_history=False)
     for name, p in small.named_parameters():
         p.requires_grad_(trained[name])
     names = {m: name for name, m in small.named_modules()}
-    held: dict[str, Tensor] = {}
-    left = {}
-    for m in norms:
-        stays = torch.ones_like(dead[m])
-        stays[gone[m]] = False
-        left[f"{names[m]}.weight"] = int(empty[m][stays].sum())
-        if not isinstance(m, _ConvTransposeNd):  # no pattern removes its channels
-            held |= _held(names, m, norms[m], empty[m][stays], dead[m][stays])
-    mask = Mask(held)
+    mask = _held(names, feeds)
     mask.apply(small)
     with torch.no_grad():
         found = small(images)
@@ -118,8 +99,10 @@ def compact(model: nn.Module, size: int, multiple: int = 1) -> Compacted:
             "the compact network does not compute what the model does: a channel that is zero "
             "after its norm is not zero where it is used"
         )
-    removed = {f"{names[m]}.weight": len(channels) for m, channels in gone.items() if channels}
-    return Compacted(small, removed, {name: n for name, n in left.items() if n}, mask)
+    removed = {f"{names[m]}.weight": n - m.out_channels for m, n in channels.items()}
+    left = {f"{names[m]}.weight": int(_empty(m).sum()) for m in feeds}
+    removed, left = ({name: n for name, n in own.items() if n} for own in (removed, left))
+    return Compacted(small, removed, left, mask)
 
 
 def _groups(graph: Any) -> Iterator[tuple[nn.Module, dict[int, list[tuple[nn.Module, int]]]]]:
@@ -160,28 +143,27 @@ def _silent(norm: _BatchNorm) -> Tensor:
     return (norm.weight.detach() == 0) & (norm.bias.detach() == 0)
 
 
-def _dead(conv: _ConvNd, norms: list[_BatchNorm], feeds_more: bool) -> Tensor:
-    dead = _empty(conv)
-    if conv.bias is not None and (feeds_more or not norms):
-        dead = dead & (conv.bias.detach() == 0)
+def _dead(conv: _ConvNd, fed: list[nn.Module]) -> Tensor:
+    """Which output channels of a convolution, and of the norms that it feeds, put out zero."""
+    dead, norms = _empty(conv), [m for m in fed if isinstance(m, _BatchNorm)]
+    if conv.bias is not None and (len(fed) > len(norms) or not norms):
+        dead &= conv.bias.detach() == 0
     for norm in norms:
-        dead = dead & _silent(norm).to(dead.device)
+        dead &= _silent(norm).to(dead.device)
     return dead
 
 
-def _held(
-    names: dict[nn.Module, str],
-    conv: _ConvNd,
-    norms: list[_BatchNorm],
-    empty: Tensor,
-    dead: Tensor,
-) -> dict[str, Tensor]:
-    """What must stay zero of a convolution, already cut, and of the norms after it."""
+def _held(names: dict[nn.Module, str], feeds: dict[_ConvNd, list[nn.Module]]) -> Mask:
+    """What must stay zero of convolutions, already cut, and of the norms that they feed."""
     held = {}
-    if empty.any():
-        held[f"{names[conv]}.weight"] = patterns.expanded(~empty, conv.weight.shape).clone()
-    if dead.any():
-        held |= {f"{names[n]}.{part}": ~dead for n in norms for part in ("weight", "bias")}
-        if conv.bias is not None:
-            held[f"{names[conv]}.bias"] = ~dead
-    return held
+    for conv, fed in feeds.items():
+        if isinstance(conv, _ConvTransposeNd):  # no pattern removes its channels
+            continue
+        if (empty := _empty(conv)).any():
+            held[f"{names[conv]}.weight"] = patterns.expanded(~empty, conv.weight.shape).clone()
+        if (dead := _dead(conv, fed)).any():
+            norms = [m for m in fed if isinstance(m, _BatchNorm)]
+            held |= {f"{names[m]}.{part}": ~dead for m in norms for part in ("weight", "bias")}
+            if conv.bias is not None:
+                held[f"{names[conv]}.bias"] = ~dead
+    return Mask(held)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from robustlib import devices, models, specs, stats, training
-from robustlib.data import load
 from robustlib.data.splits import balanced, take
-from robustlib.export import Quantised, export, file_sizes, latencies, logits, quantise
+from robustlib.export import Quantised, export, file_sizes, latencies, logits, quantise, seconds
 from robustlib.specs import Ticket, Transfer, integer, shown
-from robustlib.stages import network, run
+from robustlib.stages import network, run, transfer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +32,6 @@ class _Form:
 
     spec: Transfer
     row: dict[str, Any]
-    """All that is known of it but times."""
     shapes: tuple
     """Of its parameters and buffers, by name."""
     group: tuple
@@ -58,19 +55,16 @@ def measure(
     that are dense or smaller (channel) a second time as int8.
 
     Columns: those of the spec; `form` (fp32 or int8), `weight_bits`, and `instructions`, those for
-    int8 of the CPU that measured it (`devices.instructions`); accuracy and n; what is not zero of
-    `parameters` and `multiply_adds` (int8: of the fp32 network); `bytes_dense`, `bytes_compressed`,
-    `bytes_bitmap` as `export.file_sizes` counts them; `stored_as`, the one of these that the
-    pattern can use, or the ONNX file, and its `bytes`. A channel ticket is small as it is; all
-    others take a bitmap, n:m too, for it has no index of its own here. For each batch size B,
-    `latency_B` is the median of milliseconds in onnxruntime on one thread. NAME_ratio is that over
-    the dense network's (of times: the median of ratios within rounds, and their quartiles _low and
-    _high; of int8 files: over the dense ONNX file). int8 files are calibrated on training images
-    of the task, and their accuracy is that of onnxruntime.
+    int8 of this CPU (`devices.instructions`); accuracy (int8: in onnxruntime) and n; what is not
+    zero of `parameters` and `multiply_adds` (int8: of the fp32 network); `bytes_dense`,
+    `bytes_compressed`, `bytes_bitmap` as `export.file_sizes` counts them; `stored_as`, the one of
+    these that the pattern can use (channel: dense; others a bitmap, n:m too), or the ONNX file, and
+    its `bytes`. For each batch size B, `latency_B` is the median of milliseconds in onnxruntime on
+    one thread. NAME_ratio is that over the dense network's (of times: the median of ratios within
+    rounds, and their quartiles _low and _high; of int8 files: over the dense ONNX file).
 
-    Of networks of the same shapes, whose times are taken to be the same, one is timed, all in turn
-    in one run: `timed_as` says which. Of those whose zeros stay in place that is the sparsest, the
-    first of several ("zeros"); its two latencies are in the rows of all.
+    Of networks of the same shapes one is timed, all in turn in one run: `timed_as` says which. Of
+    those whose zeros stay in place ("zeros") that is the sparsest.
     ONNX files go to `folder`; None: to none that stays. Raises ValueError, before any work, for
     what is not a finetuned Transfer and for bad numbers.
     """
@@ -81,7 +75,6 @@ def measure(
     if not sizes:
         raise ValueError(f"batch_sizes={shown(batch_sizes)}: must name at least one")
     found: list[_Form] = []
-    times: list[dict[str, Any]] = []
     with TemporaryDirectory(prefix="robustlib-") as unnamed:
         where = Path(unnamed if folder is None else folder)
         for whole in dict.fromkeys(map(dense, wanted)):
@@ -91,9 +84,8 @@ def measure(
                 if dense(spec) == whole and spec != whole:
                     found += _forms(spec, first[0], where)
         for group in dict.fromkeys(form.group for form in found):
-            times += _times([form for form in found if form.group == group], sizes, rounds, where)
-    rows, on = pd.DataFrame([form.row for form in found]), ["group", "timed_as"]
-    return rows.merge(pd.DataFrame(times), on=on, how="left").drop(columns="group")
+            _time([form for form in found if form.group == group], sizes, rounds, where)
+    return pd.DataFrame([form.row for form in found])
 
 
 def training_steps(
@@ -102,9 +94,9 @@ def training_steps(
     """What a training step takes of channel tickets as the small networks that they are, over the
     same tickets as masks on the dense network; a row each.
 
-    Columns: those of the spec, and `training_step_ratio`, the median of ratios within rounds, with
-    quartiles _low and _high: processor time of forward, backward and SGD in fp32, one thread, the
-    two timed in turn. Raises ValueError, before any work, for other tickets and bad numbers.
+    Columns: those of the spec, and `training_step_ratio` as in `measure`: processor time of
+    forward, backward and SGD in fp32, one thread, the two timed in turn. Raises as `measure`, and
+    ValueError for other tickets.
     """
     import pandas as pd
 
@@ -122,13 +114,11 @@ def training_steps(
         pairs = [
             (_step(_masked(s), s, batch_size), _step(network(s), s, batch_size)) for s in wanted
         ]
-        times = np.empty((rounds + 1, len(pairs), 2))
-        for i in range(rounds + 1):
-            for j, pair in enumerate(pairs):
-                times[i, j] = [_seconds(step) for step in pair]
+        # One round more, to warm up.
+        taken = [[[seconds(step) for step in pair] for pair in pairs] for _ in range(rounds + 1)]
     finally:
         torch.set_num_threads(threads)
-    timed = zip(wanted, 1000 * times[1:].transpose(1, 2, 0), strict=True)
+    timed = zip(wanted, 1000 * np.array(taken[1:]).transpose(1, 2, 0), strict=True)
     return pd.DataFrame(
         specs.columns(spec) | _timed("training_step", small, masked)
         for spec, (masked, small) in timed
@@ -153,14 +143,11 @@ def int8(frame: pd.DataFrame) -> pd.DataFrame:
     both = frame[frame.form == "int8"].merge(
         frame[frame.form == "fp32"][[*own, "accuracy"]], on=own, suffixes=("_int8", "_fp32")
     )
-    out = both[["pattern", "sparsity", "objective", "eps"]].copy()
-    out.loc[both.sparsity == 0, "pattern"] = "dense"
-    for form in ("fp32", "int8"):
-        out[f"accuracy {form} %"] = 100 * both[f"accuracy_{form}"]
-    for c in both:
-        if c.endswith("_ratio") and c.startswith(("bytes", "latency")):
-            out[c.removesuffix("_ratio")] = both[c]
-    out["instructions"] = both.instructions
+    both.loc[both.sparsity == 0, "pattern"] = "dense"
+    percent = {f"accuracy {f} %": 100 * both[f"accuracy_{f}"] for f in ("fp32", "int8")}
+    ratios = [c for c in both if c.endswith("_ratio") and c.startswith(("bytes", "latency"))]
+    named = ["pattern", "sparsity", "objective", "eps", *percent, *ratios, "instructions"]
+    out = both.assign(**percent)[named].rename(columns=lambda c: c.removesuffix("_ratio"))
     return out.sort_values(["sparsity", "objective", "eps"], ignore_index=True).round(3)
 
 
@@ -193,10 +180,7 @@ def _forms(spec: Transfer, whole: _Form | None, where: Path) -> list[_Form]:
         "form": "fp32",
         "weight_bits": 32,
         "instructions": devices.instructions(),
-        "accuracy": result["accuracy"],
-        "n": result["n"],
-        "parameters": models.parameters(model),
-        "multiply_adds": models.multiply_adds(model, size),
+        **{c: result[c] for c in ("accuracy", "n", "parameters", "multiply_adds")},
         **{f"bytes_{name}": n for name, n in sizes.items()},
         "stored_as": stored_as,
         "bytes": sizes[stored_as],
@@ -206,15 +190,18 @@ def _forms(spec: Transfer, whole: _Form | None, where: Path) -> list[_Form]:
     group = whole.group if whole else (size, shapes)
     if not small:
         return [_Form(spec, row, shapes, group, None)]
-    file = export(model, where / f"{specs.key(spec)}.onnx", size)
-    row_8, file_8 = _int8(spec, file)
-    dense_file = whole.file if whole and whole.file else file
-    row_8["bytes_ratio"] = row_8["bytes"] / dense_file.stat().st_size
-    kept = {c: v for c, v in row.items() if not c.startswith("bytes")}
-    return [
-        _Form(spec, row, shapes, group, file),
-        _Form(spec, kept | row_8, shapes, group, file_8),
-    ]
+    file, task = export(model, where / f"{specs.key(spec)}.onnx", size), transfer.images(spec)
+    made = calibrated(file, task.train, spec.seed)
+    row_8 = {c: v for c, v in row.items() if not c.startswith("bytes")} | {
+        "form": "int8",
+        "weight_bits": made.weight_bits,
+        "accuracy": float(right(made.path, task.test).mean()),
+        "stored_as": "onnx",
+        "bytes": (size_8 := made.path.stat().st_size),
+        "bytes_ratio": size_8 / ((whole and whole.file) or file).stat().st_size,
+    }
+    forms = ((row, file), (row_8, made.path))
+    return [_Form(spec, own, shapes, group, of) for own, of in forms]
 
 
 def calibrated(file: Path, train: Any, seed: int) -> Quantised:
@@ -223,48 +210,31 @@ def calibrated(file: Path, train: Any, seed: int) -> Quantised:
     return quantise(file, take(train, few), file.with_suffix(".int8.onnx"))
 
 
-def _int8(spec: Transfer, file: Path) -> tuple[dict[str, Any], Path]:
-    """The int8 form of a network's file: its columns, accuracy on the task's test images, and where
-    it is written."""
-    data: Any = load(
-        spec.task, size=spec.ticket.pretrain.size, n_train=spec.n_train, seed=spec.seed
-    )
-    made = calibrated(file, data.train, spec.seed)
-    n = len(data.test)
-    row = {
-        "form": "int8",
-        "weight_bits": made.weight_bits,
-        "accuracy": int((logits(made.path, data.test).argmax(1) == data.test.y).sum()) / n,
-        "n": n,
-        "stored_as": "onnx",
-        "bytes": made.path.stat().st_size,
-    }
-    return row, made.path
+def right(file: str | Path, split: Any) -> np.ndarray:
+    """Which images of a split an ONNX file has right: bools [N]."""
+    return (logits(file, split).argmax(1) == split.y).numpy()
 
 
-def _times(own: list[_Form], sizes: list[int], rounds: int, where: Path) -> list[dict[str, Any]]:
-    """The latencies of a group, each graph timed once, in turn: rows by `group` and `timed_as`,
-    which the rows of the group are given too."""
+def _time(own: list[_Form], sizes: list[int], rounds: int, where: Path) -> None:
+    """Gives the rows of a group their latencies, each graph timed once, in turn."""
     files: dict[str, Path] = {}
     names: dict[tuple, str] = {}
-    group = specs.key(own[0].spec)
     for form in own:
         name = "zeros"
         if form.file is not None:
             name = names.setdefault(form.shapes, f"small {len(names)}" if names else "dense")
             name += "" if form.row["form"] == "fp32" else ", int8"
             files.setdefault(name, form.file)
-        form.row.update(group=group, timed_as=name)
+        form.row["timed_as"] = name
     size = own[0].group[0]
     if zeros := [form.spec for form in own if form.file is None]:
-        spec = max(zeros, key=lambda s: s.ticket.sparsity)
+        spec = max(zeros, key=lambda s: s.ticket.sparsity)  # the first of several
         files["zeros"] = export(network(spec), where / f"{specs.key(spec)}.onnx", size)
-    rows: dict[str, dict[str, Any]] = {n: {"group": group, "timed_as": n} for n in files}
     for b in sizes:
         times = latencies(files, size, b, rounds)
-        for name, row in rows.items():
-            row.update(_timed(f"latency_{b}", times[name], times["dense"]))
-    return list(rows.values())
+        for form in own:
+            of = times[form.row["timed_as"]]
+            form.row.update(_timed(f"latency_{b}", of, times["dense"]))
 
 
 def _timed(name: str, times: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
@@ -296,10 +266,3 @@ def _step(model: nn.Module, spec: Transfer, batch_size: int) -> Any:
         optim.step()
 
     return step
-
-
-def _seconds(step: Any) -> float:
-    # Not the clock on the wall, as in `export.latencies`.
-    started = time.thread_time()
-    step()
-    return time.thread_time() - started

@@ -12,7 +12,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustlib import checkpoints, files, store, sweeps, takeaway
+from robustlib import checkpoints, deployment, files, store, sweeps, takeaway
 from robustlib.costs import cost
 from robustlib.data import Dataset, load, sources
 from robustlib.data.images import class_files, image_size
@@ -64,8 +64,7 @@ class Budget:
 
     def given(self) -> dict[str, float]:
         """Those that are not None."""
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in own.items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def met(self, forms: pd.DataFrame) -> Any:
         """Which rows of costs are within it: bools."""
@@ -152,8 +151,8 @@ def plan(
         if p.seed in tried.seeds and p.arch in tried.archs
         for pattern, s in TICKETS
     )
-    data = transfer.data(wanted[0])
-    return Plan(task, detail, wanted, budget or Budget(), effort, workers, data)
+    own = budget or Budget()
+    return Plan(task, detail, wanted, own, effort, workers, transfer.data(wanted[0]))
 
 
 def fit(plan: Plan, out: str | Path | None = None, say: Callable[[str], None] = print) -> Fitted:
@@ -181,7 +180,7 @@ def fit(plan: Plan, out: str | Path | None = None, say: Callable[[str], None] = 
         ]
         _computed("finetuning", few, wanted, client, say)
         options = takeaway.forms(few, Path(folder) / "after", client)
-        right = np.array([takeaway.right(file, data.val) for file in options.file])
+        right = np.array([deployment.right(file, data.val) for file in options.file])
         options = options.assign(val_accuracy=right.mean(1), n_val=len(data.val))
         options["met"] = budget.met(options)
         if not options.met.any():
@@ -216,13 +215,12 @@ def _task(what: str | Path, size: int) -> tuple[str, int]:
             raise ValueError(f"{what}: no such folder")
         return str(what), min(size, load(str(what), size).native)
     splits = class_files(folder, "train", "test", more=True)
-    for split in {"all", "train"} & splits.keys():
-        for name, found in splits[split].items():
-            if len(found) < LEAST:
-                raise ValueError(
-                    f"{folder}: class {name!r} has {len(found)} images to train and choose on; "
-                    f"{LEAST} at least are needed"
-                )
+    for name, found in (splits.get("all") or splits["train"]).items():
+        if len(found) < LEAST:
+            raise ValueError(
+                f"{folder}: class {name!r} has {len(found)} images to train and choose on; "
+                f"{LEAST} at least are needed"
+            )
     paths = sorted(p for own in splits.values() for found in own.values() for p in found)
     content = "\n".join(f"{files.sha256(p)} {p.relative_to(folder)}" for p in paths)
     plain = re.sub(r"[^A-Za-z0-9]+", "-", folder.resolve().name).strip("-")[:40] or "folder"
@@ -243,25 +241,18 @@ def _computed(
 ) -> pd.DataFrame:
     """The rows of specs, after what they cost was said: by how long those took, or `others`, that
     are stored, and by the first of them, which is computed for it, where none is."""
-
-    def missing() -> list[Transfer]:
-        return [spec for spec in wanted if not store.has(spec)]
-
-    todo, own = missing(), [s for s in wanted if store.has(s)]
-    known = own or [s for s in others if store.has(s)]
-    if todo and not known:
+    own, other = ([s for s in some if store.has(s)] for some in (wanted, others))
+    todo = [s for s in wanted if s not in own]
+    if todo and not (own or other):
         say(f"{step}: {len(todo)} trainings; the first one tells how long the others take")
         sweeps.sweep(todo[:1], client=client)
-        todo, known = missing(), todo[:1]
-        own = known
+        return _computed(step, wanted, others, client, say)
     if todo:
-        rates = [store.get(spec).row["seconds"] / cost(spec) for spec in known]
+        rates = [store.get(spec).row["seconds"] / cost(spec) for spec in own or other]
         # What is not arithmetic weighs less in a longer training.
-        rate = median(rates) if own else min(rates)
+        rate, about = (median(rates), "about") if own else (min(rates), "up to about")
         minutes = rate * sum(map(cost, todo)) / len(client.nthreads()) / 60
-        done = len(wanted) - len(todo)
-        about = "about" if own else "up to about"
-        say(f"{step}: {len(todo)} trainings, {done} stored, {about} {minutes:.1f} minutes")
+        say(f"{step}: {len(todo)} trainings, {len(own)} stored, {about} {minutes:.1f} minutes")
     return sweeps.sweep(wanted, client=client)
 
 
@@ -273,7 +264,7 @@ def _affordable(
     import pandas as pd
 
     given = budget.given()
-    rows = [row for spec in wanted for row in takeaway.estimates(spec, n_classes, "bytes" in given)]
+    rows = [row for spec in wanted for row in takeaway.estimates(spec, n_classes)]
     forms = pd.DataFrame(rows).assign(spec=np.repeat(range(len(wanted)), len(takeaway.FORMS)))
     room = {name: value / ROOM[name] for name, value in given.items()}
     able = forms[Budget(**room | {"latency": None}).met(forms)]

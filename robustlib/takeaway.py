@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from robustlib import checkpoints, deployment, devices, models, specs, stats, store, sweeps
 from robustlib.compact import compact
 from robustlib.data import sources
-from robustlib.export import INPUT, export, latencies, logits
+from robustlib.export import INPUT, export, latencies, packed
 from robustlib.files import whole
 from robustlib.specs import Evaluation, Transfer
 from robustlib.stages import network, run, transfer
@@ -76,28 +75,26 @@ def expected(task: str, detail: int) -> list[str]:
     if not sources.here(pretrain.source):
         return [*lines, f"{about}since the images of the source, {pretrain.source}, are not here."]
     try:
-        gap = run(Evaluation(pretrain, "domain_gap", against=task, limit=GAP_IMAGES)).row
+        measured = run(Evaluation(pretrain, "domain_gap", against=task, limit=GAP_IMAGES)).row
     except ValueError as e:
         return [*lines, f"{about}{e}."]
-    gaps = pd.read_csv(FIGURES / "domain_gap.csv")
+    gaps, gap = pd.read_csv(FIGURES / "domain_gap.csv"), measured["frechet_infinity"]
     gaps = gaps[(gaps.objective == "natural") & (gaps.seed == 0)].frechet_infinity
     row = claims.loc["C7", "finetune"]
     return [
         *lines,
-        f"Domain gap: {gap['frechet_infinity']:.0f}; of the {len(gaps)} tasks of the study "
-        f"{(gaps < gap['frechet_infinity']).sum()} were nearer to the source. The rank correlation "
-        f"of gap and advantage was {row['mean']:.2f} [{row.low:.2f}, {row.high:.2f}]: "
-        f"{row.verdict}.",
+        f"Domain gap: {gap:.0f}; of the {len(gaps)} tasks of the study {(gaps < gap).sum()} were "
+        f"nearer to the source. The rank correlation of gap and advantage was {row['mean']:.2f} "
+        f"[{row.low:.2f}, {row.high:.2f}]: {row.verdict}.",
     ]
 
 
-def estimates(spec: Transfer, n_classes: int, size: bool) -> list[dict[str, Any]]:
-    """What the forms of a ticket will cost, nothing trained for it, as rows of `forms`: parameters,
-    and if `size` the bytes."""
+def estimates(spec: Transfer, n_classes: int) -> list[dict[str, Any]]:
+    """What the forms of a ticket will cost, nothing trained for it, as rows of `forms`: parameters
+    and bytes."""
     model = _untrained(spec, n_classes)
     row = _named(spec) | {"parameters": sum(p.numel() for p in model.parameters())}
-    sizes = compressed(model) if size else {}
-    return [row | {"form": f} | ({"bytes": sizes[f]} if size else {}) for f in FORMS]
+    return [row | {"form": form, "bytes": size} for form, size in compressed(model).items()]
 
 
 def compressed(model: models.ResNet) -> dict[str, int]:
@@ -107,16 +104,10 @@ def compressed(model: models.ResNet) -> dict[str, int]:
     # The file's weights have the scale of a norm in them, which leaves no bit as it was.
     largest = [w.abs().flatten(1).amax(1).clamp_min(1e-12) for w in weights]
     scaled = [w / m.view(-1, *[1] * (w.dim() - 1)) for w, m in zip(weights, largest, strict=True)]
-    data = {
-        "fp32": [w.numpy() for w in scaled],
-        "int8": [(w * 64).round().to(torch.int8).numpy() for w in scaled],
-    }
-    return {
-        form: len(_packed(b"".join(part.tobytes() for part in parts)))
-        + _GRAPH
-        + sum(map(len, weights)) * _CHANNEL[form]
-        for form, parts in data.items()
-    }
+    of = {"fp32": scaled, "int8": [(w * 64).round().to(torch.int8) for w in scaled]}
+    data = {form: b"".join(w.numpy().tobytes() for w in own) for form, own in of.items()}
+    beside = {form: _GRAPH + n * sum(map(len, weights)) for form, n in _CHANNEL.items()}
+    return {form: len(packed(own)) + beside[form] for form, own in data.items()}
 
 
 def forms(wanted: Sequence[Transfer], folder: Path, client: Any) -> pd.DataFrame:
@@ -151,7 +142,7 @@ def _write(spec: Transfer, folder: str) -> None:
     model = network(spec) if spec.mode == "finetune" else _untrained(spec, data.n_classes)
     file = export(model, Path(folder) / f"{specs.key(spec)}.onnx", size)
     for made in (file, deployment.calibrated(file, data.train, spec.seed).path):
-        made.with_name(f"{made.name}.gz").write_bytes(_packed(made.read_bytes()))
+        made.with_name(f"{made.name}.gz").write_bytes(packed(made.read_bytes()))
     held = sum(p.numel() for p in model.parameters())
     row = {"parameters": held, "multiply_adds": models.multiply_adds(model, size)}
     file.with_suffix(".json").write_text(json.dumps(row), encoding="utf-8")
@@ -171,15 +162,6 @@ def _untrained(spec: Transfer, n_classes: int) -> Any:
     return models.swap_head(model, n_classes, seed=0)
 
 
-def _packed(data: bytes) -> bytes:
-    return gzip.compress(data, 6, mtime=0)  # 9 takes three times as long for a twentieth less
-
-
-def right(file: str, split: Any) -> np.ndarray:
-    """Which images of a split an ONNX file has right: bools [N]."""
-    return (logits(file, split).argmax(1) == split.y).numpy()
-
-
 def card(spec: Transfer, data: Any, options: pd.DataFrame, hits: np.ndarray) -> dict[str, Any]:
     """What is known of the chosen network, once it is measured on test images. hits: which
     validation images each option has right, bools [options, N]."""
@@ -194,7 +176,7 @@ def card(spec: Transfer, data: Any, options: pd.DataFrame, hits: np.ndarray) -> 
         versus = {"mean": mean, "low": low, "high": high, "n": hits.shape[1]}
         versus |= {side: said(options.loc[i]) for side, i in best.items()}
         versus["interval"] = "95 % (Bonett and Price), paired by validation image"
-    correct = right(own.file, data.test)
+    correct = deployment.right(own.file, data.test)
     low, high = stats.accuracy_interval(correct.mean(), len(correct))
     test = {"accuracy": float(correct.mean()), "low": low, "high": high, "n": len(correct)}
     return {
@@ -223,8 +205,8 @@ def save(folder: Path, card: dict[str, Any], options: pd.DataFrame) -> None:
     """Writes the chosen network, both its forms, the script, and the card as the last."""
     own = options[options.chosen].iloc[0]
     copies = {f"{o.form}.onnx": o.file for o in options[options.spec == own.spec].itertuples()}
+    copies[card["network"]] = f"{own.file}.gz"
     contents = {name: Path(file).read_bytes() for name, file in copies.items()}
-    contents |= {card["network"]: Path(f"{own.file}.gz").read_bytes()}
     contents |= {"classify.py": SCRIPT.encode(), "card.json": json.dumps(card, indent=1).encode()}
     for name, data in contents.items():
         with whole(folder / name) as file:

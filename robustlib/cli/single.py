@@ -38,10 +38,9 @@ def _add(name: str, cls: type, about: str, example: str, called: str = "") -> No
 
 
 def _read(kind: type, cls: type, values: Any) -> Any:
-    of = values.pop("of", None) if cls is _Measure else None
     typed = _typed(cls, values)
-    if of is not None:
-        typed["of"] = {"transfer": _typed(Transfer, of)}
+    if "of" in typed:
+        typed["of"] = {"transfer": typed["of"]}
     return from_dict(kind, typed)
 
 

@@ -92,8 +92,7 @@ def results(
     elif latex:
         from robustlib.figures.table import latex as as_latex  # matplotlib: not before it is needed
 
-        narrow = arranged(frame, all_columns)
-        print(as_latex(frame[chosen] if chosen else narrow), end="")
+        print(as_latex(frame[chosen] if chosen else arranged(frame, all_columns)), end="")
     else:
         show(frame[chosen] if chosen and not csv else frame, csv, all_columns or bool(chosen))
 

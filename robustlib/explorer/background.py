@@ -35,7 +35,7 @@ BARS = {"running": "", "done": "success", "failed": "danger", "cancelled": "warn
 def lacking(wanted: Iterable[Spec]) -> list[Spec]:
     """What must be computed for these specs, what they are built on included."""
     missing = [spec for spec in wanted if not store.has(spec)]
-    return [spec for spec in sweeps.closure(missing) if not store.has(spec)]
+    return [spec for spec in specs.closure(missing) if not store.has(spec)]
 
 
 def sort(spec: Spec) -> str:
@@ -53,13 +53,12 @@ def minutes(missing: list[Spec], workers: int) -> tuple[float, list[str]]:
         for a in store.artifacts(kind, []):
             if len(per.get(sort(a.spec), ())) < 50 and sort(a.spec) in per:
                 per[sort(a.spec)].append(a.row["seconds"] / sweeps.job(a.spec).cost)
-    guess = 1 / profiles.SPEEDS["one core"]
-    speed = {name: statistics.median(found) if found else guess for name, found in per.items()}
-    seconds = [sweeps.job(spec).cost * speed[sort(spec)] for spec in missing]
-    longest = max(seconds, default=0.0)
-    unknown = [name for name, found in per.items() if not found]
+    guess = [1 / profiles.SPEEDS["one core"]]
+    pace = {name: statistics.median(found or guess) for name, found in per.items()}
+    seconds = [sweeps.job(spec).cost * pace[sort(spec)] for spec in missing]
     workers = workers or len(sweeps.gpus()) or os.cpu_count() or 1
-    return max(longest, sum(seconds) / workers) / 60, unknown
+    unknown = [name for name, found in per.items() if not found]
+    return max(sum(seconds) / workers, *seconds, 0.0) / 60, unknown
 
 
 @dataclass
@@ -163,11 +162,9 @@ class Runner(Panel):
         needed, unknown = minutes(missing, workers)
         counts = Counter(specs.kind(spec) for spec in missing)
         lack = ", ".join(f"{n} {kind}" for kind, n in counts.items())
-        basis = "by the seconds of stored results of their kind"
-        if unknown:
-            basis += f" (a guess for {', '.join(unknown)}: none is stored)"
-        said = f"{len(grid)} transfers; to compute: {lack}; about {needed:.2g} minutes, {basis}."
-        return [], said
+        guess = f" (a guess for {', '.join(unknown)}: none is stored)" * bool(unknown)
+        said = f"{len(grid)} transfers; to compute: {lack}; about {needed:.2g} minutes, by the "
+        return [], f"{said}seconds of stored results of their kind{guess}."
 
     def start(self) -> None:
         """Starts what is lacking, and follows it where there is an event loop, as in a kernel."""

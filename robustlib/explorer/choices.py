@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from robustlib import specs, stats, store
-from robustlib.figures import label
+from robustlib.figures.names import labelled
 from robustlib.figures.results import panel_columns
 from robustlib.specs import Spec, Transfer, columns
 
@@ -19,7 +19,6 @@ Chosen = Mapping[str, Sequence[str]]
 """The values chosen of each facet, as texts; none means all."""
 FIRST = ["source", "robust", "scheme", "pattern", "detail", "task", "mode", "n_train", "seed"]
 TRAINED = ["epochs", "lr", "batch_size", "weight_decay", "augment"]
-OWN = "own"
 PANELS, TASKS = 24, 4
 NOTHING = (
     "No transfer is stored in {}. Run first: `robustlib study --profile quick`, or the part Run."
@@ -45,17 +44,17 @@ def facets(frame: pd.DataFrame) -> pd.DataFrame:
     What says nothing of a row is missing, and goes with any choice: the way to pretrain (`robust`)
     of a natural row, what is TRAINED of a linear one.
     """
-    own = {c: frame[f"mask_{c}"] for c in stats.PRETRAINING if f"mask_{c}" in frame}
-    labels = pd.Series([label(r) for r in frame[stats.PRETRAINING].to_dict("records")], frame.index)
-    table = frame.assign(robust=labels.where(frame.objective != "natural"), mask=OWN)
-    if own:
-        masks = [label(r) for r in pd.DataFrame(own).to_dict("records")]
+    own = [f"mask_{c}" for c in stats.PRETRAINING]
+    labels = labelled(frame).label
+    table = frame.assign(robust=labels.where(frame.objective != "natural"), mask="own")
+    if set(own) <= set(frame):
+        masks = labelled(frame[own].rename(columns=lambda c: c.removeprefix("mask_"))).label
         table["mask"] = table["mask"].where(labels == masks, masks)
     for name in TRAINED:
         if name in table:
             table[name] = table[name].where(table["mode"] != "linear")
     names = [name for name in [*FIRST, "mask"] if name in table]
-    said = {*stats.PRETRAINING, "sparsity", *(f"mask_{c}" for c in stats.PRETRAINING)}
+    said = {*stats.PRETRAINING, "sparsity", *own}
     cell = table.assign(labels=labels)
     for name in columns(Transfer()):
         if name in table and name not in {*said, *names} and table[name].nunique(False) > 1:

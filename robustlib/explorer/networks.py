@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import ipywidgets as widgets
@@ -36,15 +36,13 @@ def masks(
     """Two tickets close up (`figures.masks`), drawn anew by `tickets.omp` at each move of a slider.
 
     networks: by label (`figures.label`, the first one natural): modules, or specs of what is stored
-    or comes with the package. Raises ValueError for fewer than two, or a bad sparsity or scope.
+    or comes with the package. Raises ValueError for fewer than two.
     """
     if len(networks) < 2:
         raise ValueError(f"networks={list(networks)}: must be a natural and at least one robust")
-    sparsity = specs.number("sparsity", sparsity, 0, 1, open_high=True)
     names = list(networks)
     slider = widgets.FloatSlider(sparsity, min=0, max=0.99, step=0.01, readout_format=".2f")
     layer, pattern = widgets.Dropdown(), widgets.Dropdown(options=specs.PATTERNS)
-    specs.one_of("scope", scope, specs.SCOPES)
     scopes = widgets.Dropdown(options=specs.SCOPES, value=scope)
     first, second = widgets.Dropdown(options=names), widgets.Dropdown()
 
@@ -62,8 +60,7 @@ def masks(
             layer.value = own[min(1, len(own) - 1)]
         blocks = specs.n_of_m(pattern.value)
         cut = 1 - blocks[0] / blocks[1] if blocks else slider.value
-        how = cut, pattern.value, scopes.value
-        drawn = {n: tickets.omp(model, *how) for n, model in pair.items()}
+        drawn = {n: tickets.omp(m, cut, pattern.value, scopes.value) for n, m in pair.items()}
         kernels = {n: own[layer.value].detach().cpu() for n, own in weights.items()}
         return [figures.masks(drawn, kernels, layer.value)], ""
 
@@ -135,22 +132,16 @@ def attack() -> Panel:
         note = f"test image {image.value} of {len(own.test)}; {radius(own.norm, eps.value)}"
         return [figures.attacked(x[0], int(y), seen, own.class_names, note)], ""
 
-    def move(to: Callable[[int, int], int]) -> Callable[[], None]:
-        def call() -> None:
-            image.value = to(image.value, len(pair().test))
+    def move(name: str) -> None:
+        wrong, now = pair().wrong, image.value
+        after = [*range(now + 1, len(wrong)), *range(now)]
+        if name == "misclassified":
+            after = [i for i in after if wrong[i]]
+        if after:
+            image.value = random.choice(after) if name == "random" else after[0]
 
-        return call
-
-    def misclassified(now: int, n: int) -> int:
-        wrong = pair().wrong
-        return next((i % n for i in range(now + 1, now + n) if wrong[i % n]), now)
-
-    steps = {
-        "next": lambda now, n: (now + 1) % n,
-        "random": lambda _, n: random.randrange(n),
-        "misclassified": misclassified,
-    }
-    bar = widgets.HBox([button(name, move(to)) for name, to in steps.items()])
+    names = ("next", "random", "misclassified")
+    bar = widgets.HBox([button(name, partial(move, name)) for name in names])
     return Panel(draw, {"task": task, "tickets": chosen, "image": image, "ε": eps}, above=[bar])
 
 

@@ -3,46 +3,29 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import field, is_dataclass
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    dataclass_transform,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, NamedTuple, dataclass_transform, get_args, get_type_hints
 
 import pydantic
 
 from robustlib.specs.checks import flag, integer, number, numbers, one_of, shown
 
 
-def Whole(low: int, high: int = 2**31) -> pydantic.BeforeValidator:
-    """An int in [low, high]."""
-    return pydantic.BeforeValidator(lambda v, info: integer(info.field_name, v, low, high))
+def _read(check: Callable[..., Any], *limits: float, **more: bool) -> pydantic.BeforeValidator:
+    """A check as what reads a field, whose name it is given."""
+    return pydantic.BeforeValidator(lambda v, info: check(info.field_name, v, *limits, **more))
 
 
-def Between(low: float, high: float) -> pydantic.BeforeValidator:
-    """A float in [low, high]; "8/255" is read too."""
-    return pydantic.BeforeValidator(lambda v, info: number(info.field_name, v, low, high))
-
-
-def _share(value: Any, info: Any) -> float:
-    return number(info.field_name, value, 0, 1, open_high=True)
-
-
+Whole, Between = functools.partial(_read, integer), functools.partial(_read, number)
+"""An int, a float in [low, high]; "8/255" is a float too."""
 Count = Annotated[int, Whole(1)]
 Natural = Annotated[int, Whole(0)]
 Radius = Annotated[float, Between(0, 1000)]
 Noise = Annotated[float, Between(0, 10)]
-Share = Annotated[float, pydantic.BeforeValidator(_share)]
-Switch = Annotated[bool, pydantic.BeforeValidator(lambda v, info: flag(info.field_name, v))]
-Shares = Annotated[
-    tuple[Share, ...], pydantic.BeforeValidator(lambda v, info: numbers(info.field_name, v))
-]
+Share = Annotated[float, Between(0, 1, open_high=True)]
+Switch = Annotated[bool, _read(flag)]
+Shares = Annotated[tuple[Share, ...], _read(numbers)]
 
 
 class UsedBy(NamedTuple):
@@ -52,20 +35,6 @@ class UsedBy(NamedTuple):
     by: str
     values: tuple[str, ...]
     needed: bool = False
-
-    def check(self, spec: Any, name: str, default: Any) -> None:
-        """Raises ValueError where the field `name` of a spec says something and nothing uses it, or
-        is needed and says nothing."""
-        value, chosen = getattr(spec, name), getattr(spec, self.by)
-        used, says = chosen in self.values, value != default
-        if used is says or (used and not self.needed):
-            return
-        start = f"{name}={shown(value)}: {self.by}={chosen!r}"
-        if used:
-            raise ValueError(f"{start} needs it{' above 0' if value == 0 else ''}")
-        *others, last = self.values
-        users = f"{', '.join(others)} and {last} do" if others else f"{last} does"
-        raise ValueError(f"{start} does not use it, must be {default!r}; {users}")
 
 
 def _one_line(cls: type, given: dict[str, Any], error: Any) -> str:
@@ -84,7 +53,7 @@ def _one_line(cls: type, given: dict[str, Any], error: Any) -> str:
     if name not in given:
         return f"{cls.__name__}: {error['msg']}"
     value, hint = given[name], hints[name]
-    if get_origin(hint) is Literal:
+    if error["type"] == "literal_error":
         one_of(name, value, get_args(hint))
     if hint is str:
         return f"{name}={shown(value)}: must be text"
@@ -98,7 +67,8 @@ def _one_line(cls: type, given: dict[str, Any], error: Any) -> str:
 def spec(cls: type) -> Any:
     """A frozen pydantic dataclass that refuses bad values with a ValueError of one line."""
     # strict: what is not of a field's type is refused; the validators read what may be read.
-    made: Any = pydantic.dataclasses.dataclass(frozen=True, config={"strict": True})(cls)
+    config = pydantic.ConfigDict(strict=True, extra="forbid")
+    made: Any = pydantic.dataclasses.dataclass(frozen=True, config=config)(cls)
     validated = made.__init__
 
     @functools.wraps(validated)
@@ -115,10 +85,19 @@ def spec(cls: type) -> Any:
 
 
 def check_uses(spec: Any) -> None:
-    """Raises ValueError where a field is given in vain, or is missing."""
+    """Raises ValueError where a field is given and nothing uses it, or is needed and missing."""
     cls: Any = type(spec)
     for name, default, use in _uses(cls):
-        use.check(spec, name, default)
+        value, chosen = getattr(spec, name), getattr(spec, use.by)
+        used, says = chosen in use.values, value != default
+        if used is says or (used and not use.needed):
+            continue
+        start = f"{name}={shown(value)}: {use.by}={chosen!r}"
+        if used:
+            raise ValueError(f"{start} needs it{' above 0' if value == 0 else ''}")
+        *others, last = use.values
+        users = f"{', '.join(others)} and {last} do" if others else f"{last} does"
+        raise ValueError(f"{start} does not use it, must be {default!r}; {users}")
 
 
 @functools.cache

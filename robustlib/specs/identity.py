@@ -21,8 +21,7 @@ TAGGED = ("of", "other")
 
 
 def _fields(of: Any) -> Collection[Field[Any]]:
-    """`dataclasses.fields` of a spec or a kind, of which none is to be left out: that is found out
-    anew at each call."""
+    # `dataclasses.fields` finds out anew at each call which of them are to be left out: none is.
     return of.__dataclass_fields__.values()
 
 
@@ -32,13 +31,9 @@ def to_dict(spec: Spec, *, defaults: bool = True) -> dict[str, Any]:
     for f in _fields(spec):
         value = getattr(spec, f.name)
         if hasattr(value, "__dataclass_fields__"):
-            nested = to_dict(value, defaults=defaults)
-            if f.name in TAGGED and (
-                nested or f.default is None or not isinstance(value, Transfer)
-            ):
-                out[f.name] = {kind(value): nested}
-            elif f.name not in TAGGED and (defaults or nested or f.default is None):
-                out[f.name] = nested
+            nested, tagged = to_dict(value, defaults=defaults), f.name in TAGGED
+            if nested or f.default is None or (tagged and not isinstance(value, Transfer)):
+                out[f.name] = {kind(value): nested} if tagged else nested
         elif defaults or value != f.default:
             out[f.name] = value
     return out
@@ -46,19 +41,15 @@ def to_dict(spec: Spec, *, defaults: bool = True) -> dict[str, Any]:
 
 def from_dict(cls: type, data: dict[str, Any]) -> Any:
     """The inverse of `to_dict`. Raises ValueError for an unknown field or a bad value."""
-    known = [f.name for f in _fields(cls)]
     if not isinstance(data, dict):
-        raise ValueError(f"{cls.__name__}={shown(data)}: must be a table of {', '.join(known)}")
-    values = {}
+        known = ", ".join(f.name for f in _fields(cls))
+        raise ValueError(f"{cls.__name__}={shown(data)}: must be a table of {known}")
+    values = dict(data)
     for name, value in data.items():
-        if name not in known:
-            one_of(f"{cls.__name__} field", name, known)
         if name in TAGGED and value is not None:
             values[name] = from_tagged(name, value)
         elif name in NESTED and (name, value) != ("mask_from", None):
             values[name] = from_dict(NESTED[name], value)
-        else:
-            values[name] = value
     return cls(**values)
 
 
@@ -76,24 +67,23 @@ def key(spec: Spec) -> str:
         raise ValueError(
             f"{spec.__name__}: is a kind of spec, not a spec; did you mean () after it?"
         )
-    return _key(spec, _edition(spec))
+    return _keys(spec)[-1]
 
 
 def earlier_keys(spec: Spec) -> list[str]:
     """The keys that a spec had in the earlier editions of its suite (EDITIONS)."""
-    return [_key(spec, edition) for edition in range(1, _edition(spec))]
+    return _keys(spec)[:-1]
 
 
-def _edition(spec: Spec) -> int:
-    return EDITIONS.get(spec.suite, 1) if isinstance(spec, Evaluation) else 1
-
-
-def _key(spec: Spec, edition: int) -> str:
+def _keys(spec: Spec) -> list[str]:
+    keys = []
     content: dict[str, Any] = {kind(spec): to_dict(spec, defaults=False)}
-    if edition > 1:
-        content["edition"] = edition
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:20]
+    last = EDITIONS.get(spec.suite, 1) if isinstance(spec, Evaluation) else 1
+    for edition in range(1, last + 1):
+        own = content | ({"edition": edition} if edition > 1 else {})
+        canonical = json.dumps(own, sort_keys=True, separators=(",", ":"))
+        keys.append(hashlib.sha256(canonical.encode()).hexdigest()[:20])
+    return keys
 
 
 def columns(spec: Spec) -> dict[str, Any]:

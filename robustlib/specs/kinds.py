@@ -44,7 +44,6 @@ Attack = Literal["cheap", "standard"]
 
 ARCHS: tuple[str, ...] = get_args(Arch)
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
-NORMS: tuple[str, ...] = get_args(Norm)
 AUGMENTS: tuple[str, ...] = get_args(Augment)
 SCHEMES: tuple[str, ...] = get_args(Scheme)
 PATTERNS: tuple[str, ...] = get_args(Pattern)
@@ -53,11 +52,8 @@ SCORES: tuple[str, ...] = get_args(Score)
 HEADS: tuple[str, ...] = get_args(Head)
 STEMS: tuple[str, ...] = get_args(Stem)
 SUITES: tuple[str, ...] = get_args(Suite)
-ATTACKS: tuple[str, ...] = get_args(Attack)
 
 
-_ATTACKED = UsedBy("objective", ("pgd", "trades", "free"), needed=True)
-_NOISY = UsedBy("objective", ("smoothing",), needed=True)
 _DRAWN = UsedBy("scheme", ("imp", "lmp"))
 _ROUNDS = UsedBy("scheme", ("imp",))
 _IMAGES = UsedBy("mode", ("finetune", "linear"))
@@ -89,7 +85,7 @@ class Pretrain:
     """natural, or one that makes the network robust."""
     norm: Norm = "l2"
     """Norm of the attack, for pgd, trades and free."""
-    eps: Annotated[Radius, _ATTACKED] = 0.0
+    eps: Annotated[Radius, UsedBy("objective", ("pgd", "trades", "free"), needed=True)] = 0.0
     """Radius of the attack, in pixel units of [0, 1] images ("8/255" is read too)."""
     steps: Count = 1
     """Steps of the attack; one step is fast adversarial training (Wong et al., 2020)."""
@@ -99,7 +95,7 @@ class Pretrain:
     """Weight of the robust term of trades."""
     replays: Count = 4
     """Replays of each batch of free; one epoch then costs as much as `replays` natural ones."""
-    sigma: Annotated[Noise, _NOISY] = 0.0
+    sigma: Annotated[Noise, UsedBy("objective", ("smoothing",), needed=True)] = 0.0
     """Standard deviation of the Gaussian noise of smoothing, in pixel units."""
     epochs: Natural = 10
     """Passes over the training images."""
@@ -324,12 +320,7 @@ class Evaluation:
 
 
 Spec = Pretrain | Ticket | Transfer | Evaluation
-KINDS: dict[str, type] = {
-    "pretrain": Pretrain,
-    "ticket": Ticket,
-    "transfer": Transfer,
-    "evaluation": Evaluation,
-}
+KINDS: dict[str, type] = {cls.__name__.lower(): cls for cls in get_args(Spec)}
 LEAST_MEASURED = {"domain_gap": 8, "similarity": 4}
 """Images that a suite needs, where one is not enough."""
 

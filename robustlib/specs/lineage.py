@@ -20,13 +20,12 @@ def previous(ticket: Ticket) -> Ticket | None:
     if ticket.rounds:
         before = ticket.rounds[-1]
     elif not n_of_m(ticket.pattern):
-        # Rounded, so that 1 - 0.8 ** 2 is the 0.36 that someone may ask for.
         kept = math.log(1 - ticket.sparsity) / math.log(1 - ticket.rate)
-        done = math.ceil(kept - 1e-6) - 1
-        before = round(1 - (1 - ticket.rate) ** done, 9)
-        while before >= ticket.sparsity:  # rounds so small that rounding counts one too many
-            done -= 1
-            before = round(1 - (1 - ticket.rate) ** done, 9)
+        done = max(0, math.ceil(kept - 1e-6) - 1)
+        # Rounded, so that 1 - 0.8 ** 2 is the 0.36 that someone may ask for. Where rounds are so
+        # small that this counts one too many, it is the one before.
+        rounds = (round(1 - (1 - ticket.rate) ** i, 9) for i in range(done, -1, -1))
+        before = next(sparsity for sparsity in rounds if sparsity < ticket.sparsity)
     if before == 0:
         return rewound(ticket)
     return replace(ticket, sparsity=before, mask_from=None, control="none")

@@ -34,22 +34,16 @@ def linear(model: ResNet, data: Dataset) -> tuple[dict[str, Tensor], dict[str, A
     )
     scaler = StandardScaler().fit(x)
     x, x_val, x_test = (scaler.transform(part).astype(np.float64) for part in (x, x_val, x_test))
-    best: Any = None
-    tried: dict[float, int] = {}
-    for strength in STRENGTHS:
-        candidate = LogisticRegression(C=strength, max_iter=1000, tol=1e-3).fit(x, y)
-        right = int((candidate.predict(x_val) == y_val).sum())
-        if right > max(tried.values(), default=-1):
-            best = candidate
-        tried[strength] = right
-    head = _head(best, scaler, data.n_classes)
+    fitted = {c: LogisticRegression(C=c, max_iter=1000, tol=1e-3).fit(x, y) for c in STRENGTHS}
+    right = {c: int((own.predict(x_val) == y_val).sum()) for c, own in fitted.items()}
+    best = fitted[max(right, key=lambda c: right[c])]  # of equals the first
     measures = {
-        "val_correct": max(tried.values()),
+        "val_correct": right[best.C],
         "test_correct": int((best.predict(x_test) == y_test).sum()),
         "C": best.C,
-        "val_correct_by_C": {f"{c:g}": n for c, n in tried.items()},
+        "val_correct_by_C": {f"{c:g}": n for c, n in right.items()},
     }
-    return head, measures
+    return _head(best, scaler, data.n_classes), measures
 
 
 def _head(fitted: Any, scaler: Any, n_classes: int) -> dict[str, Tensor]:

@@ -32,31 +32,24 @@ def segment(
     with torch.random.fork_rng():
         torch.manual_seed(batches.seed_for(spec.seed, "head"))
         network = heads.segmenter(model, data.n_classes, spec.head)
-    objective = pixelwise(data.ignore)
     curve = training.fit(
-        network, data.train, objective, spec, checkpoint=checkpoint, label="segment"
+        network, data.train, pixelwise(data.ignore), spec, checkpoint=checkpoint, label="segment"
     )
     found: dict[str, Any] = {}
     for name, split in (("val", data.val), ("test", data.test)):
         counts = confusions(network, split, data.n_classes, data.ignore)
-        found |= {f"{name}_{k}": v for k, v in measures(counts).items()}
-        found[f"{name}_confusion"] = counts
+        found |= {f"{name}_{k}": v for k, v in (measures(counts) | {"confusion": counts}).items()}
     return network, found | {"curve": curve}
 
 
 def confusions(
-    model: nn.Module,
-    split: Split | FileSplit,
-    n_classes: int,
-    ignore: int,
-    batch_size: int = 16,
+    model: nn.Module, split: Split | FileSplit, n_classes: int, ignore: int, batch_size: int = 16
 ) -> Tensor:
     """How many pixels of each image have class i and are predicted as j: [N, K, K] int32, on the
     CPU. Pixels labelled `ignore` are not counted."""
     counts = []
     for label, mask in zip(predicted(model, split, batch_size), split.y, strict=True):
-        counted = mask != ignore
-        pairs = mask[counted].long() * n_classes + label[counted]
+        pairs = (mask.long() * n_classes + label)[mask != ignore]
         counts.append(torch.bincount(pairs, minlength=n_classes**2).view(n_classes, n_classes))
     return torch.stack(counts).to(torch.int32)
 

@@ -354,10 +354,6 @@ def test_overlay_counts_each_kind_once():
 def test_masks_wants_two_networks(trained):
     with pytest.raises(ValueError, match="natural and at least one robust"):
         explorer.masks({"natural": trained["natural"]})
-    with pytest.raises(ValueError, match="sparsity"):
-        explorer.masks(trained, sparsity=1.0)
-    with pytest.raises(ValueError, match="scope"):
-        explorer.masks(trained, scope="globl")
 
 
 def test_tickets_of_the_zoo_need_nothing_stored_and_stored_networks_are_offered_too(tmp_path):

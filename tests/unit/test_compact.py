@@ -353,10 +353,6 @@ def test_what_does_not_keep_zero_at_zero_is_refused():
         compact(model, SIZE)
 
 
-def test_bad_input_is_refused_by_name():
+def test_a_model_without_convolutions_is_refused_by_name():
     with pytest.raises(ValueError, match="Linear: has no convolution"):
         compact(nn.Linear(3, 3), SIZE)
-    with pytest.raises(ValueError, match="size=0"):
-        compact(network(), 0)
-    with pytest.raises(ValueError, match="multiple=0"):
-        compact(network(), SIZE, 0)

@@ -215,7 +215,7 @@ def test_training_steps_are_those_of_the_ticket_small_and_as_a_mask(measured, mo
         seen.append((step, torch.get_num_threads()))
         return 1.0 if len(seen) % 2 else 0.25  # masked, then small
 
-    monkeypatch.setattr(deployment, "_seconds", seconds)
+    monkeypatch.setattr(deployment, "seconds", seconds)
     torch.set_num_threads(2)
     try:
         steps = deployment.training_steps([HALF[1], WANTED[-1]], rounds=3, batch_size=4)
@@ -265,7 +265,7 @@ def test_a_step_trains_and_keeps_the_removed_at_zero():
     ],
 )
 def test_bad_input_is_refused_before_any_work(call, says, monkeypatch):
-    for name in ("network", "run", "load"):
+    for name in ("network", "run", "transfer"):
         monkeypatch.setattr(deployment, name, None)
     with pytest.raises(ValueError, match=says):
         call()

@@ -117,7 +117,7 @@ def test_a_budget_is_met_only_by_what_meets_all_of_it():
 
 def test_only_channel_tickets_have_fewer_parameters_and_zeros_compress(monkeypatch):
     planned = fit.plan("digits", n_train=60)
-    rows = pd.DataFrame([r for s in planned.wanted for r in takeaway.estimates(s, 10, True)])
+    rows = pd.DataFrame([r for s in planned.wanted for r in takeaway.estimates(s, 10)])
     by = rows[rows.network == "natural-0"].set_index(["pattern", "form"])
     whole = sum(p.numel() for p in stages.network(planned.wanted[0].ticket).parameters())
     head = 256 * 150 + 150 - (256 * 10 + 10)
@@ -393,7 +393,7 @@ def test_costs_that_were_estimated_are_those_of_the_files(fitted, monkeypatch):
             pattern=row.pattern,
             sparsity=row.sparsity,
         )
-        about = takeaway.estimates(Transfer(ticket), 3, True)
+        about = takeaway.estimates(Transfer(ticket), 3)
         (one,) = (r for r in about if r["form"] == row.form)
         assert one["parameters"] == row.parameters
         assert 1 / 1.06 < one["bytes"] / row.bytes < 1.06, row
