@@ -21,18 +21,17 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import stats as scipy_stats
 
-from robustlib import stats
+from robustlib import profiles, stats, store
+from robustlib.metrics.domain_gap import rank_correlation
 from robustlib.specs import Evaluation
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Effects = Callable[["pd.DataFrame", "pd.DataFrame"], dict[str, "pd.DataFrame"]]
+Effects = Callable[[pd.DataFrame, pd.DataFrame], dict[str, pd.DataFrame]]
 """From the grid's rows, and those of evaluations, to {part: seed, task, effect in points}; for a
 correlation: {part: task, x, y}."""
 MARGIN = 1.0
@@ -96,8 +95,6 @@ def table(rows: dict[str, pd.DataFrame | None], evaluations: pd.DataFrame) -> pd
     rows: the transfers of the profile's grid (key "") and of each ablation by name; None or absent
     where they are not all there. evaluations: all rows of evaluations that there are.
     """
-    import pandas as pd
-
     out = []
     for claim in CLAIMS:
         base = {"claim": claim.name, "sentence": claim.sentence, "estimand": claim.estimand}
@@ -113,28 +110,26 @@ def table(rows: dict[str, pd.DataFrame | None], evaluations: pd.DataFrame) -> pd
     return pd.DataFrame(out).reindex(columns=order)
 
 
+def stored_rows(profile: str, study: str) -> pd.DataFrame | None:
+    """The stored rows of a profile's ablation, or of its own grid (""); None: not all are there."""
+    grid = profiles.grid(f"{profile}:{study}" if study else profile)
+    # What is said of the main grid is said of statistics as pretraining left them.
+    return store.rows(spec for spec in grid if study or not spec.recalibrate)
+
+
 def of_profile(profile: str) -> pd.DataFrame:
     """The `table` of a profile, from what is stored: of a grid that is not stored whole, a claim is
     "not run"."""
-    import pandas as pd
-
-    from robustlib import profiles, store
-
-    rows: dict[str, pd.DataFrame | None] = {}
-    for study in {claim.study for claim in CLAIMS} & {"", *profiles.ablations(profile)}:
-        grid = profiles.grid(f"{profile}:{study}" if study else profile)
-        grid = [spec for spec in grid if study or not spec.recalibrate]
-        whole = all(map(store.has, grid))
-        rows[study] = pd.DataFrame([store.get(s).row for s in grid]) if whole else None
+    studies = {claim.study for claim in CLAIMS} & {"", *profiles.ablations(profile)}
     asked: dict[str, list[Evaluation]] = {}
-    for group in (
-        profiles.evaluations(f"{profile}:properties").values() if "properties" in rows else ()
-    ):
-        asked.setdefault(group[0].suite, []).extend(group)
+    if "properties" in studies:
+        for group in profiles.evaluations(f"{profile}:properties").values():
+            asked.setdefault(group[0].suite, []).extend(group)
     measured = [s for group in asked.values() if all(map(store.has, group)) for s in group]
     measured += filter(store.has, profiles.gaps(profile))
     none = None if measured else ["suite", "objective", "task", "against", "frechet_infinity"]
-    return table(rows, pd.DataFrame([store.get(s).row for s in measured], columns=none))
+    found = pd.DataFrame([store.get(s).row for s in measured], columns=none)
+    return table({study: stored_rows(profile, study) for study in studies}, found)
 
 
 def _decided(effects: pd.DataFrame) -> dict:
@@ -146,8 +141,6 @@ def _decided(effects: pd.DataFrame) -> dict:
 
 
 def _correlated(pairs: pd.DataFrame) -> dict:
-    from robustlib.metrics.domain_gap import rank_correlation
-
     rho, low, high, p = rank_correlation(pairs.x, pairs.y)
     decided = "undecided" if not p < 0.05 else "supported" if rho > 0 else "contradicted"
     return {"verdict": decided, "mean": rho, "low": low, "high": high, "tasks": len(pairs)}
@@ -187,26 +180,20 @@ def _patterns(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _a_imp(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    imp = rows[rows.scheme == "imp"]
-    robust = imp[(imp.objective == "pgd") & (imp.ticket_objective == "pgd")]
-    natural = imp[(imp.objective == "natural") & (imp.ticket_objective == "natural")]
-    out = {}
-    for name, up in (("upstream", True), ("downstream", False)):
-        first, second = (side[(side.dataset == "") == up] for side in (robust, natural))
-        out[name] = _between(first, second, ["sparsity"])
-    return out
+    own = rows[(rows.scheme == "imp") & (rows.ticket_objective == rows.objective)]
+    robust, natural = (own[own.objective == objective] for objective in ("pgd", "natural"))
+    upstream = _between(robust[robust.dataset == ""], natural[natural.dataset == ""], ["sparsity"])
+    below = _between(robust[robust.dataset != ""], natural[natural.dataset != ""], ["sparsity"])
+    return {"upstream": upstream, "downstream": below}
 
 
 def _gap(rows: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
     own = evaluations[(evaluations.suite == "domain_gap") & (evaluations.objective == "natural")]
-    x = own.groupby("against").frechet_infinity.mean()
+    x = own.groupby("against").frechet_infinity.mean().rename("x")
     pairs = _advantage(rows[rows.sparsity == 0.9])
-    found = {}
-    for mode, each in pairs.groupby("mode"):
-        y = 100 * each.groupby("task").difference.mean()
-        both = y.index.intersection(x.index)
-        found[mode] = y[both].rename("y").to_frame().assign(x=x[both]).rename_axis("task")
-    return {mode: pairs.reset_index() for mode, pairs in found.items() if len(pairs)}
+    y = 100 * pairs.groupby(["mode", "task"]).difference.mean().rename("y")
+    both = y.reset_index().merge(x, left_on="task", right_index=True)
+    return dict(list(both.groupby("mode")))
 
 
 def _kinds(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -232,11 +219,9 @@ def _property(suite: str, column: str, sign: int = 1) -> Effects:
         if suite == "calibration":
             own = own[~own.scaled.astype(bool)]
         cell = ["seed", "task", "sparsity", "evaluation_norm", "evaluation_eps", "against"]
-        sides = [
-            own[own.objective == o].groupby(cell, dropna=False)[column].mean()
-            for o in ("pgd", "natural")
-        ]
-        both = (sign * (sides[0] - sides[1])).dropna().rename("difference").reset_index()
+        sides = (own[own.objective == o] for o in ("pgd", "natural"))
+        robust, natural = (s.groupby(cell, dropna=False)[column].mean() for s in sides)
+        both = (sign * (robust - natural)).dropna().rename("difference").reset_index()
         lacking = set(rows.seed) - set(both.seed)
         return {} if lacking or both.empty else {"": _points(both)}
 

@@ -19,22 +19,19 @@ if TYPE_CHECKING:
 PRETRAINING = ["objective", "norm", "eps", "sigma", "steps"]
 """The columns that name a way to pretrain."""
 
-_OTHERS = (
-    "step_size beta replays checkpoint schedule momentum decay_norms pretrain_epochs pretrain_lr "
-    "pretrain_batch_size pretrain_weight_decay pretrain_augment pretrain_precision mask_objective "
-    "mask_norm mask_eps mask_sigma mask_steps"
-)
-RECIPE = [*PRETRAINING, *_OTHERS.split()]
+RECIPE = [
+    *PRETRAINING,
+    *"step_size beta replays checkpoint schedule momentum decay_norms".split(),
+    *(f"pretrain_{name}" for name in "epochs lr batch_size weight_decay augment precision".split()),
+    *(f"mask_{name}" for name in PRETRAINING),
+]
 """All the columns in which a robust network may differ from its natural partner."""
-
-
-_FIRST = ["task", "mode", "scheme", "pattern", "sparsity", *PRETRAINING, "n_train", "seed"]
-_FIRST += ["accuracy", "n"]
 
 
 def arranged(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows with the columns first that tell what they are of, and what was found."""
-    first = [c for c in _FIRST if c in frame]
+    first = ["task", "mode", "scheme", "pattern", "sparsity", *PRETRAINING, "n_train", "seed"]
+    first = [c for c in [*first, "accuracy", "n"] if c in frame]
     return frame[[*first, *(c for c in frame if c not in first)]]
 
 
@@ -123,14 +120,10 @@ def advantage(
     Pairs are averaged within a seed and cell of `by`, and the interval is Student's over seeds.
     Columns: PRETRAINING, by, mean, low, high, seeds, pairs. Raises as `differences`.
     """
-    import pandas as pd
-
     cells = [*(c for c in PRETRAINING if c in frame), *by]
-    grouped = differences(frame, value).groupby([*cells, "seed"], dropna=False)
-    grouped = grouped.difference.agg(["mean", "size"]).reset_index()
-    out = _intervals(grouped, cells, "mean")
-    sizes = grouped.groupby(cells, dropna=False)["size"].sum().reset_index(name="pairs")
-    return pd.merge(out, sizes, on=cells)
+    pairs = differences(frame, value)
+    counts = pairs.groupby(cells, dropna=False).size().reset_index(name="pairs")
+    return summary(pairs, cells, "difference").merge(counts, on=cells)
 
 
 def mask_effects(frame: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
@@ -143,16 +136,15 @@ def mask_effects(frame: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
     """
     other = [f"mask_{name}" for name in PRETRAINING]
     cell = [*PRETRAINING, "task", "mode", "recalibrate", "n_train", "sparsity"]
-    own = (frame[other].to_numpy() == frame[PRETRAINING].to_numpy()).all(axis=1)
-    own &= (frame.control == "none").to_numpy()
+    same = frame[other].to_numpy() == frame[PRETRAINING].to_numpy()
+    own = (frame.control == "none") & same.all(axis=1)
     on = [*cell, "seed"]
     if frame[own].duplicated(on).any():
         raise ValueError("several rows of an own mask differ in none of " + ", ".join(on))
-    pairs = frame[~own].merge(frame[own][[*on, value]], "left", on=on, suffixes=("", "_own"))
-    if pairs[f"{value}_own"].isna().any():
+    worth = -beside(frame, own, on, value)
+    if worth[~own].isna().any():
         raise ValueError("a mask stands alone: there is no row of its network's own mask")
-    pairs = pairs.assign(worth=pairs[f"{value}_own"] - pairs[value])
-    return _intervals(pairs, [*cell, *other, "control"], "worth")
+    return _intervals(frame.assign(worth=worth)[~own], [*cell, *other, "control"], "worth")
 
 
 def mask_overlap(first: Mask, second: Mask) -> pd.DataFrame:
@@ -180,8 +172,6 @@ def mask_overlap(first: Mask, second: Mask) -> pd.DataFrame:
 def _intervals(per_seed: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
     import pandas as pd
 
-    rows = []
-    for cell, group in per_seed.groupby(by, dropna=False):
-        mean, low, high = mean_interval(group[value])
-        rows.append([*cell, mean, low, high, len(group)])
+    cells = per_seed.groupby(by, dropna=False)[value]
+    rows = [[*cell, *mean_interval(seeds), len(seeds)] for cell, seeds in cells]
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds"])

@@ -45,9 +45,8 @@ from robustlib.figures.results import (
     miou_vs_sparsity,
 )
 from robustlib.figures.scenes import by_class, scenes
-from robustlib.figures.style import VENUES, looks, venue
+from robustlib.figures.style import START, VENUES, looks, venue
 from robustlib.figures.tickets import (
-    START,
     filters,
     layer_density,
     mask_overlap,

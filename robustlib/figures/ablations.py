@@ -42,22 +42,18 @@ def by_pretraining(frame: pd.DataFrame) -> Figure:
     alike(frame, "arch", "n_train", "sparsity", "scheme", "pattern")
     pairs = with_way(labelled(stats.differences(frame)), ["mode", "recalibrate"])
     distinct(pairs, "task", "way", "label")
-    pairs = pairs.assign(place=pairs.objective.map(_OBJECTIVES.index))
-    pairs = pairs.sort_values(["place", "steps", "norm", "eps", "sigma"], kind="stable")
-    colours = looks(pairs.label)
-    pairs = pairs.assign(x=pairs.label.map(list(colours).index))
-    fig, cells = _by_task_and_way(pairs, frame, 1.6, sharex=True, sharey="row")
+    pairs = pairs.assign(order=pairs.objective.map(_OBJECTIVES.index))
+    pairs = pairs.sort_values(["order", "steps", "norm", "eps", "sigma"], kind="stable")
+    # None of them is natural: that they are robust goes without saying.
+    short, colours = pairs.label.str.removeprefix("robust, "), looks(pairs.label)
+    pairs["x"] = pd.Categorical(short, short.unique())
+    rows = grid.measured(pairs, "difference", "difference")
+    rows["ylabel"] = rows.way + "\nrobust − natural (points)"
+    fig, cells, bars = _by_task_and_way(rows, frame, 1.6, colours, apart=0, sharey="row")
     for ax, own in cells:
-        grid.no_difference(ax)
         for _, kind in own.groupby(["objective", "steps", "norm"], sort=False):
-            means = 100 * kind.groupby("x").difference.mean()
-            ax.plot(means.index, means, color=OTHER, lw=0.8, zorder=1)
-        grid.marks(ax, own, "difference", colours, "difference", apart=0)
-        # None of them is natural: that they are robust goes without saying.
-        grid.by_name(ax, [name.removeprefix("robust, ") for name in colours])
-        if grid.place(ax).is_first_col():
-            ax.set_ylabel(f"{own.way.iloc[0]}\nrobust − natural (points)")
-    bars = grid.fit((ax for ax, _ in cells), zero=True)
+            means = 100 * kind.groupby("x", observed=True).difference.mean()
+            ax.plot(means.index.codes, means, color=OTHER, lw=0.8, zorder=1)
     note = f"{grid.DOTS}; {bars}" if bars else grid.DOTS
     fig.supxlabel(f"{shared(frame, 'sparsity', 'n_train', 'seed')}\n{note}", fontsize=6.5)
     return fig
@@ -75,20 +71,15 @@ def by_mask(frame: pd.DataFrame) -> Figure:
     if (frame.control == "reinit").any():
         raise ValueError("control='reinit': its weights are nobody's, draw it by `by_drawing`")
     rows = with_way(labelled(frame), ["mode", "recalibrate"])
-    rows = rows.assign(mask=[mask_label(r) for r in rows.to_dict("records")])
+    rows["mask"] = [mask_label(row) for row in rows.to_dict("records")]
     distinct(rows, "task", "way", "label", "mask")
-    places = list(rows.sort_values(["control", "mask_objective", "mask_eps"])["mask"].unique())
-    colours = looks(ordered(rows))
     own = rows["mask"] == rows.label
-    worth = stats.beside(rows, own, ["task", "way", "label", "seed"], "accuracy")
-    rows = rows.assign(x=rows["mask"].map(places.index), worth=worth)
-    fig, cells = _by_task_and_way(rows, frame, 1.4, sharex=True, sharey=False)
-    for ax, own in cells:
-        grid.marks(ax, own, "accuracy", colours, "worth")
-        grid.by_name(ax, places)
-        if grid.place(ax).is_first_col():
-            ax.set_ylabel(f"{own.way.iloc[0]}\naccuracy (%)")
-    bars = grid.fit((ax for ax, _ in cells), of="of the difference to the own mask, paired by seed")
+    rows["worth"] = stats.beside(rows, own, ["task", "way", "label", "seed"], "accuracy")
+    places = rows.sort_values(["control", "mask_objective", "mask_eps"])["mask"].unique()
+    rows["x"] = pd.Categorical(rows["mask"], places)
+    rows, colours = grid.measured(rows, "accuracy", "worth"), looks(ordered(rows))
+    of = "of the difference to the own mask, paired by seed"
+    fig, _, bars = _by_task_and_way(rows, frame, 1.4, colours, of=of, sharey=False)
     fig.supxlabel("mask", fontsize=8)
     said = shared(frame, "sparsity", "n_train", "seed")
     grid.legend(fig, colours, said, f"colour: whose weights; {grid.DOTS}", bars)
@@ -108,43 +99,28 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
     frame = labelled(_placed(frame))
     distinct(frame, "task", "sparsity", "place", "label")
     order = {row["place"]: _order(row) for row in frame.to_dict("records")}
-    places = sorted(order, key=order.__getitem__)
+    frame["x"] = pd.Categorical(frame.place, sorted(order, key=order.__getitem__))
     names, colours = titles(frame), looks(ordered(frame))
-    rows = pd.concat([frame.assign(panel=0), stats.differences(frame).assign(panel=1)])
-    rows = rows.assign(x=rows.place.map(places.index))
-    rows["line"] = 2 * rows.task.map(list(names).index) + rows.panel
+    pairs = grid.measured(stats.differences(frame), "difference", "difference", title="")
+    title = frame.task.map(names) + ", sparsity " + frame.sparsity.map("{:g}".format)
+    rows = pd.concat([grid.measured(frame, "accuracy", title=title), pairs])
+    rows["line"] = 2 * rows.task.map(list(names).index) + rows.compared
+    rows["place"] = rows.sparsity
     size = page_width() if rows.sparsity.nunique() > 1 else column_width(), 1.3 + 2.3 * len(names)
-    fig, cells = grid.facets(rows, *size, "line", "sparsity", sharex=True, sharey="row")
-    compared = {ax: bool(own.panel.iloc[0]) for ax, own in cells}
-    for ax, own in cells:
-        if compared[ax]:
-            grid.no_difference(ax)
-            grid.marks(ax, own, "difference", colours, "difference")
-        else:
-            grid.marks(ax, own, "accuracy", colours)
-            ax.set_title(f"{names[own.task.iloc[0]]}, sparsity {own.sparsity.iloc[0]:g}")
-        grid.by_name(ax, places)
-        if grid.place(ax).is_first_col():
-            ax.set_ylabel("robust − natural\n(points)" if compared[ax] else "accuracy (%)")
-    grid.fit(ax for ax in compared if not compared[ax])
-    bars = grid.fit((ax for ax in compared if compared[ax]), zero=True)
+    fig, _, bars = grid.panels(rows, *size, colours, sharey="row")
     fig.align_ylabels()
     grid.legend(fig, colours, shared(frame, "mode", "n_train", "seed"), grid.DOTS, bars)
     return fig
 
 
 def _by_task_and_way(
-    rows: pd.DataFrame, frame: pd.DataFrame, above: float, **options: Any
-) -> tuple[Figure, grid.Cells]:
+    rows: pd.DataFrame, frame: pd.DataFrame, above: float, colours: grid.Looks, **options: Any
+) -> tuple[Figure, grid.Cells, str]:
     """Tasks, in the order of the frame, beside each other, ways to transfer below each other."""
     names = titles(frame)
-    size = page_width() if len(names) > 1 else column_width(), above + 1.5 * rows.way.nunique()
-    ways = list(dict.fromkeys(rows.way))
-    order: dict[str, Any] = {"row_order": ways, "col_order": list(names)}
-    fig, cells = grid.facets(rows, size[0], size[1], "way", "task", **order, **options)
-    for ax, own in cells:
-        ax.set_title(names[own.task.iloc[0]])
-    return fig, cells
+    rows = grid.wrapped(rows.assign(title=rows.task.map(names)), list(names), "task", len(names))
+    width = page_width() if len(names) > 1 else column_width()
+    return grid.panels(rows, width, above + 1.5 * rows.way.nunique(), colours, **options)
 
 
 def drawing(row: Mapping[str, Any]) -> str:
@@ -163,13 +139,11 @@ def drawing(row: Mapping[str, Any]) -> str:
 
 def _placed(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows with their place on the axis: by pattern, or by scheme, or both."""
-    rows = frame.to_dict("records")
-    if frame.pattern.nunique() == 1:
-        return frame.assign(place=[drawing(r) for r in rows])
-    alone = len({drawing(r | {"pattern": "unstructured"}) for r in rows}) == 1
-    patterns = ["n:m" if n_of_m(p) else p for p in frame.pattern]
-    both = zip(rows, patterns, strict=True)
-    return frame.assign(place=patterns if alone else [drawing(r | {"pattern": p}) for r, p in both])
+    rows, several = frame.to_dict("records"), frame.pattern.nunique() > 1
+    if several:
+        rows = [row | {"pattern": "n:m"} if n_of_m(row["pattern"]) else row for row in rows]
+    alone = several and len({drawing(row | {"pattern": "unstructured"}) for row in rows}) == 1
+    return frame.assign(place=[row["pattern"] if alone else drawing(row) for row in rows])
 
 
 def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:

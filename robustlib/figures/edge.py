@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 from robustlib import stats
 from robustlib.figures import grid
@@ -32,27 +32,19 @@ def edge(frame: pd.DataFrame) -> Figure:
     int8, for which parameters and multiply-adds are those of fp32. Raises ValueError for no rows or
     several tasks.
     """
-    frame = _kinds(frame)
+    frame = _with_advantage(frame)
     colours, costs = looks(ordered(frame)), _costs(frame)
     patterns = [kind for kind in frame.kind.unique() if kind != "dense"] or ["dense"]
     dense = frame.kind == "dense"  # every pattern begins there
     rows = pd.concat([frame[~dense], *(frame[dense].assign(kind=kind) for kind in patterns)])
-    natural, on = rows.label == "natural", ["kind", "form", "sparsity", "pattern", "seed"]
-    rows = rows.assign(ahead=stats.beside(rows, natural, on, "accuracy"))
     kept = ["label", "kind", "form", "sparsity", "seed", "accuracy", "ahead"]
     rows = rows.melt(kept, list(costs), "cost", "x").dropna(subset=["x"])
-    timed = rows.cost.str.startswith(("bytes", "latency"))
-    rows = rows[timed | (rows.form == "fp32")]
-    order: dict[str, Any] = {"row_order": list(costs), "col_order": patterns}
-    size = page_width(), 1.0 + 1.2 * len(costs)
-    fig, cells = grid.facets(rows, *size, "cost", "kind", sharex=True, sharey=True, **order)
+    rows = rows[rows.cost.str.startswith(("bytes", "latency")) | (rows.form == "fp32")]
+    title = rows.kind.where(rows.cost == next(iter(costs)), "")
+    rows = rows.assign(title=title, ylabel=rows.cost.map(costs) + "\naccuracy (%)")
+    fig, cells = grid.facets(rows, page_width(), 1.0 + 1.2 * len(costs), "cost", "kind")
     for ax, own in cells:
-        first = grid.place(ax).is_first_row()
-        _points(ax, own, colours, named=first)  # what is as high below it is the same ticket
-        if first:
-            ax.set_title(own.kind.iloc[0])
-        if grid.place(ax).is_first_col():
-            ax.set_ylabel(f"{costs[own.cost.iloc[0]]}\naccuracy (%)")
+        _points(ax, own, colours)
     bars = grid.fit((ax for ax, _ in cells), of=grid.TO_NATURAL)
     low = min(50.0, 100 * rows.x.min())
     ax.set(xscale="log", xlim=(0.7 * low, 100 * max(1, rows.x.max()) / 0.7))
@@ -70,38 +62,21 @@ def edge(frame: pd.DataFrame) -> Figure:
 def saved(frame: pd.DataFrame) -> str:
     """What each pattern and form saves, from the least to the most, and what robust pretraining
     adds to accuracy there. frame: as `edge` takes it."""
-    frame = _kinds(frame)
-    lines = []
+    frame = _with_advantage(frame)
+    costs, lines = _costs(frame).items(), []
     for (kind, form), rows in frame.groupby(["kind", "form"], sort=False):
         if kind == "dense" and form == "fp32":
             continue
-        costs = _costs(frame).items()
         own = ", ".join(f"{title} {_range(100 * rows[cost], '.0f')}" for cost, title in costs)
         lines.append(f"{kind}, {form}, in % of dense: {own}")
-        lines += _advantages(rows)
-    half = max(
-        (high - low) / 2
-        for low, high in (
-            stats.accuracy_interval(a, n) for a, n in zip(frame.accuracy, frame.n, strict=True)
-        )
-    )
+        for name, ahead in rows.dropna(subset=["ahead"]).groupby("label", sort=False).ahead:
+            lines.append(f"  {name}: {_range(100 * ahead, '+.1f')} points over natural")
+    known = zip(frame.accuracy, frame.n, strict=True)
+    half = max(high - low for low, high in (stats.accuracy_interval(a, n) for a, n in known)) / 2
     lines.append(
         f"One accuracy, of {frame.n.max():,} test images, is known to ± {100 * half:.1f} points."
     )
     return "\n".join(lines)
-
-
-def _advantages(rows: pd.DataFrame) -> list[str]:
-    """A line for each way to pretrain robustly: its accuracy over that of natural, each sparsity
-    and seed with its own partner."""
-    on = ["sparsity", "pattern", "seed"]
-    natural = rows[rows.label == "natural"][[*on, "accuracy"]]
-    both = rows[rows.label != "natural"].merge(natural, on=on, suffixes=("", "_natural"))
-    both["ahead"] = 100 * (both.accuracy - both.accuracy_natural)
-    return [
-        f"  {name}: {_range(own.ahead, '+.1f')} points over natural"
-        for name, own in both.groupby("label", sort=False)
-    ]
 
 
 def _range(values: pd.Series, form: str) -> str:
@@ -118,10 +93,16 @@ def _kinds(frame: pd.DataFrame) -> pd.DataFrame:
     kinds = ["n:m" if n_of_m(p) else p for p in frame.pattern]
     frame = labelled(frame).assign(kind=kinds)
     frame.loc[frame.sparsity == 0, "kind"] = "dense"
-    order = {k: i for i, k in enumerate(_PATTERNS)}
     return frame.sort_values(
-        ["kind", "sparsity"], key=lambda c: c.map(order) if c.name == "kind" else c
+        ["kind", "sparsity"], key=lambda c: c.map(_PATTERNS.index) if c.name == "kind" else c
     )
+
+
+def _with_advantage(frame: pd.DataFrame) -> pd.DataFrame:
+    """The `_kinds` of rows, and `ahead`: their accuracy over that of natural in the same seed."""
+    frame = _kinds(frame)
+    natural, on = frame.label == "natural", ["kind", "form", "sparsity", "pattern", "seed"]
+    return frame.assign(ahead=stats.beside(frame, natural, on, "accuracy"))
 
 
 def _costs(frame: pd.DataFrame) -> dict[str, str]:
@@ -135,8 +116,9 @@ def _costs(frame: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def _points(ax: Axes, rows: pd.DataFrame, colours: grid.Looks, named: bool) -> None:
-    """Of each network and form a line through its sparsities, with their numbers if `named`."""
+def _points(ax: Axes, rows: pd.DataFrame, colours: grid.Looks) -> None:
+    """Of each network and form a line through its sparsities; in the first line of panels with
+    their numbers, for what is as high below it is the same ticket."""
     ax.axvline(100, color=OTHER, lw=0.8, zorder=0)
     for (label, form), own in rows.groupby(["label", "form"], sort=False):
         at = 100 * own.groupby("sparsity")[["x", "accuracy"]].mean()
@@ -147,7 +129,7 @@ def _points(ax: Axes, rows: pd.DataFrame, colours: grid.Looks, named: bool) -> N
             dot = look | {"ls": "", "ms": 1.8, "mew": 0, "alpha": 0.6, "label": None}
             ax.plot(100 * own.x, 100 * own.accuracy, **dot)
         ax.errorbar(at.x, at.accuracy, yerr=half, capsize=1.5, elinewidth=0.7, **look)
-        if named and label == rows.label.iloc[0]:
+        if ax.get_title() and label == rows.label.iloc[0]:
             for sparsity, x, y in at.itertuples():
                 place: Any = {"xytext": (0, 3), "ha": "center", "textcoords": "offset points"}
                 ax.annotate(f"{sparsity:g}", (x, y), fontsize=6, **place)
@@ -168,18 +150,18 @@ def choice(options: pd.DataFrame, most: float | None = None) -> Figure:
     fig = grid.plain(1.4 * column_width(), column_width())
     ax = fig.subplots()
     for row in frame.itertuples():
-        fill = "none" if row.form == "int8" else colours[row.label]["color"]
+        colour = colours[row.label]["color"]
+        fill = "none" if row.form == "int8" else colour
+        pale: dict[str, Any] = {"alpha": 1.0 if row.met else 0.3, "color": colour}
         low, high = stats.accuracy_interval(row.val_accuracy, row.n_val)
         at = row.bytes / 1000, 100 * row.val_accuracy
-        pale: dict[str, Any] = {"alpha": 1.0 if row.met else 0.3}
-        pale["color"] = colours[row.label]["color"]
         ax.vlines(at[0], 100 * low, 100 * high, lw=0.6, **pale)
         ax.plot(*at, marker=_MARKERS[row.kind], ms=5, ls="", mfc=fill, **pale)
         if row.chosen:
             ax.plot(*at, marker="o", ms=12, mfc="none", mec="black", mew=0.8, ls="")
     ax.set_xscale("log")
-    for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
-        axis(FuncFormatter(lambda x, _: f"{x:g}"))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter("{x:g}")
     ax.set(xlabel="file through gzip (kB, log scale)", ylabel="validation accuracy (%)")
     black: dict[str, Any] = {"color": "black", "ls": "", "ms": 4}
     handles = [
@@ -207,24 +189,18 @@ def channels(table: pd.DataFrame) -> Figure:
     alike(table, "task")
     table = labelled(table)
     colours = looks(ordered(table))
-    times = {
-        column: f"latency at batch {column.removeprefix('latency_')}"
-        for column in table
-        if column.startswith("latency_")
-    }
-    times |= {"training_step": "training step"} if "training_step" in table else {}
-    rows = table.melt(["label", "scope", "multiply_adds"], list(times), "column", "time")
-    fig, cells = grid.facets(rows, page_width(), 2.9, None, "column", sharey=True)
+    times = [c for c in table if c.startswith(("latency_", "training_step"))]
+    rows = table.melt(["label", "scope", "multiply_adds"], times, "title", "time")
+    rows["title"] = rows.title.str.replace("latency_", "latency at batch ").str.replace("_", " ")
+    rows["ylabel"] = "time (% of dense)"
+    fig, cells = grid.facets(rows, page_width(), 2.9, None, "title")
     for ax, own in cells:
         ax.plot([0, 100], [0, 100], color=OTHER, lw=0.8, zorder=0)
         for (name, scope), dots in own.groupby(["label", "scope"], sort=False):
-            look = (
-                colours[name] | {"ls": "", "ms": 4} | ({"mfc": "none"} if scope == "layer" else {})
-            )
+            fill = {"mfc": "none"} if scope == "layer" else {}
+            look = colours[name] | {"ls": "", "ms": 4} | fill
             ax.plot(100 * dots.multiply_adds, 100 * dots.time, **look)
-        top = max(110, 105 * rows.time.max())
-        ax.set(title=times[own.column.iloc[0]], xlim=(0, 110), ylim=(0, top))
-    cells[0][0].set_ylabel("time (% of dense)")
+        ax.set(xlim=(0, 110), ylim=(0, max(110, 105 * rows.time.max())))
     fig.supxlabel("multiply-adds (% of dense)", fontsize=8)
     note = "filled: ranked across layers; hollow: within each; line: time is arithmetic"
     grid.legend(fig, colours, f"channel tickets, {shared(table, 'task', 'seed')}", note)

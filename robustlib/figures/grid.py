@@ -5,8 +5,9 @@ seaborn lays out the panels. Its estimators know no intervals paired by seed, so
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,7 +16,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import NullLocator
 
 from robustlib import stats
@@ -31,6 +31,8 @@ MARGIN, LETTER, NOTE = 0.5, 0.056, 0.053
 """What a panel's labels take of its width, and a letter of a tick's name and one of a note take, in
 inches."""
 SPARSITY = "sparsity (fraction of convolution weights removed)"
+DIFFERENCE = "robust − natural\n(points)"
+MEASURES = {"miou": "mean IoU", "iou": "IoU"}
 
 
 def plain(width: float, height: float) -> Figure:
@@ -50,7 +52,8 @@ def facets(
     **options: Any,
 ) -> tuple[Figure, Cells]:
     """A figure, and a panel with its rows for each value of the columns `down` and `across`; where
-    there is no row, there is no panel.
+    there is no row, there is no panel. The columns `title` and `ylabel` of rows, where they have
+    them, say what a panel is called and, of the first in a line, its y axis.
 
     width, height: of the figure, in inches; options: of seaborn's FacetGrid, sharey for one.
     """
@@ -67,9 +70,92 @@ def facets(
         ax.set_title("")
         if own.empty:
             ax.set_axis_off()
-        else:
-            cells.append((ax, own))
+            continue
+        cells.append((ax, own))
+        if "title" in own:
+            ax.set_title(own.title.iloc[0])
+        if "ylabel" in own and j == 0:
+            ax.set_ylabel(own.ylabel.iloc[0])
     return fig, cells
+
+
+def by_sparsity(ax: Axes, rows: pd.DataFrame) -> None:
+    """Log of density, of which `x` is the inverse: 0.9 to 0.95 is half the weights, and as far as
+    0.8 to 0.9."""
+    by_log(ax, rows, name=lambda x: f"{1 - 1 / x:g}")
+
+
+def by_log(
+    ax: Axes, rows: pd.DataFrame, rotation: float = 0, name: Callable[[float], str] = "{:g}".format
+) -> None:
+    """A log axis with a tick at each value of `x` and no others."""
+    ticks = sorted(rows.x.unique())
+    ax.set_xscale("log")
+    small: dict[str, Any] = {"fontsize": 6} if _width(ax) < 1.5 else {}
+    ax.set_xticks(ticks, list(map(name, ticks)), rotation=rotation, **small)
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlim(0.8 * min(ticks), 1.2 * max(ticks))
+
+
+def by_name(ax: Axes, rows: pd.DataFrame) -> None:
+    """The categories of `x`: lying, a line for each part, where they have room; else upright."""
+    places = list(rows.x.cat.categories)
+    lying = [name.replace(", ", ",\n") for name in places]
+    longest = max(len(part) for name in lying for part in name.split("\n"))
+    fits = len(places) * longest * LETTER <= _width(ax) - MARGIN
+    ax.set_xticks(range(len(places)), lying if fits else places, rotation=0 if fits else 90)
+    ax.grid(axis="x", visible=False)
+    ax.set_xlim(-0.6, len(places) - 0.4)
+
+
+def _width(ax: Axes) -> float:
+    """Of a panel with its labels, in inches."""
+    figure: Any = ax.figure
+    place: Any = ax.get_subplotspec()
+    return figure.get_figwidth() / place.get_gridspec().ncols
+
+
+def measured(
+    rows: pd.DataFrame, value: str, spread: str = "", scale: float | pd.Series = 100, **more: Any
+) -> pd.DataFrame:
+    """The rows with what `panels` draws of them: the column `value` as `y`; the column `spread`,
+    what is paired by seed, whose 95 % interval stands around the means; `scale`, which both are
+    multiplied by; whether they are differences to natural; the label of the axis; the `line` of
+    panels and the `place` in it; and more columns."""
+    compared = value == "difference"
+    ylabel = DIFFERENCE if compared else f"{MEASURES.get(value, value)} (%)"
+    own = {"ylabel": rows.way + "\n" + ylabel if "way" in rows else ylabel, "line": 0, "place": 0}
+    own |= {"y": rows[value], "spread": rows[spread] if spread else math.nan, "scale": scale}
+    return rows.assign(**own | {"compared": compared} | more)
+
+
+def panels(
+    rows: pd.DataFrame,
+    width: float,
+    height: float,
+    looks: Looks,
+    *,
+    axis: Callable[[Axes, pd.DataFrame], None] = by_name,
+    of: str = OVER_SEEDS,
+    apart: float | None = None,
+    **options: Any,
+) -> tuple[Figure, Cells, str]:
+    """`facets` of rows that are `measured`, with their `marks`, and a line for natural where they
+    are differences to it; also returns what a note must say of bars.
+
+    axis: makes the axis of a panel, of the column `x` of its rows; of: what the intervals are of.
+    """
+    fig, cells = facets(rows, width, height, "line", "place", **options)
+    kinds: dict[tuple[bool, float], list[Axes]] = {}
+    for ax, own in cells:
+        axis(ax, own)
+        compared, scale = own.compared.iloc[0], own.scale.iloc[0]
+        if compared:
+            no_difference(ax)
+        marks(ax, own, looks, apart)
+        kinds.setdefault((compared, scale), []).append(ax)
+    bars = [fit(axes, kind[0], 0.005 * kind[1], of) for kind, axes in kinds.items()]
+    return fig, cells, max(bars, key=len)
 
 
 def wrapped(rows: pd.DataFrame, values: Sequence[Any], column: str, across: int) -> pd.DataFrame:
@@ -80,24 +166,15 @@ def wrapped(rows: pd.DataFrame, values: Sequence[Any], column: str, across: int)
     return rows.assign(line=block * -(-len(values) // across) + at // across, place=at % across)
 
 
-def marks(
-    ax: Axes,
-    rows: pd.DataFrame,
-    value: str,
-    looks: Looks,
-    spread: str = "",
-    *,
-    joined: bool = False,
-    apart: float | None = None,
-    scale: float = 100,
-) -> None:
-    """Of each label the seeds as small dots and their means as large ones, at the column `x`.
+def marks(ax: Axes, rows: pd.DataFrame, looks: Looks, apart: float | None = None) -> None:
+    """Of each label the seeds as small dots and their means as large ones, with the interval of
+    `spread` over seeds, at the column `x`: names of a categorical, or, joined by a line, numbers.
 
-    spread: the column whose 95 % interval over seeds is drawn around the means: what is paired by
-    seed. joined: a line joins the means. apart: how far the labels stand from each other, in
-    decades on a log axis.
+    rows: `measured`; apart: how far the labels stand from each other, in decades on a log axis.
     """
-    log, n = ax.get_xscale() == "log", len(looks)
+    log, n, scale = ax.get_xscale() == "log", len(looks), rows.scale.iloc[0]
+    if isinstance(rows.x.dtype, pd.CategoricalDtype):
+        rows = rows.assign(x=rows.x.cat.codes.astype(int))
     if apart is None:
         apart = min(0.04, 0.12 / n) if log else 0.3 / max(1, n - 1)
 
@@ -110,14 +187,12 @@ def marks(
             continue
         shift = apart * (i - (n - 1) / 2)
         dot = dict(look) | {"ls": "", "ms": 1.8, "mew": 0, "alpha": 0.6, "label": None}
-        ax.plot(moved(own.x, shift - (0.03 if log else 0.12)), scale * own[value], **dot)
-        each = own.groupby(["x", "seed"])[list({value, spread or value})].mean()
-        means = each[value].groupby("x").mean()
-        half = np.full(len(means), np.nan)
-        if spread:
-            found = [stats.mean_interval(seeds) for _, seeds in each[spread].groupby("x")]
-            half = scale * np.array([mean - low for mean, low, _ in found])
-        line = dict(look) | ({} if joined else {"ls": ""})
+        ax.plot(moved(own.x, shift - (0.03 if log else 0.12)), scale * own.y, **dot)
+        each = own.groupby(["x", "seed"])[["y", "spread"]].mean()
+        means = each.y.groupby("x").mean()
+        found = [stats.mean_interval(seeds) for _, seeds in each.spread.groupby("x")]
+        half = scale * np.array([mean - low for mean, low, _ in found])
+        line = dict(look) | ({} if log else {"ls": ""})
         bars: dict[str, Any] = {"yerr": half, "capsize": 1.5, "elinewidth": 0.7}
         ax.errorbar(moved(means.index.to_numpy(), shift), scale * means, **bars, **line)
 
@@ -157,18 +232,18 @@ def fit(axes: Iterable[Axes], zero: bool = False, least: float = 0.5, of: str = 
     while axes:
         group = [ax for ax in axes if ax in axes[0].get_shared_y_axes().get_siblings(axes[0])]
         axes = [ax for ax in axes if ax not in group]
-        containers = [(ax, c) for ax in group for c in ax.containers]
-        caps = {id(cap) for _, c in containers for cap in c[1]}
-        dots = [line for ax in group for line in ax.lines if id(line) not in caps]
-        data = [line.get_ydata() for line in dots if line.get_marker() not in ("None", "", None)]
-        values = np.concatenate([*data, [0.0] * zero])
+        lines = [line for ax in group for line in ax.lines]
+        no_dots = ("None", "", None, "_")  # the last is the cap of a bar
+        data = [line.get_ydata() for line in lines if line.get_marker() not in no_dots]
+        values = np.concatenate([*data, [0.0] if zero else []])
         low, high = np.nanmin(values), np.nanmax(values)
         room = max(high - low, least)
-        bars = [(ax, c[2][-1], s) for ax, c in containers if c[2] for s in c[2][-1].get_segments()]
+        drawn = [(ax, c[2][-1]) for ax in group for c in ax.containers if c[2]]
+        bars = [(ax, bar, ends) for ax, bar in drawn for ends in bar.get_segments()]
         bars = [bar for bar in bars if bar[2].size == 4 and np.isfinite(bar[2]).all()]
         ends = np.array([segment[:, 1] for _, _, segment in bars]).reshape(-1, 2)
-        bottom = max(low - room, min(ends[:, 0].min(initial=low), low)) - 0.08 * room
-        top = min(high + room, max(ends[:, 1].max(initial=high), high)) + 0.08 * room
+        bottom = max(low - room, ends[:, 0].min(initial=low)) - 0.08 * room
+        top = min(high + room, ends[:, 1].max(initial=high)) + 0.08 * room
         group[0].set_ylim(bottom, top)
         for ax, bar, ((x, down), (_, up)) in bars:
             for end, beyond, marker in ((bottom, down < bottom, "v"), (top, up > top, "^")):
@@ -177,41 +252,6 @@ def fit(axes: Iterable[Axes], zero: bool = False, least: float = 0.5, of: str = 
                     cut = True
         some = some or bool(bars)
     return (f"bars: 95 % interval {of}" + ", cut off at an arrowhead" * cut) if some else ""
-
-
-def by_sparsity(ax: Axes, values: pd.Series) -> None:
-    """Log of density: 0.9 to 0.95 is half the weights, and as far as 0.8 to 0.9."""
-    by_log(ax, {1 / (1 - s): f"{s:g}" for s in sorted(values.unique())})
-
-
-def by_log(ax: Axes, ticks: Mapping[float, str], rotation: float = 0) -> None:
-    """A log axis with these ticks and no others."""
-    ax.set_xscale("log")
-    figure: Any = ax.figure
-    narrow = figure.get_figwidth() / place(ax).get_gridspec().ncols < 1.5
-    small: dict[str, Any] = {"fontsize": 6} if narrow else {}
-    ax.set_xticks(list(ticks), list(ticks.values()), rotation=rotation, **small)
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlim(0.8 * min(ticks), 1.2 * max(ticks))
-
-
-def by_name(ax: Axes, places: Sequence[str]) -> None:
-    """Names on the axis: lying, a line for each part, where they have room; else upright."""
-    lying = [name.replace(", ", ",\n") for name in places]
-    longest = max(len(part) for name in lying for part in name.split("\n"))
-    figure: Any = ax.figure
-    room = figure.get_figwidth() / place(ax).get_gridspec().ncols - MARGIN
-    fits = len(places) * longest * LETTER <= room
-    ax.set_xticks(range(len(places)), lying if fits else places, rotation=0 if fits else 90)
-    ax.grid(axis="x", visible=False)
-    ax.set_xlim(-0.6, len(places) - 0.4)
-
-
-def place(ax: Axes) -> SubplotSpec:
-    """Where a panel is: the first of its line has the label of the axis."""
-    spec = ax.get_subplotspec()
-    assert spec is not None  # all panels are of a grid
-    return spec
 
 
 def no_difference(ax: Axes) -> None:

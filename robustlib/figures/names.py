@@ -113,19 +113,23 @@ def ordered(rows: pd.DataFrame) -> list[str]:
     return list((rows.sort_values(by) if by else rows).label.unique())
 
 
+def native(rows: pd.DataFrame) -> pd.Series:
+    """The detail of the task's images as they are, their side where the rows do not tell."""
+    return rows["native_detail" if "native_detail" in rows else "size"]
+
+
 def titles(rows: pd.DataFrame) -> dict[str, str]:
     """The tasks of rows and what their panels are called: those whose images have the detail that
     the source's have first, by name, where the rows tell (`native_detail`)."""
     tasks = rows.drop_duplicates("task")
     if "native_detail" not in rows:
         return {task: called(task) for task in tasks.task}
-    tasks = tasks.sort_values("task")
-    full = tasks.native_detail >= tasks["size"]
-    names = {
-        task: f"{called(task)}\n{'full' if whole else 'coarse'}, {detail:g} px"
-        for task, detail, whole in zip(tasks.task, tasks.native_detail, full, strict=True)
+    kind = (tasks.native_detail >= tasks["size"]).map({True: "full", False: "coarse"})
+    tasks = tasks.assign(kind=kind).sort_values(["kind", "task"], ascending=[False, True])
+    return {
+        row.task: f"{called(row.task)}\n{row.kind}, {row.native_detail:g} px"
+        for row in tasks.itertuples()
     }
-    return {task: names[task] for task in [*tasks.task[full], *tasks.task[~full]]}
 
 
 def alike(frame: pd.DataFrame, *names: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -71,30 +72,23 @@ def adversarial_examples(
     side = page_width() / (across + 1)
     # A name and an arrow are as wide as an image; a letter of 6 points is some 0.6 of that wide.
     longest = min(LONGEST, int(72 * side / (0.6 * 6)) - 3)
-
-    def short(label: Any) -> str:
-        return _short(class_names[int(label)], longest)
-
-    names = [short(label) for label in truth]
-    lines = [("image and class", images, names, ["black"] * across)]
+    names = [_short(name, longest) for name in class_names]
+    lines = [("image and class", images, [names[int(label)] for label in truth])]
     for name, (adversarial, before, after) in attacked.items():
         change = 0.5 + factor * (adversarial - images)
-        lines.append((f"{name}\nchange × {factor:g}", change, [""] * across, ["black"] * across))
-        right = [int(a) == int(t) for a, t in zip(after, truth, strict=True)]
+        lines.append((f"{name}\nchange × {factor:g}", change, [""] * across))
         said = [
-            f"{short(b)} →\n{short(a)} {'✓' if ok else '✗'}"
-            for b, a, ok in zip(before, after, right, strict=True)
+            f"{names[int(b)]} →\n{_judged(names, int(a), int(label))}"
+            for b, a, label in zip(before, after, truth, strict=True)
         ]
-        inks = ["black" if ok else "#B2182B" for ok in right]
-        lines.append(("attacked image\nand prediction", adversarial, said, inks))
+        lines.append(("attacked image\nand prediction", adversarial, said))
     with style(class_names):
         fig, axes = grid.pictures(rows, across, page_width(), 0.4 + rows * (side + 0.12))
-        for line, (name, pictures, said, inks) in zip(axes, lines, strict=True):
+        for line, (name, pictures, said) in zip(axes, lines, strict=True):
             line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=6.5)
-            for ax, picture, words, ink in zip(line, pictures, said, inks, strict=True):
-                ax.imshow(picture.clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
-                ax.set_title(words, color=ink, fontsize=6)
-                ax.spines[:].set_visible(False)
+            _show(line, pictures, said, 6)
+        for ax in axes.flat:
+            ax.spines[:].set_visible(False)
         if note:
             fig.suptitle(note, fontsize=6.5)
     return fig
@@ -115,27 +109,17 @@ def attacked(
     around grey: changes by one factor, each gradient by its own largest values.
     """
     factor = _amplification([new - image for new, *_ in networks.values()])
+    names = list(map(_short, class_names))
     with style(class_names):
         fig, axes = grid.pictures(len(networks), 4, page_width(), 0.45 + 1.75 * len(networks))
         for line, (name, (new, gradient, *says)) in zip(axes, networks.items(), strict=True):
             line[0].set_ylabel(name, fontsize=7)
-            titles, inks = [], []
-            for p in says:
-                said = int(p.argmax())
-                right = said == truth
-                titles.append(f"{_short(class_names[said])} {'✓' if right else '✗'} {p[said]:.0%}")
-                inks.append("black" if right else "#B2182B")
-            change = 0.5 + factor * (new - image)
-            slope = 0.5 + 0.5 * gradient / float(gradient.abs().flatten().quantile(0.995) or 1)
-            titles[0], titles[1] = f"image: {titles[0]}", f"attacked: {titles[1]}"
+            said = [f"{_judged(names, int(p.argmax()), truth)} {p.max():.0%}" for p in says]
+            titles = [f"image: {said[0]}", f"attacked: {said[1]}"]
             titles += [f"change × {factor:g}", "gradient of the loss"]
-            inks += ["black"] * 2
-            panels = (image, new, change, slope)
-            for ax, picture, words, ink in zip(line, panels, titles, inks, strict=True):
-                shown = picture.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-                ax.imshow(shown, interpolation="nearest")
-                ax.set_title(words, fontsize=7, color=ink)
-        fig.suptitle(f"class {_short(class_names[truth])}{'; ' * bool(note)}{note}", fontsize=8)
+            slope = 0.5 + 0.5 * gradient / float(gradient.abs().flatten().quantile(0.995) or 1)
+            _show(line, (image, new, 0.5 + factor * (new - image), slope), titles, 7)
+        fig.suptitle(f"class {names[truth]}{'; ' * bool(note)}{note}", fontsize=8)
     return fig
 
 
@@ -155,10 +139,11 @@ def robust_accuracy(frame: pd.DataFrame) -> Figure:
     ax = fig.subplots()
     for attack, (name, look) in itertools.product([lined, *others], colours.items()):
         points = rows[(rows.attack == attack) & (rows.label == name)].sort_values("attack_eps")
-        y, ends = 100 * points.accuracy, np.transpose(_exact(points)) * 100
-        bars = {"yerr": np.abs(ends - y.to_numpy()), "capsize": 1.5, "elinewidth": 0.7}
+        counted = zip(points.accuracy, points.n, strict=True)
+        y, ends = 100 * points.accuracy, [stats.accuracy_interval(a, n) for a, n in counted]
+        reach = np.abs(np.transpose(ends) * 100 - y.to_numpy())
         own = look if attack == lined else look | {"ls": "", "mfc": "none", "ms": 6}
-        ax.errorbar(points.attack_eps, y, **bars, **own)
+        ax.errorbar(points.attack_eps, y, yerr=reach, capsize=1.5, elinewidth=0.7, **own)
         for eps in points.eps.unique():
             if eps > 0:
                 ax.axvline(eps, color=look["color"], lw=0.6, ls=":", zorder=0)
@@ -180,16 +165,22 @@ def attacked_rows(found: Iterable[Artifact]) -> pd.DataFrame:
     for artifact in found:
         spec: Any = artifact.spec
         row = artifact.row
-        own = columns(spec.of) | {"n": row["n"]}
-        of = {"attack_norm": row["evaluation_norm"], "attack_eps": row["evaluation_eps"]}
+        own = columns(spec.of) | {"n": row["n"], "attack_norm": row["evaluation_norm"]}
+        own["attack_eps"] = row["evaluation_eps"]
         clean = {"attack": "PGD-20", "attack_eps": 0.0, "correct": row["clean_correct"]}
-        rows.append(own | of | clean)
-        rows += [own | of | {"attack": a, "correct": row[c]} for a, c in attacks.items()]
+        rows += [own | clean, *(own | {"attack": a, "correct": row[c]} for a, c in attacks.items())]
     return pd.DataFrame(rows).drop_duplicates(ignore_index=True)
 
 
-def _exact(points: pd.DataFrame) -> list[tuple[float, float]]:
-    return [stats.accuracy_interval(a, n) for a, n in zip(points.accuracy, points.n, strict=True)]
+def _judged(names: Sequence[str], said: int, truth: int) -> str:
+    return f"{names[said]} {'✓' if said == truth else '✗'}"
+
+
+def _show(axes: Iterable[Axes], pictures: Iterable[Tensor], titles: list[str], size: float) -> None:
+    """Images [3, H, W], each below its title, which is red where it says that a network errs."""
+    for ax, picture, title in zip(axes, pictures, titles, strict=True):
+        ax.imshow(picture.clamp(0, 1).permute(1, 2, 0).cpu().numpy())
+        ax.set_title(title, fontsize=size, color="#B2182B" if "✗" in title else "black")
 
 
 def _amplification(changes: Any) -> float:

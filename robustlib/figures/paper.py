@@ -131,11 +131,8 @@ def stored(name: str, profile: str) -> pd.DataFrame | None:
     if study is None or study not in ("", *profiles.ablations(profile)):
         return None
     if study == "properties":
-        asked = profiles.evaluations(f"{profile}:{study}", profiles.grid(f"{profile}:{study}"))
-        if not all(store.has(spec) for specs in asked.values() for spec in specs):
-            return None
-        return _of_evaluations(name, asked)
-    rows = _of_grid(study, profile)
+        return _of_evaluations(name, profiles.evaluations(f"{profile}:{study}"))
+    rows = claims.stored_rows(profile, study)
     if rows is None or name not in ("advantage", "mask_effects", "gap"):
         return rows
     if name == "gap":
@@ -145,21 +142,15 @@ def stored(name: str, profile: str) -> pd.DataFrame | None:
     return stats.differences(rows) if name == "advantage" else ablations.mask_rows(rows)
 
 
-def _of_grid(study: str, profile: str) -> pd.DataFrame | None:
-    grid = profiles.grid(f"{profile}:{study}" if study else profile)
-    # What is said of the main grid is said of statistics as pretraining left them.
-    return store.rows([spec for spec in grid if study or not spec.recalibrate])
-
-
 def _of_evaluations(name: str, asked: Mapping[str, list[Evaluation]]) -> pd.DataFrame | None:
-    frames = {what: store.rows(specs) for what, specs in asked.items()}
-    if name == "properties":
-        return property_rows(frames)
-    if name == "property_table":
-        return property_table(frames)
-    suite = {"reliability": "calibration", "radii": "certified", "layers": "similarity"}
-    specs = [spec for group in asked.values() for spec in group if not spec.scaled]
-    own = [spec for spec in specs if spec.suite == suite.get(name, "corruption")]
+    specs = [spec for group in asked.values() for spec in group]
+    if not all(map(store.has, specs)):
+        return None
+    if make := {"properties": property_rows, "property_table": property_table}.get(name):
+        return make({what: store.rows(group) for what, group in asked.items()})
+    suites = {"reliability": "calibration", "radii": "certified", "layers": "similarity"}
+    suite = suites.get(name, "corruption")
+    own = [spec for spec in specs if spec.suite == suite and not spec.scaled]
     return table_rows({spec: store.get(spec).extra[name] for spec in own}) if own else None
 
 
@@ -179,12 +170,6 @@ def write(
         profiles.profile(profile)
     elif not rows.is_dir():
         raise ValueError(f"rows={str(rows)!r}: must be a folder of the CSVs behind figures")
-    return _written(names, out, rows, profile, where)
-
-
-def _written(
-    names: list[str], out: Path | None, rows: Path, profile: str, where: str
-) -> Iterator[tuple[str, Figure | None, str]]:
     for name in names or FIGURES:
         entry, file = FIGURES[name], rows / f"{name}.csv"
         frame = stored(name, profile) if profile else read(file) if file.is_file() else None
@@ -243,20 +228,16 @@ def save(
     if out is None:
         return None
     csv = source.read_bytes() if source else stats.arranged(data).to_csv(index=False).encode()
-    writers: dict[str, Callable[[Any], Any]] = {
-        "csv": lambda file: file.write(csv),
-        "txt": lambda file: file.write(caption(name, data).encode()),
-    }
-    if tex := FIGURES.get(name, Named()).latex(data):
-        writers["tex"] = lambda file: file.write(tex.encode())
-    if fig:
-        said = metadata(name, data)
-        writers["png"] = lambda file: fig.savefig(file, format="png", dpi=200)
-        writers["pdf"] = lambda file: fig.savefig(file, format="pdf", metadata=said)
-    with style():
-        for suffix, to in writers.items():
+    tex = FIGURES.get(name, Named()).latex(data).encode()
+    for suffix, content in (("csv", csv), ("txt", caption(name, data).encode()), ("tex", tex)):
+        if content:
             with whole(out / f"{name}.{suffix}") as file:
-                to(file)
+                file.write(content)
+    kinds: dict[str, Any] = {"png": {"dpi": 200}, "pdf": {"metadata": metadata(name, data)}}
+    for kind, options in kinds.items():
+        if fig:
+            with style(), whole(out / f"{name}.{kind}") as file:
+                fig.savefig(file, format=kind, **options)
     return out / f"{name}.pdf"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import pandas as pd
@@ -12,7 +12,7 @@ from robustlib import stats
 from robustlib.figures import grid
 from robustlib.figures.names import alike, called, label, labelled, ordered, radius, shared
 from robustlib.figures.style import OTHER, looks, page_width, style
-from robustlib.figures.table import cell
+from robustlib.figures.table import better, wide
 from robustlib.specs import Evaluation, Ticket, columns, key
 
 PROPERTIES = {
@@ -39,7 +39,6 @@ IN_TABLE_ALONE = (
     *("pgd_accuracy", "msp_fpr95", "energy_fpr95"),
     *("abstained", "mask_overlap", "mask_chance"),
 )
-LOW_IS_GOOD = ("ece", "nll", "brier")
 MINUS = "{} − natural"
 """The column of a difference, by the robust network's label."""
 ACROSS = 3
@@ -59,24 +58,19 @@ def properties(frames: Frames) -> Figure:
     """
     rows = labelled(_long(frames))
     rows = rows[~rows.property.isin(IN_TABLE_ALONE)].assign(x=1 / (1 - rows.sparsity))
-    rows = rows.assign(at=rows.groupby(["asked", "property"], sort=False).ngroup())
-    rows = grid.wrapped(rows, list(rows["at"].unique()), "at", ACROSS)
-    colours = looks(ordered(rows))
-    height = 0.8 + 1.35 * (rows.line.max() + 1)
-    size = page_width(), height
-    fig, cells = grid.facets(rows, *size, "line", "place", sharex=False, sharey=False)
-    notes = []
-    for ax, own in cells:
-        grid.by_sparsity(ax, own.sparsity)
-        row, scale = own.iloc[0], _scale(own.property.iloc[0])
-        grid.marks(ax, own, "value", colours, "value", joined=True, scale=scale)
-        notes.append(grid.fit([ax], least=0.005 * scale))
-        arrow = "" if row.property == "cka" else "↓" if row.property in LOW_IS_GOOD else "↑"
-        where = f"{row['where']}, {row.n:,} images"
-        small = 7 if page_width() > 6 else 6
-        ax.set_title(f"{PROPERTIES[row.property]} {arrow}\n{where}", fontsize=small)
+    names, at = rows.property.map(PROPERTIES), rows.groupby(["asked", "property"], sort=False)
+    rows = grid.measured(rows, "value", "value", rows.property.map(_scale), ylabel="")
+    rows["title"] = names + " " + names.map(better) + "\n" + rows["where"]
+    rows["title"] += rows.n.map(", {:,} images".format)
+    rows["line"], rows["place"] = at.ngroup() // ACROSS, at.ngroup() % ACROSS
+    size, colours = (page_width(), 0.8 + 1.35 * (rows.line.max() + 1)), looks(ordered(rows))
+    fig, cells, bars = grid.panels(
+        rows, *size, colours, axis=grid.by_sparsity, sharex=False, sharey=False
+    )
+    for ax, _ in cells:
+        ax.title.set_fontsize(7 if page_width() > 6 else 6)
     fig.supxlabel(grid.SPARSITY, fontsize=8)
-    note = "; ".join(filter(None, [grid.DOTS, max(notes, key=len), "arrows: better"]))
+    note = "; ".join(filter(None, [grid.DOTS, bars, "arrows: better"]))
     grid.legend(fig, colours, shared(rows, "task", "seed"), note)
     return fig
 
@@ -88,40 +82,46 @@ def property_table(frames: Frames) -> pd.DataFrame:
     seeds; each network's mean with its 95 % interval over seeds; for each robust one what it has
     over the natural one, paired by seed. Empty where a property is of robust networks alone.
     """
-    lines = []
-    labels: list[str] = []
+    parts, labels = [], list[str]()
     for (_, column), rows in _long(frames).groupby(["asked", "property"], sort=False):
+        scale = _scale(column)
+        form = ".1f" if scale == 100 or column == "abstained" else ".3f"
         each = labelled(stats.summary(rows, [*stats.PRETRAINING, "sparsity"], "value"))
-        labels += each.label.to_list()
-        added = each[:0]
+        part = wide(each, ["sparsity"], "label", form, scale)
         if (rows.objective == "natural").any() and (rows.objective != "natural").any():
             added = labelled(stats.advantage(rows, ["sparsity"], "value"))
+            added["label"] = added.label.map(MINUS.format)
+            added = wide(added, ["sparsity"], "label", f"+{form}", scale)
+            part = part.merge(added, "left", "sparsity")
         named = {"property": PROPERTIES[column], "asked": rows["where"].iloc[0]}
-        named["images"] = int(rows.n.iloc[0])
-        for sparsity, own in each.groupby("sparsity"):
-            line = named | {"sparsity": sparsity, "seeds": own.seeds.min()}
-            line |= {row["label"]: _cell(row, column) for row in own.to_dict("records")}
-            more = added[added.sparsity == sparsity].to_dict("records")
-            more = {MINUS.format(row["label"]): _cell(row, column, "+") for row in more}
-            lines.append(line | more)
+        named |= {"images": int(rows.n.iloc[0]), "seeds": each.groupby("sparsity").seeds.min()}
+        parts.append(part.set_index("sparsity").assign(**named).reset_index())
+        labels += each.label.to_list()
     networks = list(looks(labels))
     differences = [MINUS.format(n) for n in networks if n != "natural"]
     order = ["property", "asked", "images", "sparsity", "seeds", *networks, *differences]
-    return pd.DataFrame(lines).reindex(columns=order).fillna(dict.fromkeys(order[5:], ""))
+    table = pd.concat(parts, ignore_index=True).reindex(columns=order)
+    return table.fillna(dict.fromkeys(order[5:], ""))
 
 
 def property_rows(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The rows behind `properties`, one a network and property: columns of the specs, n (images),
     asked, the same in words (where), property and value."""
-    for rows in frames.values():
+    long, clean = [], False
+    for name, rows in frames.items():
         alike(rows, "task", "mode", "arch", "scheme", "pattern")
+        # How many images of the task: suites name it in their ways.
+        n = rows[next(c for c in ("n", "n_images", "n_inside") if c in rows)]
+        for column in (c for c in PROPERTIES if c in rows):
+            # Accuracy is measured by every attack and by corruption; once is enough.
+            if column == "clean_accuracy":
+                if clean or "corruption" in name:
+                    continue
+                clean = True
+            own = rows.assign(asked=name, property=column, value=rows[column], n=n)
+            own = own.dropna(subset=[column])
+            long.append(own.assign(where=_asked(name, column, own), n=own.n.astype(int)))
     kept = ["asked", "where", "property", "value", "task", "sparsity", *stats.PRETRAINING]
-    long = [
-        rows.assign(asked=name, property=column, value=rows[column], n=_images(rows)).assign(
-            where=_asked(name, column, rows)
-        )
-        for name, column, rows in _measured(frames)
-    ]
     return pd.concat(long, ignore_index=True)[[*kept, "seed", "n", "key"]]
 
 
@@ -155,13 +155,12 @@ def certified(rows: pd.DataFrame) -> Figure:
     rows: `table_rows` of the table `radii` of certified evaluations.
     """
     colours = {name: look | {"marker": None} for name, look in looks(ordered(rows)).items()}
-    fig, cells = _by_sparsity(rows, 0.8, "evaluation_sigma")
+    fig, cells = _by_sparsity(rows, 0.8, "certified accuracy (%)", "evaluation_sigma")
     for ax, own in cells:
         grid.curves(ax, own, "radius", "certified_accuracy", colours, scale=100)
         ax.set(ylim=(0, 100), xlabel="L2 radius")
         noise = f"{ax.get_title()}, noise σ = {own.evaluation_sigma.iloc[0]:g}"
         ax.set_title(noise, fontsize=7)
-    cells[0][0].set_ylabel("certified accuracy (%)")
     grid.legend(fig, colours, f"{shared(rows, 'task', 'seed')}; thin lines: single seeds")
     return fig
 
@@ -183,11 +182,11 @@ def layers(rows: pd.DataFrame) -> Figure:
     }
     names = list(dict.fromkeys(rows.layer))
     rows = rows.assign(label=rows.label + " and " + rows.against, x=rows.layer.map(names.index))
-    fig, cells = _by_sparsity(rows, 0.8)
+    fig, cells = _by_sparsity(rows, 0.8, "CKA (%)")
     for ax, own in cells:
         grid.curves(ax, own, "x", "cka", lines, 100)
         ax.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
-    cells[0][0].set(ylim=(None, 100), ylabel="CKA (%)")
+    cells[0][0].set_ylim(None, 100)
     grid.legend(fig, lines, f"{shared(rows, 'task', 'seed')}; thin lines: single seeds")
     return fig
 
@@ -203,7 +202,7 @@ def reliability(rows: pd.DataFrame) -> Figure:
     rows = rows[rows["count"] > 0]
     rows = rows.assign(sure=rows.confidence * rows["count"], right=rows.accuracy * rows["count"])
     colours = looks(ordered(rows))
-    fig, cells = _by_sparsity(rows, 1)
+    fig, cells = _by_sparsity(rows, 1, "accuracy (%)")
     for ax, here in cells:
         ax.plot([0, 100], [0, 100], color=OTHER, lw=0.8, zorder=0)
         for name, look in colours.items():
@@ -215,7 +214,6 @@ def reliability(rows: pd.DataFrame) -> Figure:
             dots = {"color": look["color"], "marker": look["marker"], "clip_on": False}
             ax.scatter(x, y, s=area, **dots)
         ax.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)")
-    cells[0][0].set_ylabel("accuracy (%)")
     note = f"area: share of the images; no line to bins of fewer than {FEW}"
     grid.legend(fig, colours, f"{shared(rows, 'task', 'seed')}; {note}")
     return fig
@@ -231,48 +229,31 @@ def corruptions(rows: pd.DataFrame) -> Figure:
     """
     alike(rows, "task")
     rows = rows[rows.sparsity == rows.sparsity.max()]
-    colours = looks(ordered(rows))
-    rows = rows.assign(corruption=rows.corruption.str.replace("_", " "))
-    places = list(dict.fromkeys(rows.corruption))
-    each = rows.groupby(["label", "corruption", "seed"], sort=False).accuracy.mean().reset_index()
-    natural = each.label == "natural"
-    each["ahead"] = stats.beside(each, natural, ["corruption", "seed"], "accuracy")
-    fig = grid.plain(page_width(), 2.6)
-    ax = fig.subplots()
-    each = each.assign(x=each.corruption.map(places.index))
-    grid.marks(ax, each, "accuracy", colours, "ahead")
-    grid.by_name(ax, places)
-    bars = grid.fit([ax], of=grid.TO_NATURAL)
-    ax.set_ylabel("accuracy (%)")
+    colours, own = looks(ordered(rows)), ["label", "corruption", "seed"]
+    each = rows.groupby(own, sort=False).accuracy.mean().reset_index()
+    each["ahead"] = stats.beside(each, each.label == "natural", own[1:], "accuracy")
+    names = each.corruption.str.replace("_", " ")
+    each = grid.measured(each, "accuracy", "ahead", x=pd.Categorical(names, names.unique()))
+    fig, _, bars = grid.panels(each, page_width(), 2.6, colours, of=grid.TO_NATURAL)
     said = shared(rows, "task", "sparsity", "seed")
     grid.legend(fig, colours, f"{said}; {grid.DOTS}", bars)
     return fig
 
 
-def _by_sparsity(rows: pd.DataFrame, shape: float, down: str = "task") -> tuple[Figure, grid.Cells]:
+def _by_sparsity(
+    rows: pd.DataFrame, shape: float, ylabel: str, down: str = "task"
+) -> tuple[Figure, grid.Cells]:
     """A panel for each sparsity, `shape` as high as it is wide, of rows of one task; a row of
     panels for each value of the column `down`."""
     alike(rows, "task")
     across = max(3, rows.sparsity.nunique())
     size = page_width(), 0.6 + (0.2 + shape * page_width() / across) * rows[down].nunique()
-    fig, cells = grid.facets(rows, *size, down, "sparsity", sharex=False, sharey=True)
-    for ax, own in cells:
-        ax.set_title(f"sparsity {own.sparsity.iloc[0]:g}")
-    return fig, cells
+    rows = rows.assign(title="sparsity " + rows.sparsity.map("{:g}".format), ylabel=ylabel)
+    return grid.facets(rows, *size, down, "sparsity", sharex=False, sharey=True)
 
 
 def _long(frames: Frames) -> pd.DataFrame:
     return frames if isinstance(frames, pd.DataFrame) else property_rows(frames)
-
-
-def _measured(frames: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    clean = False
-    for name, rows in frames.items():
-        for column in (c for c in PROPERTIES if c in rows):
-            # Accuracy is measured by every attack and by corruption; once is enough.
-            if column != "clean_accuracy" or not (clean or "corruption" in name):
-                clean |= column == "clean_accuracy"
-                yield name, column, rows.dropna(subset=[column])
 
 
 def _asked(name: str, column: str, rows: pd.DataFrame) -> str:
@@ -290,16 +271,5 @@ def _asked(name: str, column: str, rows: pd.DataFrame) -> str:
     return f"σ = {row.evaluation_sigma:g}" if row.evaluation_sigma else name
 
 
-def _images(rows: pd.DataFrame) -> pd.Series:
-    """How many images of the task each row was measured on: suites name it in their ways."""
-    return rows[next(c for c in ("n", "n_images", "n_inside") if c in rows)].astype(int)
-
-
 def _scale(column: str) -> int:
     return 100 if "%" in PROPERTIES[column] else 1
-
-
-def _cell(row: Mapping, column: str, sign: str = "") -> str:
-    scale = _scale(column)
-    places = 1 if scale == 100 or column == "abstained" else 3
-    return cell(row, scale, f"{sign}.{places}f")

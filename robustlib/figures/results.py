@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 
 from robustlib import stats
 from robustlib.figures import grid
-from robustlib.figures.names import labelled, ordered, shared, titles, with_way
+from robustlib.figures.names import labelled, native, ordered, shared, titles, with_way
 from robustlib.figures.style import column_width, looks, page_width, paler, style
 from robustlib.specs import Transfer, columns
 
 AXES = {"sparsity": grid.SPARSITY, "n_train": "training images of the task"}
-MEASURES = {"accuracy": "accuracy", "miou": "mean IoU"}
 
 
 def accuracy_vs_sparsity(
@@ -30,8 +32,7 @@ def accuracy_vs_sparsity(
     rows = pd.concat([frame[frame.objective == "natural"], stats.differences(frame, value)])
     # Ways to transfer alike, such as two rankings, are there to be compared: on one scale.
     same = "col" if rows["mode"].nunique() == 1 else False
-    ylabel = f"{MEASURES.get(value, value)} (%)"
-    return _panels(rows, value, against, ways, ylabel, same, grid.TO_NATURAL)
+    return _panels(rows, value, against, ways, same, grid.TO_NATURAL)
 
 
 def accuracy_vs_labels(frame: pd.DataFrame) -> Figure:
@@ -65,51 +66,33 @@ def advantage(frame: pd.DataFrame, value: str = "accuracy", against: str = "spar
     """
     ways = panel_columns(frame, against)
     rows = stats.differences(frame, value)
-    return _panels(rows, "difference", against, ways, "robust − natural\n(points)", "row")
+    return _panels(rows, "difference", against, ways, "row", grid.OVER_SEEDS)
 
 
 @style()
 def _panels(
-    rows: pd.DataFrame,
-    value: str,
-    against: str,
-    ways: list[str],
-    ylabel: str,
-    sharey: str | bool,
-    of: str = grid.OVER_SEEDS,
+    rows: pd.DataFrame, value: str, against: str, ways: list[str], sharey: str | bool, of: str
 ) -> Figure:
     """A block of lines of panels for each way to transfer, a panel for each task in it."""
+    axis: Any = grid.by_sparsity
     if against == "n_train":  # all images are as many as there were
         rows = rows.assign(n_train=rows.n_train.fillna(rows.n_train_measured))
+        axis = partial(grid.by_log, rotation=90)
     rows = with_way(labelled(rows), ways).sort_values(ways, kind="stable")
-    x = 1 / (1 - rows.sparsity) if against == "sparsity" else rows[against]
     names = titles(rows)
     # A panel of an inch and a quarter has room for the names of its ticks.
     across = min(len(names), 5 if len(names) > 8 else 4, int(page_width() / 1.25))
-    rows = grid.wrapped(rows.assign(x=x), list(names), "task", across)
     if sharey == "col" and across < len(names):
         sharey = False
+    x = 1 / (1 - rows.sparsity) if against == "sparsity" else rows[against]
+    rows = grid.measured(rows, value, "difference", x=x, title=rows.task.map(names))
+    rows = grid.wrapped(rows, list(names), "task", across)
     width = column_width() if across <= 2 else page_width()
-    lines = rows.line.max() + 1
     taller = 0.1 * any("\n" in name for name in names.values())
     longest = 0.068 * rows.way.str.len().max()  # it stands upright
     each = max(width / across * (0.45 if across == 1 else 0.68), longest) + 0.2 + taller
-    fig, cells = grid.facets(
-        rows, width, 0.75 + lines * each, "line", "place", sharey=sharey, sharex=False
-    )
-    colours = looks(ordered(rows))
-    for ax, own in cells:
-        if against == "sparsity":
-            grid.by_sparsity(ax, own.sparsity)
-        else:
-            grid.by_log(ax, {x: f"{x:g}" for x in sorted(own.x.unique())}, rotation=90)
-        if value == "difference":
-            grid.no_difference(ax)
-        grid.marks(ax, own, value, colours, "difference", joined=True)
-        ax.set_title(names[own.task.iloc[0]])
-        if grid.place(ax).is_first_col():
-            ax.set_ylabel(f"{own.way.iloc[0]}\n{ylabel}")
-    bars = grid.fit((ax for ax, _ in cells), zero=value == "difference", of=of)
+    size, colours = (width, 0.75 + (rows.line.max() + 1) * each), looks(ordered(rows))
+    fig, _, bars = grid.panels(rows, *size, colours, axis=axis, of=of, sharex=False, sharey=sharey)
     fig.align_ylabels()
     fig.supxlabel(AXES[against], fontsize=8)
     said = shared(rows, *(c for c in AXES if c not in (against, *ways)), "seed")
@@ -130,7 +113,7 @@ def detail(frame: pd.DataFrame, value: str = "accuracy") -> Figure:
     """
     ways = [column for column in panel_columns(frame, "detail") if column != "sparsity"]
     rows = pd.concat([frame[frame.objective == "natural"], stats.differences(frame, value)])
-    own = rows.native_detail if "native_detail" in rows else rows["size"]
+    own = native(rows)
     rows = with_way(labelled(rows.assign(x=rows.detail.fillna(own).clip(upper=own))), ways)
     rows = rows[rows.groupby(["task", "way", "sparsity"]).x.transform("nunique") > 1]
     rows = rows.sort_values(ways, kind="stable")
@@ -138,39 +121,23 @@ def detail(frame: pd.DataFrame, value: str = "accuracy") -> Figure:
         raise ValueError("detail: no task has rows of several; this figure draws against it")
     if len(networks := ordered(rows)) != 2:
         raise ValueError(f"rows of {'; '.join(networks)}: must be natural and one robust")
-    sparsities = sorted(rows.sparsity.unique())
-    shades = {}
-    for i, s in enumerate(sparsities):
+    shades, sparsities = {}, sorted(rows.sparsity.unique())
+    for i, s in enumerate(sparsities, 1):
         for name, look in looks(networks).items():
             # The sparsest as everywhere, the others paler and hollow: the colour says who it is.
-            white = 0.6 * (1 - (i + 1) / len(sparsities))
-            own = {"color": paler(look["color"], white), "label": f"{name}, sparsity {s:g}"}
-            shades[name, s] = look | own | ({"mfc": "white"} if white else {})
-    rows = rows.assign(label=list(zip(rows.label, rows.sparsity, strict=True)))
-    robust = rows[rows.objective != "natural"]
-    both = pd.concat([robust.assign(panel=0), rows.assign(panel=1)])
-    names = titles(rows)
-    both["line"] = 2 * both.way.map(list(dict.fromkeys(both.way)).index) + both.panel
+            white, label = 0.6 * (1 - i / len(sparsities)), f"{name}, sparsity {s:g}"
+            shade = look | {"color": paler(look["color"], white), "label": label}
+            shades[label] = shade | ({"mfc": "white"} if white else {})
+    rows["label"] += ", sparsity " + rows.sparsity.map("{:g}".format)
+    robust = grid.measured(rows[rows.objective != "natural"], "difference", "difference")
+    both, names = pd.concat([robust, grid.measured(rows, value)]), titles(rows)
+    both = grid.wrapped(both, list(names), "task", len(names))
+    both["line"] = 2 * both.line + ~both.compared
+    both["title"] = both.task.map(names).where(both.line == 0, "")
     size = page_width() if len(names) > 1 else column_width(), 1.0 + 1.25 * both.line.nunique()
-    fig, cells = grid.facets(
-        both, *size, "line", "task", col_order=list(names), sharex=True, sharey=False
+    fig, _, bars = grid.panels(
+        both, *size, shades, axis=lambda ax, _: grid.by_log(ax, rows), sharey=False
     )
-    for ax, own in cells:
-        grid.by_log(ax, {x: f"{x:g}" for x in sorted(rows.x.unique())})
-        compared = own.panel.iloc[0] == 0
-        if compared:
-            grid.no_difference(ax)
-            grid.marks(ax, own, "difference", shades, "difference", joined=True)
-        else:
-            grid.marks(ax, own, value, shades, joined=True)
-        if own.line.iloc[0] == 0:
-            ax.set_title(names[own.task.iloc[0]])
-        if grid.place(ax).is_first_col():
-            what = "robust − natural\n(points)" if compared else f"{MEASURES.get(value, value)} (%)"
-            ax.set_ylabel(f"{own.way.iloc[0]}\n{what}")
-    differences = [ax for ax, own in cells if own.panel.iloc[0] == 0]
-    bars = grid.fit(differences, zero=True)
-    grid.fit(ax for ax, _ in cells if ax not in differences)
     fig.align_ylabels()
     fig.supxlabel("detail of the task's images (px, log scale)", fontsize=8)
     grid.legend(fig, shades, shared(rows, "n_train", "seed"), grid.DOTS, bars)

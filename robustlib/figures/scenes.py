@@ -39,7 +39,7 @@ def scenes(
     colours = [colour for part in maps for colour in part.colors]
     own = [colours[i % len(colours)] for i in range(len(class_names))]
     known = ListedColormap(own).with_extremes(bad=IGNORED)
-    scale = {"cmap": known, "vmin": -0.5, "vmax": len(own) - 0.5, "interpolation": "nearest"}
+    scale = {"cmap": known, "vmin": -0.5, "vmax": len(own) - 0.5}
     labels = [masks, *predicted.values()]
     present = [i for i in range(len(own)) if any(bool((m == i).any()) for m in labels)]
     with style(class_names):
@@ -48,7 +48,7 @@ def scenes(
         for line, (name, drawn) in zip(axes, rows.items(), strict=True):
             for ax, picture in zip(line, drawn.numpy(), strict=True):
                 if name == "image":
-                    ax.imshow(picture)
+                    ax.imshow(picture, interpolation="auto")
                 else:
                     ax.imshow(np.ma.masked_equal(picture, ignore), **scale)
             line[0].set_ylabel(name)
@@ -67,21 +67,14 @@ def by_class(frame: pd.DataFrame) -> Figure:
     """
     alike(frame, "task", "arch", "n_train", "scheme", "pattern", "scope")
     rows = labelled(frame.dropna(subset=["iou"]))
-    places = list(dict.fromkeys(map(written, rows["name"])))
-    rows = rows.assign(x=[places.index(written(name)) for name in rows["name"]])
-    natural = rows.label == "natural"
+    names, natural = rows["name"].map(written), rows.label == "natural"
     rows["ahead"] = stats.beside(rows, natural, ["name", "sparsity", "seed"], "iou")
-    colours = looks(ordered(rows))
+    title = "sparsity " + rows.sparsity.map("{:g}".format)
+    x = pd.Categorical(names, names.unique())
+    rows = grid.measured(rows, "iou", "ahead", x=x, title=title, line=rows.sparsity)
+    colours, width = looks(ordered(rows)), page_width() if names.nunique() > 6 else column_width()
     with style(rows["name"].unique()):
-        size = (
-            page_width() if len(places) > 6 else column_width(),
-            1.2 + 1.2 * rows.sparsity.nunique(),
-        )
-        fig, cells = grid.facets(rows, *size, "sparsity", sharex=True, sharey=True)
-        for ax, own in cells:
-            grid.marks(ax, own, "iou", colours, "ahead")
-            grid.by_name(ax, places)
-            ax.set(title=f"sparsity {own.sparsity.iloc[0]:g}", ylabel="IoU (%)")
-        bars = grid.fit((ax for ax, _ in cells), of=grid.TO_NATURAL)
+        height = 1.2 + 1.2 * rows.sparsity.nunique()
+        fig, _, bars = grid.panels(rows, width, height, colours, of=grid.TO_NATURAL)
         grid.legend(fig, colours, shared(rows, "task", "seed"), grid.DOTS, bars)
     return fig

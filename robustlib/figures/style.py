@@ -70,6 +70,8 @@ _RAMPS = {
     }.items()
 }
 OTHER = "#7F7F7F"
+START = "natural before training"
+"""The label of the network that natural and robust pretraining of one seed both start from."""
 _MARKERS = "s^Dv<>P"
 # No dots: dotted is what figures explain in words.
 _DASHES: list[Any] = ["--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1))]
@@ -84,6 +86,7 @@ def style(names: Iterable[str] = ()) -> Iterator[None]:
     rc |= {"legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7}
     rc |= {"legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
     rc |= {"axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 150, "pdf.fonttype": 42}
+    rc["image.interpolation"] = "nearest"
     faces = {_face(c) for name in names for c in name}
     others = {face for face in faces if face} - {plt.rcParams["font.family"][0]}
     rc |= {"font.family": [*plt.rcParams["font.family"], *sorted(others)]}
@@ -125,16 +128,18 @@ def _face(char: str) -> str | None:
 
 
 def looks(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and dash of each label, natural first, the others in the order given. A way to
-    pretrain looks the same in every figure: its family is a ramp of colours, its radius the place
-    on it."""
-    labels = sorted(dict.fromkeys(labels), key=lambda name: name != "natural")
+    """Colour, marker and dash of each label: natural first, the others in the order given, START
+    last. A way to pretrain looks the same in every figure: its family is a ramp of colours, its
+    radius the place on it."""
+    labels = sorted(dict.fromkeys(labels), key=lambda name: (name != "natural", name == START))
     return {name: {**_look(name), "ms": 3.0, "label": name} for name in labels}
 
 
 def _look(name: str) -> dict[str, Any]:
     if name == "natural":
         return {"color": NATURAL, "marker": "o", "ls": "-"}
+    if name == START:
+        return {"color": OTHER, "marker": "x", "ls": "-"}
     ramp = next((r for family, r in _RAMPS.items() if name.startswith(family)), ROBUST)
     place = 0.5
     if found := re.search(r"[εσ] = ([\d.e-]+)(/255)?", name):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
 from robustlib import stats
-from robustlib.figures.names import called, label, labelled
+from robustlib.figures.names import called, labelled, native
 
 _TEX = {c: f"\\{c}" for c in "%&_#${}"} | {"−": "$-$", "±": r"$\pm$", "×": r"$\times$"}
 _TEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _TEX |= {"ε": r"$\varepsilon$", "σ": r"$\sigma$", "∞": r"$_\infty$", "→": r"$\to$"}
+_ESCAPES = str.maketrans(_TEX)
 LONG = 25
 """Letters beyond which a column of text is broken into lines, in LaTeX."""
 LOW_IS_GOOD = ("ECE", "log-likelihood", "Brier", "FPR", "abstained")
@@ -30,6 +32,13 @@ def cell(row: Any, scale: float = 100, form: str = ".1f") -> str:
     return f"{mean} [{low}, {high}]" if row["low"] == row["low"] else mean
 
 
+def better(what: str) -> str:
+    """Where the better values of what is so called lie, as an arrow; "" for neither."""
+    if any(word in what for word in NEITHER):
+        return ""
+    return "↓" if any(word in what for word in LOW_IS_GOOD) else "↑"
+
+
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """Natural against robust by mode and sparsity, averaged over tasks, in percent.
 
@@ -38,41 +47,32 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     by = ["mode", "recalibrate", "sparsity"]
     cells = [*stats.PRETRAINING, *by]
     each = stats.summary(frame, cells)
-    natural = each[each.objective == "natural"].set_index(by)
-    own = each.set_index(cells)
-    rows = []
-    for robust in stats.advantage(frame, by).to_dict("records"):
-        place = tuple(robust[c] for c in by)
-        rows.append(
-            dict(zip(by, place, strict=True))
-            | {
-                "robust": label(robust),
-                "natural %": cell(natural.loc[place]),
-                "robust %": cell(own.loc[tuple(robust[c] for c in cells)]),
-                "difference, points": cell(robust, form="+.1f"),
-                "seeds": robust["seeds"],
-            }
-        )
-    out = pd.DataFrame(rows).sort_values([*by[:2], "robust", "sparsity"], ignore_index=True)
-    return out if out.recalibrate.nunique() > 1 else out.drop(columns="recalibrate")
+    each = each.assign(**{"robust %": [cell(row) for row in each.to_dict("records")]})
+    natural = each[each.objective == "natural"].rename(columns={"robust %": "natural %"})
+    out = labelled(stats.advantage(frame, by)).rename(columns={"label": "robust"})
+    out["difference, points"] = [cell(row, form="+.1f") for row in out.to_dict("records")]
+    out = out.merge(natural[[*by, "natural %"]], on=by).merge(each[[*cells, "robust %"]], on=cells)
+    out = out.sort_values([*by[:2], "robust", "sparsity"], ignore_index=True)
+    shown = by if out.recalibrate.nunique() > 1 else ["mode", "sparsity"]
+    return out[[*shown, "robust", "natural %", "robust %", "difference, points", "seeds"]]
 
 
 def by_detail(frame: pd.DataFrame) -> pd.DataFrame:
     """Robust minus natural in points, by detail of the task's images."""
     frame = frame.assign(detail=frame.detail.fillna(frame["size"]).astype(int))
     found = stats.advantage(frame, ["mode", "task", "sparsity", "detail"])
-    wide = _wide(found, ["mode", "task", "sparsity"], "detail")
-    return wide.rename(columns=lambda d: d if isinstance(d, str) else f"{d} px")
+    table = wide(found, ["mode", "task", "sparsity"], "detail")
+    return table.rename(columns=lambda d: d if isinstance(d, str) else f"{d} px")
 
 
 def by_task(frame: pd.DataFrame) -> pd.DataFrame:
     """Robust minus natural in points by task, mean over the sparsities above 0."""
     cells = ["mode", "native_detail", "task"]
-    frame = frame[frame.sparsity > 0].assign(native_detail=_native(frame))
+    frame = frame[frame.sparsity > 0].assign(native_detail=native(frame))
     found = labelled(stats.advantage(frame, cells))
     found = found.assign(detail=found.native_detail.astype(int)).rename(columns={"label": "robust"})
     index = ["detail", "task", *(["robust"] if found.robust.nunique() > 1 else [])]
-    return _wide(found, index, "mode").sort_values(["detail", "task"], ascending=[False, True])
+    return wide(found, index, "mode").sort_values(["detail", "task"], ascending=[False, True])
 
 
 def rates(frame: pd.DataFrame) -> pd.DataFrame:
@@ -80,22 +80,22 @@ def rates(frame: pd.DataFrame) -> pd.DataFrame:
     network = {"natural": "natural", "pgd": "robust"}
     both = [frame.assign(network=frame.objective.map(network)), frame.assign(network="both")]
     found = stats.summary(pd.concat(both), ["network", "lr"], "val_accuracy")
-    wide = _wide(found, ["network"], "lr", ".1f")
+    table = wide(found, ["network"], "lr", ".1f")
     order = [*network.values(), "both"]
-    return wide.sort_values("network", key=lambda names: names.map(order.index))
+    return table.sort_values("network", key=lambda names: names.map(order.index))
 
 
 def gaps(frame: pd.DataFrame) -> pd.DataFrame:
     """Fréchet distance of each task to the source, in the features of each network."""
     frame = labelled(frame.assign(**{"distance of": frame.against.map(called)}))
     found = stats.summary(frame, ["distance of", "label"], "frechet_infinity")
-    return _wide(found, ["distance of"], "label", ".0f", 1)
+    return wide(found, ["distance of"], "label", ".0f", 1)
 
 
 def mask_effects(frame: pd.DataFrame) -> pd.DataFrame:
     """What a network's own mask is worth on its weights, over another mask, in points."""
     named = frame.assign(task=frame.task.map(called), way=frame["mode"])
-    return _wide(named, ["task", "weights", "mask"], "way")
+    return wide(named, ["task", "weights", "mask"], "way")
 
 
 def properties(frame: pd.DataFrame) -> pd.DataFrame:
@@ -109,24 +109,19 @@ def verdicts(frame: pd.DataFrame, whole: bool = False) -> pd.DataFrame:
     frame: rows of `claims.table`; whole: with what is measured, on how many seeds and tasks, and
     with the sentence of a claim in each of its lines, not in the first alone.
     """
-    out: list[dict[str, Any]] = []
-    said = ""
-    for row in frame.to_dict("records"):
-        scale, form = (1, ".2f") if row["claim"] == "C7" else (1, "+.1f")
-        told = whole or row["claim"] != said
-        said = row["claim"]
-        line = {"": said if told else "", "claim": row["sentence"] if told else ""}
-        line |= {"of": row["part"], "verdict": row["verdict"]}
-        these = row["these_tasks"]
-        if these and row["these_low"] == row["these_low"]:
-            these += f" [{row['these_low']:+.1f}, {row['these_high']:+.1f}]"
-        if whole:
-            line |= {"what is measured": row["estimand"]}
-        line |= {"mean [95 %]": cell(row, scale, form)}
-        if whole:
-            line |= {"of these very tasks": these}
-            line |= {c: "" if row[c] != row[c] else int(row[c]) for c in ("seeds", "tasks")}
-        out.append(line)
+    rows, named = frame.to_dict("records"), ~frame.claim.duplicated() | whole
+    out: dict[str, Any] = {"": frame.claim.where(named, "")}
+    out |= {"claim": frame.sentence.where(named, ""), "of": frame.part, "verdict": frame.verdict}
+    if whole:
+        out["what is measured"] = frame.estimand
+    out["mean [95 %]"] = [cell(r, 1, ".2f" if r["claim"] == "C7" else "+.1f") for r in rows]
+    if whole:
+        these = zip(frame.these_tasks, frame.these_low, frame.these_high, strict=True)
+        out["of these very tasks"] = [
+            f"{verdict} [{low:+.1f}, {high:+.1f}]" if low == low else verdict
+            for verdict, low, high in these
+        ]
+        out |= {c: ["" if n != n else int(n) for n in frame[c]] for c in ("seeds", "tasks")}
     return pd.DataFrame(out)
 
 
@@ -139,48 +134,39 @@ def latex(frame: pd.DataFrame) -> str:
     names = list(map(str, frame.columns))
     lines = []
     for row in frame.astype(object).to_numpy():
-        texts = [f"{v:.4g}" if isinstance(v, float) else called(str(v)) for v in row]
-        bold = _bold(texts, [isinstance(v, str) for v in row], names)
-        cells = (
-            rf"\textbf{{{_escaped(t)}}}" if b else _escaped(t)
-            for t, b in zip(texts, bold, strict=True)
-        )
-        lines.append(" & ".join(cells) + r" \\")
+        texts = [_escaped(f"{v:.4g}" if isinstance(v, float) else called(str(v))) for v in row]
+        bold = zip(texts, _bold(row, names), strict=True)
+        lines.append(" & ".join(rf"\textbf{{{t}}}" if b else t for t, b in bold) + r" \\")
     plain = frame.map(lambda v: 0 if _NUMBER.match(str(v)) else len(str(v))).max()
     broken = [n for n in frame if plain[n] > LONG]
-    wide = {n: min(0.5, 0.013 * plain[n]) / len(broken) for n in broken}
-    form = "".join(rf"p{{{wide[n]:.2f}\linewidth}}" if n in wide else "l" for n in frame)
+    widths = {n: min(0.5, 0.013 * plain[n]) / len(broken) for n in broken}
+    form = "".join(rf"p{{{widths[n]:.2f}\linewidth}}" if n in widths else "l" for n in frame)
     head = " & ".join(map(_escaped, names)) + r" \\"
     body = [rf"\begin{{tabular}}{{{form}}}", r"\toprule", head, r"\midrule", *lines]
     return "\n".join([*body, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _bold(texts: list[str], is_text: list[bool], names: list[str]) -> list[bool]:
+def _bold(row: Iterable[Any], names: list[str]) -> list[bool]:
     """Which cells of a line stand out."""
-    found = [_NUMBER.match(text) if own else None for text, own in zip(texts, is_text, strict=True)]
+    found = [_NUMBER.match(v) if isinstance(v, str) else None for v in row]
     means = [float(m[1]) if m and m[1][0] not in "+-" else math.nan for m in found]
-    about = " ".join([*names, *(t for t, m in zip(texts, found, strict=True) if not m)])
-    best = math.nan
-    if sum(m == m for m in means) > 1 and not any(word in about for word in NEITHER):
-        low = any(word in about for word in LOW_IS_GOOD)
-        best = (min if low else max)(m for m in means if m == m)
+    about = " ".join([*names, *(str(v) for v, m in zip(row, found, strict=True) if not m)])
+    choose = {"↑": max, "↓": min}.get(better(about))
+    known = [m for m in means if m == m]
+    best = choose(known) if choose and len(known) > 1 else math.nan
     decided = [m and m[1][0] in "+-" and m[2] and m[2][0] == m[3][0] for m in found]
     return [bool(d) or m == best for d, m in zip(decided, means, strict=True)]
 
 
 def _escaped(text: str) -> str:
     text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
-    return "".join(_TEX.get(c, c) for c in text)
+    return text.translate(_ESCAPES)
 
 
-def _native(frame: pd.DataFrame) -> pd.Series:
-    return frame.native_detail if "native_detail" in frame else frame["size"]
-
-
-def _wide(
+def wide(
     found: pd.DataFrame, index: list[str], across: str, form: str = "+.1f", scale: float = 100
 ) -> pd.DataFrame:
     """Means with their intervals as text: lines by `index`, columns by `across`."""
     text = [cell(row, scale, form) for row in found.to_dict("records")]
-    wide = found.assign(text=text).pivot(index=index, columns=across, values="text")
-    return wide.fillna("").rename_axis(columns=None).reset_index()
+    table = found.assign(text=text).pivot(index=index, columns=across, values="text")
+    return table.fillna("").rename_axis(columns=None).reset_index()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,13 +18,11 @@ from torch import Tensor
 from robustlib import stats
 from robustlib.figures import grid
 from robustlib.figures.names import labelled, shared
-from robustlib.figures.style import OTHER, column_width, looks, page_width, paler, style
+from robustlib.figures.style import OTHER, START, column_width, looks, page_width, paler, style
 from robustlib.tickets import Mask
 
 CHANNELS = 24
 """Channels of a layer in the picture of a mask, at most: more would be smaller than a pixel."""
-START = "natural before training"
-"""The label of the network that natural and robust pretraining of one seed both start from."""
 WHITE = "#F0F0F0"
 """What is removed, in the picture of a mask."""
 _KERNELS = colormaps["cividis"].with_extremes(bad="#FFFFFF")  # has no white of its own
@@ -43,18 +40,13 @@ def layer_density(frame: pd.DataFrame) -> Figure:
     rows = rows.assign(density=100 * rows.density.where(rows.density > 0))
     natural = rows[rows.label == "natural"][["sparsity", "layer", "density"]]
     rows = rows.merge(natural, on=["sparsity", "layer"], how="left", suffixes=("", "_natural"))
-    titles = {"density": "density (% kept)", "ratio": "density ÷ natural density"}
-    rows = pd.concat(
-        [
-            rows.assign(what="density", y=rows.density),
-            rows.assign(what="ratio", y=rows.density / rows.density_natural),
-        ]
-    )
-    rows = rows[(rows.what == "density") | (rows.label != START)]
-    fig, cells, colours = _by_layer(rows, titles)
+    density = rows.assign(what="density (% kept)", y=rows.density)
+    ratio = rows.assign(what="density ÷ natural density", y=rows.density / rows.density_natural)
+    fig, cells = _by_layer(pd.concat([density, ratio[ratio.label != START]]))
+    colours = looks(rows.label)
     for ax, own in cells:
         grid.curves(ax, own, "x", "y", colours)
-        if own.what.iloc[0] == "density":
+        if "kept" in own.what.iloc[0]:
             ax.axhline(100 * (1 - own.sparsity.iloc[0]), color=OTHER, lw=0.8, ls=":", zorder=0)
             ax.set(yscale="log", ylim=(0.7 * own.y.min(), 120))
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=20))
@@ -72,15 +64,16 @@ def mask_overlap(frame: pd.DataFrame) -> Figure:
     frame: rows of `stats.mask_overlap` with the columns of stats.PRETRAINING or label, which say
     whose the second mask is, and sparsity; layers in the order of the network.
     """
-    titles = {"overlap": "overlap with natural (Jaccard, %)", "above": "overlap − chance (points)"}
     rows = labelled(frame)
-    above = rows.assign(what="above", overlap=rows.overlap - rows.chance)
-    fig, cells, colours = _by_layer(pd.concat([rows.assign(what="overlap"), above]), titles)
+    overlap = rows.assign(what="overlap with natural (Jaccard, %)", y=rows.overlap)
+    above = rows.assign(what="overlap − chance (points)", y=rows.overlap - rows.chance)
+    fig, cells = _by_layer(pd.concat([overlap, above]))
+    colours = looks(rows.label)
     chance = {"lw": 0.8, "ls": (0, (1, 2)), "marker": None}
+    dotted = {name: look | chance for name, look in colours.items()}
     for ax, own in cells:
-        grid.curves(ax, own, "x", "overlap", colours, 100)
-        if own.what.iloc[0] == "overlap":
-            dotted = {n: look | chance for n, look in colours.items()}
+        grid.curves(ax, own, "x", "y", colours, 100)
+        if "Jaccard" in own.what.iloc[0]:
             grid.curves(ax, own, "x", "chance", dotted, 100)
             ax.set_ylim(0, 100)
         else:
@@ -118,7 +111,7 @@ def filters(
             for i, one in enumerate((0.5 + w.detach().cpu() / scale)[:64]):
                 y, x, k = i // 8 * side, i % 8 * side, one.shape[-1]
                 sheet[y : y + k, x : x + k] = one.permute(1, 2, 0).numpy()
-            ax.imshow(sheet, interpolation="nearest")
+            ax.imshow(sheet)
             ax.set_title(name + below)
             ax.set_axis_off()
     fig.suptitle(f"{of}; zero is grey" if of else "zero is grey", fontsize=6.5)
@@ -154,7 +147,7 @@ def masks(masks: Mapping[str, Mask], weights: Mapping[str, Tensor], layer: str) 
         ax = fig.add_subplot(above[i])
         large = 3 * float(weights[name].std()) or 1.0
         kept = _sheet(weights[name].masked_fill(~mask[layer], np.nan))
-        ax.imshow(kept, cmap=_KERNELS, vmin=-large, vmax=large, interpolation="nearest")
+        ax.imshow(kept, cmap=_KERNELS, vmin=-large, vmax=large)
         share = here.density_second if i else here.density_first
         ax.set_title(f"{name}\n{100 * share:.3g} % kept", fontsize=7)
     fig.axes[0].set_ylabel("output channels", fontsize=7)
@@ -279,28 +272,21 @@ def _of(rows: pd.DataFrame) -> str:
 
 def _show(ax: Axes, picture: np.ndarray, colours: Sequence[str]) -> None:
     """Whole numbers as these colours."""
-    limits: dict[str, Any] = {"vmin": 0, "vmax": len(colours) - 1}
-    ax.imshow(picture, cmap=ListedColormap(colours), interpolation="nearest", **limits)
+    ax.imshow(picture, cmap=ListedColormap(colours), vmin=0, vmax=len(colours) - 1)
 
 
-def _by_layer(
-    rows: pd.DataFrame, titles: Mapping[str, str]
-) -> tuple[Figure, grid.Cells, dict[str, dict[str, Any]]]:
-    """Panels over the layers of a network: a row a sparsity, a column for each `what` of the rows;
-    and how the networks look."""
+def _by_layer(rows: pd.DataFrame) -> tuple[Figure, grid.Cells]:
+    """Panels over the layers of a network: a row a sparsity, a column for each `what` of the
+    rows."""
     names = list(dict.fromkeys(rows.layer))
-    rows = rows.assign(x=rows.layer.map(names.index))
+    title = rows.what.where(rows.sparsity == rows.sparsity.min(), "")
+    ylabel = "sparsity " + rows.sparsity.map("{:g}".format)
+    rows = rows.assign(x=rows.layer.map(names.index), title=title, ylabel=ylabel)
     size = page_width(), 1.5 + 1.15 * rows.sparsity.nunique()
-    fig, cells = grid.facets(rows, *size, "sparsity", "what", sharex=True, sharey=False)
-    for ax, own in cells:
-        if grid.place(ax).is_first_col():
-            ax.set_ylabel(f"sparsity {own.sparsity.iloc[0]:g}")
-        if grid.place(ax).is_first_row():
-            ax.set_title(titles[own.what.iloc[0]])
+    fig, cells = grid.facets(rows, *size, "sparsity", "what", sharey=False)
+    for ax, _ in cells:
         _layer_axis(ax, names)
-    start = {"color": OTHER, "marker": "x", "ls": "-", "ms": 3.0, "label": START}
-    found = looks(rows.label[rows.label != START])
-    return fig, cells, found | ({START: start} if (rows.label == START).any() else {})
+    return fig, cells
 
 
 def _layer_axis(ax: Axes, layers: Sequence[str]) -> None:

@@ -19,12 +19,9 @@ def robustness(frame: pd.DataFrame) -> str:
     lines = []
     for attack, rows in frame[frame.attack_eps == eps].groupby("attack", sort=False):
         kept = []
-        for row in rows.to_dict("records"):
-            low, high = stats.accuracy_interval(row["correct"] / row["n"], row["n"])
-            kept.append(
-                f"{row['label']} {100 * row['correct'] / row['n']:.1f} % "
-                f"[{100 * low:.1f}, {100 * high:.1f}]"
-            )
+        for name, right, n in rows[["label", "correct", "n"]].itertuples(index=False):
+            low, high = (100 * end for end in stats.accuracy_interval(right / n, n))
+            kept.append(f"{name} {100 * right / n:.1f} % [{low:.1f}, {high:.1f}]")
         where = radius(rows.attack_norm.iloc[0], eps)
         lines.append(f"{attack} at {where} leaves right: " + "; ".join(kept) + ".")
     return "\n".join([*lines, f"Of {frame.n.max():,} test images; exact 95 % intervals."])
