@@ -73,9 +73,7 @@ def pretrain(name: str) -> Pretrain:
     return specs.from_dict(Pretrain, {**spec, "checkpoint": name})
 
 
-def load(
-    source: str | Path, n_classes: int | None = None, stem_stride: int | None = None
-) -> models.ResNet:
+def load(source: str | Path, stem_stride: int | None = None) -> models.ResNet:
     """The network of a file of one of `SUFFIXES` or of a name in `NAMES`, on the CPU.
 
     Reads plain state_dicts, with BatchNorm's counters or without; dicts that hold one under
@@ -86,12 +84,11 @@ def load(
 
     Arch and stem are found from the shapes; mean and std come from the file, else they are
     ImageNet's (a warning says so). The network is float32, to which float64 is rounded and half
-    precision widened, and in eval mode. torch's generator is untouched unless a head is made:
-    `n_classes` other than the file's puts a fresh head on. `stem_stride` is that of a small-image
-    ResNet, which shapes do not tell: None is what `save` recorded, else 1.
+    precision widened, and in eval mode. `stem_stride` is that of a small-image ResNet, which shapes
+    do not tell: None is what `save` recorded, else 1.
 
-    A name of the zoo is a file of the package; others are downloaded once and kept as safetensors
-    under $ROBUSTLIB_DATA/checkpoints, else ~/.cache/robustlib/checkpoints. Checksums are verified.
+    A name of the zoo is a file of the package; others are downloaded once, their checksums
+    verified, and kept as safetensors in checkpoints/ below the data root.
 
     Raises ValueError for an unknown name, a file that is damaged, that asks for code to be run, or
     that is not exactly one of `specs.ARCHS`; FileNotFoundError; ConnectionError when a name cannot
@@ -100,7 +97,6 @@ def load(
     if not isinstance(source, str | Path):
         raise ValueError(f"checkpoint={shown(source)}: must be a path or a name")
     text = str(source)
-    n_classes = None if n_classes is None else integer("n_classes", n_classes, 1, 10**6)
     if text.endswith(SUFFIXES):
         path = home(text)
     else:
@@ -110,10 +106,7 @@ def load(
     state, metadata = foreign.read(path)
     if not {"mean", "std"} & state.keys():
         warnings.warn(f"{path}: has no mean and std, ImageNet's are assumed", stacklevel=2)
-    model = _model(path, state, metadata, stem_stride)
-    if n_classes not in (None, model.fc.out_features):
-        models.swap_head(model, n_classes)
-    return model
+    return _model(path, state, metadata, stem_stride)
 
 
 def save(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -229,9 +222,7 @@ def _fit(
         with torch.device("meta"):  # neither memory nor random numbers
             model = models.build(arch, n_classes, width, stem_stride, stem=stem)
         expected = {k: v.shape for k, v in model.state_dict().items()}
-        if expected == {k: s for k, s in expected.items() if k.endswith(COUNTER)} | shapes:
-            return arch, model
-        misfits[arch] = {
+        misfits[arch] = misfit = {
             "missing": [k for k in expected if k not in shapes and not k.endswith(COUNTER)],
             "unexpected": [plain(k) for k in shapes if k not in expected],
             "of a wrong shape": [
@@ -240,6 +231,8 @@ def _fit(
                 if shapes.get(k, shape) != shape
             ],
         }
+        if not any(misfit.values()):
+            return arch, model
     nearest = min(misfits, key=lambda arch: sum(map(len, misfits[arch].values())))
     reasons = [
         f"{kind}: {', '.join(keys[:4])}" + (f" and {len(keys) - 4} more" if keys[4:] else "")

@@ -8,7 +8,6 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
 from robustlib.models import ResNet
-from robustlib.specs import HEADS, one_of
 
 FUSED = 32  # channels that Fusion works in, whatever the backbone: tickets differ, heads do not
 
@@ -72,11 +71,10 @@ def segmenter(backbone: ResNet, n_classes: int, head: str = "auto") -> Segmenter
 
     head: `fusion`, or torchvision's `fcn` (Long et al., 2015) or `deeplab` (Chen et al., 2017), for
     which the backbone is dilated in place (`dilate`); auto: fusion behind a small stem, fcn behind
-    ImageNet's. Raises ValueError for another head.
+    ImageNet's.
     """
-    small = isinstance(backbone.maxpool, nn.Identity)
-    if one_of("head", head, HEADS) == "auto":
-        head = "fusion" if small else "fcn"
+    if head == "auto":
+        head = "fusion" if isinstance(backbone.maxpool, nn.Identity) else "fcn"
     deepest, where = backbone.fc.in_features, backbone.fc.weight.device
     if head == "fusion":
         stages = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)

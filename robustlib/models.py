@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from robustlib.attacks import evaluating
-from robustlib.specs import ARCHS, STEMS, Pretrain, one_of
+from robustlib.specs import Pretrain
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -25,7 +25,6 @@ _BLOCKS = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
 }
-assert set(_BLOCKS) == set(ARCHS)
 
 
 class ResNet(nn.Module):
@@ -38,10 +37,6 @@ class ResNet(nn.Module):
     mean: Tensor
     std: Tensor
     maxpool: nn.Module
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
     fc: nn.Linear  # but nn.Identity in a segmenter's backbone
 
     def __init__(
@@ -65,9 +60,9 @@ class ResNet(nn.Module):
             self.maxpool = nn.Identity()
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        in_planes = width
+        in_planes, stages = width, [nn.Sequential() for _ in blocks]
         for i, n in enumerate(blocks):
-            planes, stage = width * 2**i, nn.Sequential()
+            planes = width * 2**i
             out = planes * block.expansion
             for j in range(n):
                 stride = 2 if i > 0 and j == 0 else 1
@@ -75,9 +70,9 @@ class ResNet(nn.Module):
                 if stride != 1 or in_planes != out:
                     conv = nn.Conv2d(in_planes, out, 1, stride=stride, bias=False)
                     downsample = nn.Sequential(conv, nn.BatchNorm2d(out))
-                stage.append(block(in_planes, planes, stride, downsample))
+                stages[i].append(block(in_planes, planes, stride, downsample))
                 in_planes = out
-            self.add_module(f"layer{i + 1}", stage)
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(in_planes, n_classes)
         for m in self.modules():
@@ -117,14 +112,12 @@ def build(
     `resnet10s` and `resnet18s` have a 3x3 stem for small images, or with `stem="imagenet"` that of
     the others, and 4 stages of 1 or 2 basic blocks with `width`, 2, 4 and 8 times `width` channels:
     0.3 M parameters for `resnet10s` at width 16, 11 M for `resnet18s` at width 64.
-
-    Raises ValueError for an unknown arch or stem.
     """
-    block, blocks = _BLOCKS[one_of("arch", arch, ARCHS)]
-    if arch.endswith("s"):
-        stride = None if one_of("stem", stem, STEMS) == "imagenet" else stem_stride
-        return ResNet(block, blocks, n_classes, width, stride, mean, std)
-    return ResNet(block, blocks, n_classes, 64, None, mean, std)
+    block, blocks = _BLOCKS[arch]
+    if not arch.endswith("s"):
+        width, stem = 64, "imagenet"
+    stride = None if stem == "imagenet" else stem_stride
+    return ResNet(block, blocks, n_classes, width, stride, mean, std)
 
 
 def of(

@@ -16,10 +16,8 @@ from robustlib.data.splits import FileSplit, Split, seed_for
 
 
 def to_float(x_u8: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """[B, H, W, C] uint8 -> [B, 3, H, W] float in [0, 1], channels_last, grey repeated to 3.
-
-    Moved before it is converted: bytes are a quarter of the floats' traffic.
-    """
+    """[B, H, W, C] uint8 -> [B, 3, H, W] float in [0, 1], channels_last, grey repeated to 3."""
+    # Moved before it is converted: bytes are a quarter of the floats' traffic.
     x = x_u8.to(device, non_blocking=True)
     if x.shape[3] == 1:
         x = x.expand(-1, -1, -1, 3).contiguous()
@@ -47,17 +45,15 @@ def epoch(
     The order follows from (seed, epoch), the augmentation of a step from (seed, epoch, step).
     Images from files are augmented by (seed, epoch, row), and a crop is a RandomResizedCrop.
     """
-    if not len(split):
-        raise ValueError("the split is empty: there is nothing to train on")
     order = torch.randperm(len(split), generator=_generator(seed, epoch))
-    steps_left = range(start, steps(split, batch_size))
-    batches = [order[step * batch_size : (step + 1) * batch_size] for step in steps_left]
+    left = range(start, steps(split, batch_size))
+    rows = [order[step * batch_size : (step + 1) * batch_size] for step in left]
     if isinstance(split, FileSplit):
-        yield from _from_files(split, batches, device, augment, seed, epoch)
-        return
-    for step, rows in zip(steps_left, batches, strict=True):
-        x, y = gather(split, rows, augment, _generator(seed, epoch, step))
-        yield to_float(x, device), y.to(device, non_blocking=True)
+        pairs = files.stream(split, rows, augment, seed, epoch, device)
+    else:
+        draws = (_generator(seed, epoch, step) for step in left)
+        pairs = (gather(split, r, augment, d) for r, d in zip(rows, draws, strict=True))
+    yield from _moved(pairs, device)
 
 
 def ordered(
@@ -65,22 +61,17 @@ def ordered(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All of the split in its own order, nothing dropped or augmented, for evaluation."""
     if isinstance(split, FileSplit):
-        yield from _from_files(split, torch.arange(len(split)).split(batch_size), device)
-        return
-    for x, y in zip(split.x.split(batch_size), split.y.split(batch_size), strict=True):
-        yield to_float(x, device), y.to(device, non_blocking=True)
+        rows = torch.arange(len(split)).split(batch_size)
+        yield from _moved(files.stream(split, rows, device=device), device)
+    else:
+        pairs = zip(split.x.split(batch_size), split.y.split(batch_size), strict=True)
+        yield from _moved(pairs, device)
 
 
-def _from_files(
-    split: FileSplit,
-    rows: Iterable[Tensor],
-    device: torch.device | str,
-    augment: str | None = None,
-    seed: int = 0,
-    epoch: int = 0,
+def _moved(
+    pairs: Iterable[tuple[Tensor, Tensor]], device: torch.device | str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    pin = torch.device(device).type == "cuda"
-    for x, y in files.stream(split, [r.tolist() for r in rows], augment, seed, epoch, pin):
+    for x, y in pairs:
         yield to_float(x, device), y.to(device, non_blocking=True)
 
 
@@ -93,30 +84,24 @@ def gather(
     A crop shifts by up to S // 8 px each way, S the shorter side (4 at 32 px, as is usual). What a
     shift uncovers is reflected, not black: a black bar is an edge that no test image has.
     """
+    where = split.x.device
+    own = rows.to(where, non_blocking=True)
     if augment == "none":
-        return split.x[rows.to(split.x.device, non_blocking=True)], split.y[rows]
-    pixels = _pixels(split.x, rows, augment, generator)
-    return _pick(split.x, pixels), split.y[rows] if split.y.ndim == 1 else _pick(split.y, pixels)
-
-
-def _pixels(x: Tensor, rows: Tensor, augment: str, generator: torch.Generator) -> Tensor:
-    """Which pixel of x [N, H, W, ...] comes where: indices [B, H, W] into its N * H * W pixels.
-
-    Padding, crop and flip are all in the index, so that an epoch copies each pixel once. The draws
-    are those of the CPU's generator, the index is made where x is; a GPU is not waited for.
-    """
-    height, width = x.shape[1:3]
-    n, pad, where = len(rows), min(height, width) // 8, x.device
-    shifts = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator).to(
-        where, non_blocking=True
-    )
+        return split.x[own], split.y[rows]
+    # Padding, crop and flip are all in indices [B, H, W] of pixels, so that an epoch copies each
+    # once. The draws are those of the CPU's generator; a GPU is not waited for.
+    height, width = split.x.shape[1:3]
+    n, pad = len(rows), min(height, width) // 8
+    shifts = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator)
     flips = (torch.rand((n, 1), generator=generator) < 0.5).to(where, non_blocking=True)
-    down = _reflect(shifts[0] + torch.arange(height, device=where), height)
-    right = _reflect(shifts[1] + torch.arange(width, device=where), width)
+    down, right = (
+        _reflect(shift + torch.arange(size, device=where), size)
+        for shift, size in zip(shifts.to(where, non_blocking=True), (height, width), strict=True)
+    )
     if augment == "crop-flip":
         right = torch.where(flips, right.flip(1), right)
-    lines = rows.to(where, non_blocking=True)[:, None] * height + down
-    return lines[:, :, None] * width + right[:, None, :]
+    pixels = (own[:, None] * height + down)[:, :, None] * width + right[:, None, :]
+    return _pick(split.x, pixels), split.y[rows] if split.y.ndim == 1 else _pick(split.y, pixels)
 
 
 def _pick(x: Tensor, pixels: Tensor) -> Tensor:

@@ -29,7 +29,6 @@ LARGEST = 64  # px: rendering takes 2 s at 32 and 4 s at 64, so larger images ar
 DIGITS_TRAIN = 1_438
 LETTERS = "AESX"  # few and large, so that a small network tells them apart within a minute
 CANVAS = (48, 64)  # height and width, px
-N_CANVAS = (600, 200)
 
 
 def digits(size: int) -> Pack:
@@ -44,9 +43,9 @@ def digits(size: int) -> Pack:
     x = np.round(scans.images * (255 / 16)).astype(np.uint8)[..., None]  # ink is 0 to 16 there
     y = scans.target.astype(np.int64)
     order = np.random.default_rng(seed_for("digits")).permutation(len(y))
-    train, test = order[order < DIGITS_TRAIN], order[order >= DIGITS_TRAIN]
-    arrays = {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
-    return Pack(arrays, tuple(string.digits), "embedded")
+    parts = {"train": order[order < DIGITS_TRAIN], "test": order[order >= DIGITS_TRAIN]}
+    splits = {split: (x[rows], y[rows]) for split, rows in parts.items()}
+    return Pack.of(splits, string.digits, "embedded")
 
 
 def glyphs(size: int) -> Pack:
@@ -58,17 +57,15 @@ def glyphs(size: int) -> Pack:
     """
     size = min(size, LARGEST)
     rng = np.random.default_rng(seed_for("glyphs"))
-    arrays: dict[str, np.ndarray] = {}
+    splits = {}
     for split, faces in (("train", TRAIN_FACES), ("test", TEST_FACES)):
         y = np.tile(np.repeat(np.arange(len(GLYPHS)), PER_FACE), len(faces))
         face = np.repeat(faces, len(GLYPHS) * PER_FACE)
-        jitter = rng.random((len(y), 4))
-        x = np.stack(
-            [_draw(f, GLYPHS[k], size, j) for f, k, j in zip(face, y, jitter, strict=True)]
-        )
+        drawn = zip(face, y, rng.random((len(y), 4)), strict=True)
+        x = np.stack([_draw(f, GLYPHS[k], size, jitter) for f, k, jitter in drawn])
         order = rng.permutation(len(y))  # rows of a pack are shuffled: its first N are a fair draw
-        arrays |= {f"x_{split}": x[order, ..., None], f"y_{split}": y[order].astype(np.int64)}
-    return Pack(arrays, tuple(GLYPHS), "embedded")
+        splits[split] = x[order, ..., None], y[order].astype(np.int64)
+    return Pack.of(splits, GLYPHS, "embedded")
 
 
 def glyphs_seg(size: int) -> Pack:
@@ -79,11 +76,11 @@ def glyphs_seg(size: int) -> Pack:
     quarter to three quarters have no class. The same on every call.
     """
     rng = np.random.default_rng(seed_for("glyphs_seg"))
-    arrays: dict[str, np.ndarray] = {}
-    for split, faces, n in zip(("train", "test"), (TRAIN_FACES, TEST_FACES), N_CANVAS, strict=True):
+    splits = {}
+    for split, faces, n in (("train", TRAIN_FACES, 600), ("test", TEST_FACES, 200)):
         x, masks = zip(*(_scene(rng, faces) for _ in range(n)), strict=True)
-        arrays |= {f"x_{split}": np.stack(x), f"m_{split}": np.stack(masks)}
-    return Pack(arrays, ("background", *LETTERS), "embedded")
+        splits[split] = np.stack(x), np.stack(masks)
+    return Pack.of(splits, ("background", *LETTERS), "embedded")
 
 
 def _scene(rng: np.random.Generator, faces: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -133,5 +130,4 @@ def _font(face: str, pixels: int):
     return ImageFont.truetype(str(path), pixels, layout_engine=ImageFont.Layout.BASIC)
 
 
-EMBEDDED: dict[str, Callable[[int], Pack]] = {"digits": digits, "glyphs": glyphs}
-EMBEDDED_MASKS: dict[str, Callable[[int], Pack]] = {"glyphs_seg": glyphs_seg}
+EMBEDDED: dict[str, Callable[[int], Pack]] = {f.__name__: f for f in (digits, glyphs, glyphs_seg)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -46,14 +46,14 @@ def _check_images(folder: Path, paths: Sequence[str]) -> None:
     after the files and when their folders were last changed (to ask a million files takes minutes
     on a network). ValueError names an image that cannot be read."""
 
-    def check(some: Sequence[str]) -> None:
-        for path in some:
-            read_image(path, quick=True)
+    def check(path: str) -> None:
+        read_image(path, quick=True)
 
     def check_all() -> None:
-        chunks = [paths[i : i + 256] for i in range(0, len(paths), 256)]
-        with ThreadPoolExecutor(min(16, torch.get_num_threads())) as pool:
-            list(progress.bar(pool.map(check, chunks), f"checking {folder.name}", len(chunks)))
+        with ThreadPool(min(16, torch.get_num_threads())) as pool:
+            done = pool.imap(check, paths, 256)
+            for _ in progress.bar(done, f"checking {folder.name}", len(paths)):
+                pass
 
     folders = sorted({os.path.dirname(path) for path in paths})  # noqa: PTH120 - of a million files
     known = [*sorted(paths), *(str(Path(path).stat().st_mtime_ns) for path in folders)]
@@ -72,23 +72,24 @@ def _check_images(folder: Path, paths: Sequence[str]) -> None:
 
 def stream(
     split: FileSplit,
-    batches: Sequence[list[int]],
-    augment: str | None,
-    seed: int,
-    epoch: int,
-    pin: bool = False,
+    rows: Iterable[Tensor],
+    augment: str | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (x uint8 [B, S, S, 3], y [B]) of the rows listed, decoded by worker processes.
-    augment None: the middle of the image, for evaluation. Otherwise each image is augmented from a
-    seed of its own, (seed, epoch, row), whichever worker decodes it."""
+    """Batches (x uint8 [B, S, S, 3], y [B]) of the rows listed, decoded by worker processes, in
+    memory from which the device is fed fast. augment None: the middle of the image, for evaluation.
+    Otherwise each image is augmented from a seed of its own, (seed, epoch, row), whichever worker
+    decodes it."""
     from torch.utils.data import DataLoader
 
-    workers = min(16, torch.get_num_threads(), len(batches) // 2)  # none for a batch or two
+    batches = [batch.tolist() for batch in rows]
     yield from DataLoader(
         _Decoded(split, augment, seed, epoch),
         batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=pin,
+        num_workers=min(16, torch.get_num_threads(), len(batches) // 2),  # none for a batch or two
+        pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator(),  # else the loader draws from the global one
     )
 

@@ -1,4 +1,4 @@
-"""Images from outside: opened in one way, gathered into arrays, found in folders, divided."""
+"""Images from outside: opened in one way, gathered into arrays, found in folders."""
 
 from __future__ import annotations
 
@@ -157,27 +157,27 @@ def class_files(folder: Path, *needed: str, more: bool = False) -> dict[str, dic
     """Split -> class name -> its image files, both sorted, of folder/<split>/<class>/<files>.
 
     Splits are called as in SPLIT_NAMES. more: others than those needed are read too, and as "all"
-    the classes of a folder that is not divided. Names are in composed Unicode (NFC): an e with an
-    accent is one letter, however it is written. What is hidden or a system's own is passed over;
-    a warning says on one line what else is not read.
+    the classes of a folder that is not divided. Names are in composed Unicode (NFC). What is hidden
+    or a system's own is passed over; a warning says on one line what else is not read.
 
     ValueError: no such folder, a split that is missing or there twice, fewer than two class
     folders, one without an image, a name that is no Unicode, or two folders of one name.
     """
     found = _split_folders(folder)
-    divided = bool(found) or not more
-    if missing := [split for split in needed if divided and split not in found]:
+    if more and not found:
+        used = {"all": folder}
+    elif missing := [split for split in needed if split not in found]:
         has = ", ".join(p.name for p in found.values()) or "neither"
         raise ValueError(
             f"{folder}: no {' and '.join(missing)} folder; {' and '.join(needed)} are needed, "
             f"there is {has}"
         )
-    wanted = [*needed, *(split for split in found if more and split not in needed)]
-    used = {split: found[split] for split in wanted} if divided else {"all": folder}
+    else:
+        used = {split: found[split] for split in (*needed, *(found if more else ()))}
     skipped: Counter[str] = Counter()
     out = {split: _classes(path, skipped) for split, path in used.items()}
     parts = [_counted(skipped)] if skipped else []
-    if divided:
+    if found:
         parts += [f"folder {p.name}" for p in _listing(folder)[0] if p not in used.values()]
     if parts:
         warnings.warn(printable(f"{folder}: not read: {', '.join(parts)}"), stacklevel=3)
@@ -187,30 +187,24 @@ def class_files(folder: Path, *needed: str, more: bool = False) -> dict[str, dic
 def _split_folders(folder: Path) -> dict[str, Path]:
     """Split -> its folder; empty if the folder holds the classes of a set that is not divided. A
     class may itself be called "train": a folder of a split holds folders."""
-    children, _ = _listing(folder)
+    children = _listing(folder)[0]
     named = [p for p in children if p.name.lower() in SPLIT_NAMES]
-    if len(named) < len(children) and not any(map(_holds_classes, named)):
+    holding = (folders and not images for folders, images, _ in map(_listing, named))
+    if len(named) < len(children) and not any(holding):
         return {}
     found: dict[str, Path] = {}
     for child in named:
-        split = SPLIT_NAMES[child.name.lower()]
-        if split in found:
+        if found.setdefault(split := SPLIT_NAMES[child.name.lower()], child) != child:
             raise ValueError(f"{folder}: {found[split].name} and {child.name} are both {split}")
-        found[split] = child
     return found
-
-
-def _holds_classes(folder: Path) -> bool:
-    folders, files = _listing(folder)
-    return bool(folders) and not any(p.suffix.lower() in SUFFIXES for p in files)
 
 
 def _classes(folder: Path, skipped: Counter[str]) -> dict[str, list[Path]]:
     """Class name -> its image files; counts what is not read, by its kind."""
     found: dict[str, list[Path]] = {}
-    children, files = _listing(folder)
-    if images := sum(p.suffix.lower() in SUFFIXES for p in files):
-        skipped["images outside of class folders"] += images
+    children, loose, _ = _listing(folder)
+    if loose:
+        skipped["images outside of class folders"] += len(loose)
     for child in children:
         name = unicodedata.normalize("NFC", child.name)
         if any("\ud800" <= c <= "\udfff" for c in name):
@@ -218,16 +212,14 @@ def _classes(folder: Path, skipped: Counter[str]) -> dict[str, list[Path]]:
         if name in found:
             why = "is there twice, in composed and in decomposed Unicode; keep one folder"
             raise ValueError(f"{folder}: class {name!r} {why}")
-        folders, files = _listing(child)
-        found[name] = [p for p in files if p.suffix.lower() in SUFFIXES]
-        kinds = [p.suffix.lower() or "without suffix" for p in files]
-        others = Counter(kind for kind in kinds if kind not in SUFFIXES)
+        folders, found[name], others = _listing(child)
+        kinds = Counter(p.suffix.lower() or "without suffix" for p in others)
         if folders:
-            others["folders in class folders"] += len(folders)
+            kinds["folders in class folders"] = len(folders)
         if not found[name]:
-            has = f"; there is {_counted(others)}" if others else ""
+            has = f"; there is {_counted(kinds)}" if kinds else ""
             raise ValueError(f"{child}: no images in it ({', '.join(SUFFIXES)}{has})")
-        skipped.update(others)
+        skipped.update(kinds)
     if len(found) < 2:
         raise ValueError(f"{folder}: {len(found)} folders in it; one per class, 2 or more, needed")
     return dict(sorted(found.items()))
@@ -237,8 +229,8 @@ def _counted(kinds: Counter[str]) -> str:
     return ", ".join(f"{printable(kind)} ({n:,})" for kind, n in sorted(kinds.items()))
 
 
-def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The folders in a folder and its files, sorted, without what is hidden or in FOREIGN."""
+def _listing(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """A folder's folders, images and other files, sorted, without what is hidden or in FOREIGN."""
     if not os.path.isdir(folder):  # noqa: PTH112 - Path's own raises for a name too long
         raise ValueError(f"{folder}: no such folder")
     try:
@@ -248,4 +240,6 @@ def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
         raise ValueError(f"{folder}: cannot be listed ({e.strerror})") from e
     kept.sort(key=lambda e: e.name)
     folders = [Path(e.path) for e in kept if e.is_dir()]
-    return folders, [Path(e.path) for e in kept if not e.is_dir()]
+    files = [Path(e.path) for e in kept if not e.is_dir()]
+    images = [p for p in files if p.suffix.lower() in SUFFIXES]
+    return folders, images, [p for p in files if p.suffix.lower() not in SUFFIXES]

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from robustlib.data import packs, sources
-from robustlib.data.embedded import EMBEDDED, EMBEDDED_MASKS
+from robustlib.data.embedded import EMBEDDED
 from robustlib.data.files import imagenet
 from robustlib.data.packs import IGNORE, SPLITS, Pack
 from robustlib.data.splits import Dataset, FileSplit, Split, balanced, holdout, resized, take
@@ -30,19 +30,17 @@ def load(
 ) -> Dataset:
     """The data set `name` at size x size px, from the data root (see `sources.data_root`).
 
-    val is the pack's own, or a class-stratified tenth of its training images (at most 5,000), the
-    same for every seed; train is the rest. With `n_train`, train is a class-balanced draw of that
-    many images by `seed`, and val a draw of max(n_train // 4, n_classes) (or all there are), so
-    that choosing on val does not smuggle labels into a small budget. test is always whole. Images
-    of another size are scaled; with `detail`, images of more are reduced to that side first
+    val is the pack's own, else what `holdout` cuts from train. With `n_train`, train is a
+    class-balanced draw of that many images by `seed`, and val one of max(n_train // 4, n_classes)
+    (or all there are): choosing on val smuggles no labels into a small budget. test is always
+    whole. Images are scaled; with `detail`, those of more are reduced to that side first
     (antialiased), so that they show less. Splits are of `Split`, ImageNet's of `FileSplit`.
 
     ValueError: an unknown name (the near ones are named), a bad pack, or n_train beyond what
     there is. FileNotFoundError: a set that is not here and cannot be fetched.
     """
     size = integer("size", size, 8, 4096)
-    detail = None if detail is None else integer("detail", detail, 4, size)
-    data = _drawn(name, size, n_train, seed, root)
+    data = _drawn(name, size, n_train, seed, root, masks=False)
     if isinstance(data.train, FileSplit):
         return _each(data, lambda split: replace(split, detail=detail))
     if detail and detail < data.native:
@@ -57,8 +55,7 @@ def load_segmentation(
     seed: int = 0,
     root: str | Path | None = None,
 ) -> Dataset:
-    """The set `name` for dense prediction: a pack in the data root (see `sources.data_root`), the
-    embedded `glyphs_seg`, or `voc2012_seg`, which is downloaded and becomes a pack.
+    """The set `name` for dense prediction: a pack, `glyphs_seg` or `voc2012_seg`.
 
     size: the shorter side is scaled to so many px (masks without interpolation), VOC's images are
     cut to a square of it; None: as stored, 480 for VOC. Splits are drawn as by `load`, but of
@@ -74,16 +71,10 @@ def load_segmentation(
 
 
 def _drawn(
-    name: str,
-    size: int,
-    n_train: int | None,
-    seed: int,
-    root: str | Path | None,
-    masks: bool = False,
+    name: str, size: int, n_train: int | None, seed: int, root: str | Path | None, masks: bool
 ) -> Dataset:
     """The set as it is stored, cut to a label budget of n_train training images, as `load` says."""
     n_train = None if n_train is None else integer("n_train", n_train, 1)
-    seed = integer("seed", seed, 0, 2**63 - 1)
     path = sources.find(name, size, root, masks)
     if path is None:
         data = _embedded(name, size)
@@ -94,11 +85,9 @@ def _drawn(
         data = _pack(name, path, masks, stat.st_mtime_ns, stat.st_size)
     if n_train is None:
         return data
-    if n_train > len(data.train):
-        raise ValueError(
-            f"n_train={n_train}: {data.name} has {len(data.train)} training images available"
-        )
-    n_val = min(len(data.val), max(n_train // 4, data.n_classes))
+    if n_train > (n := len(data.train)):
+        raise ValueError(f"n_train={n_train}: {data.name} has {n} training images available")
+    n_val = max(n_train // 4, data.n_classes)
     train = take(data.train, balanced(data.train.y.numpy(), n_train, seed))
     val = take(data.val, balanced(data.val.y.numpy(), n_val, seed))
     return replace(data, train=train, val=val)
@@ -118,7 +107,7 @@ def _pack(name: str, path: Path, masks: bool, changed: int, size: int) -> Datase
 
 @lru_cache(maxsize=8)
 def _embedded(name: str, size: int) -> Dataset:
-    return _dataset(name, (EMBEDDED | EMBEDDED_MASKS)[name](size))
+    return _dataset(name, EMBEDDED[name](size))
 
 
 _folder = lru_cache(maxsize=2)(imagenet)
@@ -126,15 +115,13 @@ _folder = lru_cache(maxsize=2)(imagenet)
 
 def _dataset(name: str, pack: Pack) -> Dataset:
     label = "m" if pack.masks else "y"
-    arrays = {key: torch.from_numpy(a) for key, a in pack.arrays.items()}
-    splits = [s for s in SPLITS if f"x_{s}" in arrays]
-    parts = {s: Split(arrays[f"x_{s}"], arrays[f"{label}_{s}"]) for s in splits}
+    own = {key: torch.from_numpy(a) for key, a in pack.arrays.items()}
+    parts = {s: Split(own[f"x_{s}"], own[f"{label}_{s}"]) for s in SPLITS if f"x_{s}" in own}
     if "val" not in parts:
         train = parts["train"]
         if pack.masks and len(train) < 2:
             raise ValueError(f"{name}: 1 training image; 3 are needed, 1 of them for val")
-        rows = holdout(train.y.numpy())
-        parts["train"], parts["val"] = (take(train, r) for r in rows)
+        parts["train"], parts["val"] = (take(train, r) for r in holdout(train.y.numpy()))
     train, val, test = (parts[s] for s in SPLITS)
     native, ignore = max(train.x.shape[1:3]), IGNORE if pack.masks else -1
     return Dataset(name, train, val, test, pack.class_names, native, ignore)

@@ -15,7 +15,7 @@ import math
 import re
 import unicodedata
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -35,6 +35,7 @@ IGNORE = 255
 """The label, in a mask, of pixels that have no class."""
 
 Header = tuple[tuple[int, ...], np.dtype]
+Splits = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,14 @@ class Pack:
     arrays: dict[str, np.ndarray]
     class_names: tuple[str, ...]
     origin: str = ""
+
+    @classmethod
+    def of(cls, splits: Splits, class_names: Iterable[str], origin: str) -> Pack:
+        """The pack of images and labels, or masks, by split."""
+        arrays: dict[str, np.ndarray] = {}
+        for split, (x, y) in splits.items():
+            arrays |= {f"x_{split}": x, f"{'y' if y.ndim == 1 else 'm'}_{split}": y}
+        return cls(arrays, tuple(class_names), origin)
 
     @property
     def masks(self) -> bool:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from robustlib.data import packs, torchsets
-from robustlib.data.embedded import EMBEDDED, EMBEDDED_MASKS
 from robustlib.data.images import class_files, opened, stack
 from robustlib.data.packs import Pack
 from robustlib.data.splits import divide
@@ -21,11 +20,8 @@ from robustlib.specs import integer, number, one_of, shown
 
 @dataclass(frozen=True)
 class Row:
-    """A line of `robustlib data list`; counts are 0 where they are not known.
-
-    n_train: training images in all, those that `load` cuts off as val among them.
-    here: `load` needs no network for it.
-    """
+    """A line of `robustlib data list`; counts are 0 where they are not known. n_train counts the
+    images that `load` cuts off as val too; here: `load` needs no network for it."""
 
     name: str
     origin: str
@@ -36,7 +32,6 @@ class Row:
     licence: str
     note: str = ""
     masks: bool = False
-    """Every pixel is labelled: for segmentation, read by `load_segmentation`."""
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -57,8 +52,7 @@ def find(name: str, size: int, root: str | Path | None = None, masks: bool = Fal
 
     A pack in the data root comes first. A published set that is not there is built now, once, at
     `size` (no larger than its images are). masks: of the sets for segmentation, whose packs are of
-    one size. ValueError for an unknown name, FileNotFoundError if a set cannot be fetched; both say
-    what to do.
+    one size. Raises ValueError for an unknown name, FileNotFoundError if a set cannot be fetched.
     """
     if not isinstance(name, str):
         raise ValueError(f"dataset={shown(name)}: must be text")
@@ -66,11 +60,11 @@ def find(name: str, size: int, root: str | Path | None = None, masks: bool = Fal
     packed = _packs(folder)
     sides = packed.get(name, {})
     path = sides.get(32) if masks else _best(sides, name, size)
-    if path or name in (EMBEDDED_MASKS if masks else EMBEDDED):
+    known = {n: k for n, k in KNOWN.items() if k.masks == masks}
+    if path or (name in known and known[name].origin == "embedded"):
         return path
-    known = {n for n, k in KNOWN.items() if k.masks == masks}
     others = {n for n, s in packed.items() if not masks or (n.endswith("_seg") and 32 in s)}
-    one_of("dataset", name, sorted(known | others))
+    one_of("dataset", name, sorted(known.keys() | others))
     if name == "imagenet":
         if not (path := folder / name).is_dir():
             raise FileNotFoundError(
@@ -106,19 +100,35 @@ def build_folder(
     ValueError: a name that is no plain file name or is taken, a folder that is not of that form
     (`images.class_files`), an image that cannot be read, or copies of training images in test.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise ValueError(f"name={shown(name)}: use letters, digits, _ and -, 64 at most")
     if name in KNOWN:
         raise ValueError(f"name={name!r}: is a set of robustlib's own; choose another name")
     size = integer("size", size, 8, 4096)
-    fraction = number("test_fraction", test_fraction, 0.01, 0.99)
-    held_out = number("val_fraction", val_fraction, 0, 0.99)
-    seed = integer("seed", seed, 0, 2**63 - 1)
-    folder, path = home(folder), data_root(root) / _file(name, size)
+    test_fraction = number("test_fraction", test_fraction, 0.01, 0.99)
+    val_fraction = number("val_fraction", val_fraction, 0, 0.99)
+    path = data_root(root) / _file(name, size)
     if path.exists():
         raise ValueError(f"{path}: is there already; delete it to build it anew")
-    splits = class_files(folder, "train", "test", more=True)
-    pack = _from_folders(name, splits, size, (fraction, held_out), seed)
+    found = class_files(home(folder), "train", "test", more=True)
+    classes = sorted({c for own in found.values() for c in own})
+    for split, own in found.items():
+        if missing := set(classes) - own.keys():
+            raise ValueError(f"{name}: {split} has no folder {', '.join(sorted(missing)[:5])}")
+    if lone := [c for c, files in found.get("all", {}).items() if len(files) < 2]:
+        raise ValueError(f"{name}: class {lone[0]!r} has 1 image; 2 are needed, 1 for test")
+    splits = {}
+    for split, own in found.items():
+        files = [(file, k) for k, c in enumerate(classes) for file in own[c]]
+        splits[split] = stack(opened(files), len(files), size, f"{name} {split}")
+    if "all" in splits:
+        splits = divide(*splits["all"], test_fraction, seed)
+    if val_fraction and "val" not in splits:
+        parts = divide(*splits["train"], val_fraction, seed)
+        splits |= {"train": parts["train"], "val": parts["test"]}
+    if len({x.shape[3] for x, _ in splits.values()}) > 1:  # one split is grey throughout
+        splits = {s: (np.broadcast_to(x, (*x.shape[:3], 3)), y) for s, (x, y) in splits.items()}
+    pack = Pack.of(splits, classes, "folder")
     packs.validate(pack, path)  # before the data root is made: a refusal leaves nothing there
     ensure(path, lambda: packs.write(path, pack))
     return path
@@ -195,32 +205,3 @@ def ensure(path: Path, write: Callable[[], None]) -> None:
     with held:
         if not path.exists():
             write()
-
-
-def _from_folders(
-    name: str,
-    splits: dict[str, dict[str, list[Path]]],
-    size: int,
-    fractions: tuple[float, float],
-    seed: int,
-) -> Pack:
-    """fractions: of the images that are test, and of the others that are val, where need be."""
-    classes = sorted({c for split in splits.values() for c in split})
-    made = {}
-    for split, found in splits.items():
-        if missing := set(classes) - set(found):
-            raise ValueError(f"{name}: {split} has no folder {', '.join(sorted(missing)[:5])}")
-    if lone := [c for c, files in splits.get("all", {}).items() if len(files) < 2]:
-        raise ValueError(f"{name}: class {lone[0]!r} has 1 image; 2 are needed, 1 for test")
-    for split, found in splits.items():
-        files = [(p, k) for k, c in enumerate(classes) for p in found[c]]
-        made[split] = stack(opened(files), len(files), size, f"{name} {split}")
-    if "all" in made:
-        made = divide(*made["all"], fractions[0], seed)
-    if fractions[1] and "val" not in made:
-        parts = divide(*made["train"], fractions[1], seed)
-        made |= {"train": parts["train"], "val": parts["test"]}
-    if len({x.shape[3] for x, _ in made.values()}) > 1:  # one split is grey throughout
-        made = {split: (np.broadcast_to(x, (*x.shape[:3], 3)), y) for split, (x, y) in made.items()}
-    arrays = {f"{k}_{s}": a for s, pair in made.items() for k, a in zip("xy", pair, strict=True)}
-    return Pack(arrays, tuple(classes), "folder")

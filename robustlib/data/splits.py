@@ -39,13 +39,13 @@ class Split:
 
 @dataclass(frozen=True)
 class FileSplit:
-    """Images too many for memory: N file paths, y int64 [N]; decoded to `size` px when read."""
+    """Images too many for memory: N file paths, y int64 [N]; decoded to `size` px when read, with
+    `detail` reduced to that side before."""
 
     paths: tuple[str, ...]
     y: Tensor
     size: int
     detail: int | None = None
-    """Side that the images are reduced to before they get that size; None: they are not."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -95,7 +95,7 @@ def holdout(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Largest remainder: the classes that were rounded down most get the images that are left over;
     # the tiny random part breaks ties, so that equal classes are not served in order of their name.
     rest = share - take_n + rng.random(len(counts)) * 1e-9
-    take_n[np.argsort(-rest)[: round(share.sum()) - take_n.sum()]] += 1
+    take_n[np.argsort(-rest)[: n_val - take_n.sum()]] += 1
     take_n = np.minimum(take_n, np.maximum(counts - 1, 0))
     in_val = rank_in_class(y, rng) < take_n[y]
     return np.flatnonzero(~in_val), np.flatnonzero(in_val)
@@ -108,13 +108,12 @@ def balanced(y: np.ndarray, n: int, seed: int) -> np.ndarray:
     With fewer rows than classes, n different classes get one each. For one seed a smaller draw is
     part of every larger one, so label budgets are comparable. Of masks [N, H, W], any n.
     """
-    if y.ndim > 1:
-        order = np.random.default_rng(seed_for("few", seed)).permutation(len(y))
-    else:
-        rng = np.random.default_rng(seed_for("balanced", seed))
-        rank = rank_in_class(y, rng)
-        turn = rng.permutation(int(y.max()) + 1 if len(y) else 0)
+    rng = np.random.default_rng(seed_for("balanced" if y.ndim == 1 else "few", seed))
+    if y.ndim == 1:
+        rank, turn = rank_in_class(y, rng), rng.permutation(np.max(y, initial=-1) + 1)
         order = np.lexsort((turn[y], rank))
+    else:
+        order = rng.permutation(len(y))
     return np.sort(order[:n])
 
 
@@ -124,12 +123,11 @@ def divide(
     """Images and labels as those of train and of test: `fraction` of every class is test, at least
     one image of each. Every class has two images or more."""
     rng = np.random.default_rng(seed_for("divide", seed))
-    test: list[int] = []
+    test = np.zeros(len(y), bool)
     for label in np.unique(y):
         rows = rng.permutation(np.flatnonzero(y == label))
-        test.extend(rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)])
-    parts = {"train": np.setdiff1d(np.arange(len(y)), test), "test": np.sort(test)}
-    return {split: (x[rows], y[rows]) for split, rows in parts.items()}
+        test[rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)]] = True
+    return {"train": (x[~test], y[~test]), "test": (x[test], y[test])}
 
 
 def rank_in_class(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -9,23 +9,19 @@ import hashlib
 import io
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from robustlib.data.images import opened, read_image, stack
-from robustlib.data.packs import Pack
+from robustlib.data.packs import Pack, Splits
 from robustlib.data.splits import divide
 
 TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 OMNIGLOT_TRAIN_DRAWERS = 15  # of the 20 people who drew each character
 
-Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 Members = dict[str, list[tuple[str, int]]]
 """Names of an archive's members and their labels, by split."""
 
@@ -53,13 +49,13 @@ class Known:
     border: int = 0
     """Black px to add on every side, which makes 28 px images 32 px."""
     cls: str = ""
-    """Its class in torchvision; none for an archive that is read here."""
+    """Its class in torchvision."""
     classes: tuple[str, ...] = ()
     """Their names, where that class has none."""
     splits: Mapping[str, Mapping[str, Any]] = field(
         default_factory=lambda: {"train": {"train": True}, "test": {"train": False}}
     )
-    """What that class is called with, by split; of a set without a test split, a fifth is that."""
+    """What that class is called with, by split; without a test split a fifth of train is that."""
     files: tuple[str, ...] = ()
     """Its attributes that list the files, with their labels: torchvision would open them without
     their transparency and rotation. The images of a set without files are taken from the class."""
@@ -77,7 +73,7 @@ def build(name: str, size: int, root: Path) -> Pack:
     """
     entry = PUBLISHED[name]
     try:
-        splits, names = READERS.get(name, _torchvision)(name, size, root)
+        splits, names = (_archived if name in LISTED else _torchvision)(name, size, root)
     except (OSError, HTTPException, RuntimeError) as e:  # RuntimeError: torchvision, bad checksum
         wanted = "\n  ".join(entry.urls)
         raise FileNotFoundError(
@@ -86,23 +82,21 @@ def build(name: str, size: int, root: Path) -> Pack:
         ) from e
     if "test" not in splits:
         splits = divide(*splits["train"], 0.2, 0)
-    for split, n in zip(("train", "test"), entry.counts, strict=False):
+    for split, n in zip(("train", "test"), entry.counts[:2], strict=True):
         if (found := len(splits[split][1])) != n:  # a killed extraction leaves a part behind
             published = entry.splits.get(split, {}).get("image_set", split)
             raise ValueError(
                 f"{name}: {found} {published} images, {n} are published; delete what was extracted "
                 f"below {root / (entry.unpacked or entry.place)} and try again"
             )
-    keys = "xm" if entry.masks else "xy"
-    arrays = {f"{k}_{s}": a for s, pair in splits.items() for k, a in zip(keys, pair, strict=True)}
-    return Pack(arrays, names, "torchvision" if entry.cls else "archive")
+    return Pack.of(splits, names, "torchvision" if entry.cls else "archive")
 
 
-def _torchvision(name: str, size: int, root: Path) -> tuple[Splits, tuple[str, ...]]:
+def _torchvision(name: str, size: int, root: Path) -> tuple[Splits, Iterable[str]]:
     from torchvision import datasets
 
     entry = PUBLISHED[name]
-    splits: Splits = {}
+    splits = {}
     for split, arguments in entry.splits.items():
         # Not asked to download what is there, torchvision does not unpack VOC once more.
         here = entry.masks and (root / entry.unpacked / "ImageSets").is_dir()
@@ -112,18 +106,12 @@ def _torchvision(name: str, size: int, root: Path) -> tuple[Splits, tuple[str, .
             lists = [getattr(data, attribute) for attribute in entry.files]
             files = zip(*lists, strict=True) if len(lists) > 1 else lists[0]
             pairs = opened(files, entry.masks)
-        what = f"{name} {split}"
-        splits[split] = stack(pairs, len(data), size, what, entry.border, entry.masks)
+        splits[split] = stack(pairs, len(data), size, f"{name} {split}", entry.border, entry.masks)
     names = entry.classes or getattr(data, "classes", None) or range(entry.counts[2])
-    return splits, tuple(map(str, names))
+    return splits, map(str, names)
 
 
-def _archived(
-    listed: Callable[[zipfile.ZipFile], tuple[Members, tuple[str, ...]]],
-    name: str,
-    size: int,
-    root: Path,
-) -> tuple[Splits, tuple[str, ...]]:
+def _archived(name: str, size: int, root: Path) -> tuple[Splits, Iterable[str]]:
     """A set in one archive, downloaded if it is not there, its checksum verified; read in memory: a
     member's name is never a path here."""
     from torchvision.datasets import Omniglot
@@ -138,9 +126,9 @@ def _archived(
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != md5:
         raise ValueError(f"{path}: md5 {found}, published is {md5}: delete it and download it anew")
-    splits: Splits = {}
+    splits = {}
     with zipfile.ZipFile(path) as members:
-        parts, names = listed(members)
+        parts, names = LISTED[name](members)
         for split, files in parts.items():
             pairs = ((read_image(io.BytesIO(members.read(f)), f), label) for f, label in files)
             splits[split] = stack(pairs, len(files), size, f"{name} {split}")
@@ -176,7 +164,5 @@ def _tiny_imagenet(members: zipfile.ZipFile) -> tuple[Members, tuple[str, ...]]:
     return parts, tuple(f"{words.get(w, '').split(',')[0]} ({w})".strip() for w in wnids)
 
 
-READERS: dict[str, Callable[[str, int, Path], tuple[Splits, tuple[str, ...]]]] = {
-    "omniglot": partial(_archived, _omniglot),
-    "tiny_imagenet": partial(_archived, _tiny_imagenet),
-}
+LISTED = {"omniglot": _omniglot, "tiny_imagenet": _tiny_imagenet}
+"""How the members of those archives are listed that are read here."""

@@ -6,32 +6,30 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustlib import training
 from robustlib.attacks import Threat, held
 from robustlib.data import batches
 from robustlib.data.splits import seed_for
 from robustlib.metrics.sample import Measured, Row, sample
-from robustlib.specs import Evaluation, Norm, integer
+from robustlib.specs import Evaluation
 
 BATCH = 250
-THEIR_NORMS = {"l2": "L2", "linf": "Linf"}
 
 
 def measure(model: nn.Module, data: Any, spec: Evaluation, **_: Any) -> Measured:
     """Accuracy as it is, under our PGD-20, and under AutoAttack, as pyautoattack has it.
 
     `standard` is AutoAttack as published: APGD-CE, APGD-T on the 9 likeliest other classes, FAB-T
-    and Square with 5,000 queries; 100 iterations each. `cheap`, for small machines, is the part
-    that decides most images, so an upper bound: APGD-CE and APGD-T on the 3 likeliest other
-    classes, 20 iterations each. With K classes at most K - 1 are aimed at; with fewer than 4 the
-    loss of APGD-T is not defined, and it is left out.
+    and Square with 5,000 queries; 100 iterations each. `cheap` is the part that decides most
+    images, so an upper bound: APGD-CE and APGD-T on the 3 likeliest other classes, 20 iterations
+    each. With K classes at most K - 1 are aimed at; with fewer than 4 APGD-T has no loss and is
+    left out.
 
     The row: `n` images, then {name}_correct and {name}_accuracy of clean, pgd (20 steps, the worst
-    iterate), apgd_ce, apgd_t, fab_t, square (each what that attack *and those before it* leave, as
-    AutoAttack runs them) and autoattack (what all leave). PGD stands apart, and may be below or
-    above the others. eps is in pixel units of [0, 1] images.
+    iterate; it stands apart), apgd_ce, apgd_t, fab_t, square (each what that attack *and those
+    before it* leave, as AutoAttack runs them) and autoattack (what all leave).
     """
     split, threat = sample(data.test, spec.limit), Threat(spec.norm, spec.eps, steps=20)
     right: dict[str, int] = {}
@@ -49,7 +47,8 @@ def measure(model: nn.Module, data: Any, spec: Evaluation, **_: Any) -> Measured
                 # Only what is left is attacked: the rest would be time spent on a settled question.
                 rows = survives.nonzero().flatten()
                 if len(rows):
-                    survives[rows] = _right(model, part.perturb(x[rows], y[rows]), y[rows])
+                    found = part.perturb(x[rows], y[rows])
+                    survives[rows] = model(found).argmax(1) == y[rows]
                 left[name] = survives.clone()
             left["autoattack"] = survives
             for name, mask in left.items():
@@ -60,10 +59,6 @@ def measure(model: nn.Module, data: Any, spec: Evaluation, **_: Any) -> Measured
     return row, {}
 
 
-def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return model(x).argmax(1) == y
-
-
 def _attacks(
     model: nn.Module, threat: Threat, spec: Evaluation, n_classes: int, where: torch.device
 ) -> dict[str, Any]:
@@ -71,8 +66,8 @@ def _attacks(
     from pyautoattack import AutoAttack
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
-    options = {"norm": THEIR_NORMS[threat.norm], "eps": threat.eps, "seed": spec.seed}
-    options["device"] = where
+    norm = {"l2": "L2", "linf": "Linf"}[threat.norm]
+    options = {"norm": norm, "eps": threat.eps, "seed": spec.seed, "device": where}
     if spec.attack == "standard":
         full = AutoAttack(model, version="standard", **options)
         full.fab.targeted = True
@@ -88,32 +83,3 @@ def _attacks(
     else:
         parts["apgd_t"].n_target_classes = min(parts["apgd_t"].n_target_classes, n_classes - 1)
     return parts
-
-
-def apgd_accuracy(
-    model: nn.Module,
-    split: Any,
-    norm: Norm,
-    eps: float,
-    seed: int = 0,
-    batch_size: int = BATCH,
-    limit: int | None = None,
-) -> tuple[int, int]:
-    """How many images of a split stay right under APGD-CE, and of how many.
-
-    pyautoattack's Auto-PGD on the cross entropy, 100 iterations from one random start: to hold our
-    PGD (`training.robust_correct`) against, for it adapts its step size. eps is in pixel units;
-    `limit`: at most so many images, those of `sample`. Raises ValueError for a norm, an eps or a
-    limit that is none.
-    """
-    from pyautoattack.autopgd_base import APGDAttack
-
-    threat = Threat(norm, eps)
-    split = sample(split, None if limit is None else integer("limit", limit, 1))
-    right = 0
-    with torch.random.fork_rng(), training.inference(model) as where:
-        attack = APGDAttack(model, norm=THEIR_NORMS[norm], eps=threat.eps, seed=seed, device=where)
-        for images, y in batches.ordered(split, batch_size, device=where):
-            x = images.contiguous()  # it flattens with view, which channels_last does not allow
-            right += int((model(attack.perturb(x, y)).argmax(1) == y).sum())
-    return right, len(split)

@@ -22,10 +22,10 @@ RADII, ALPHA = 25, 0.001
 def measure(model: nn.Module, data: Any, spec: Evaluation, **_: Any) -> Measured:
     """Certified accuracy of the smoothed network on the test images, as of `certified`.
 
-    The row: n_images, abstained (count), smoothed_accuracy (right and not abstained: certified at
-    radius 0), mean_radius (of the right ones, 0 for the others: Zhai et al., 2020) and max_radius
-    (the largest that the draws can certify). The table `radii`: `certified_accuracy` and `count` of
-    images that are right with at least `radius`, for 25 radii from 0 to max_radius.
+    The row: n_images, abstained (count), smoothed_accuracy (right, at radius 0), mean_radius (0 for
+    those that are not right: Zhai et al., 2020) and max_radius (the largest that the draws can
+    certify). The table `radii`: `certified_accuracy` and `count` of images that are right with at
+    least `radius`, for 25 radii from 0 to max_radius.
     """
     split = sample(data.test, spec.limit)
     found = certified(model, split, spec.sigma, n=spec.draws, seed=spec.seed)
@@ -97,8 +97,8 @@ def radius_of(k: int, n: int, sigma: float, alpha: float) -> float:
 def _noisy(
     images: Iterator[Tensor], sigma: float, sizes: tuple[int, int], most: int, seed: int
 ) -> Iterator[Tensor]:
-    """Noisy copies of each image [C, H, W], `sizes` of them one after the other, at most `most` at
-    once. The noise of an image has a generator of its own."""
+    """`sizes` noisy copies of each image [C, H, W], at most `most` at once; the noise of an image
+    has a generator of its own."""
     for i, image in enumerate(images):
         draws = torch.Generator(image.device).manual_seed(seed_for("smoothing", seed, i))
         for n in (min(most, size - done) for size in sizes for done in range(0, size, most)):
@@ -107,10 +107,8 @@ def _noisy(
 
 
 def _regrouped(parts: Iterator[Tensor], size: int) -> Iterator[Tensor]:
-    """The same rows in the same order, `size` together, whatever they came in; the last are fewer.
-
-    A pass of the network has a price of its own: passes of few draws share it.
-    """
+    """The same rows in the same order, `size` together; the last are fewer. A pass of the network
+    has a price of its own, which few draws share."""
     rows: list[Tensor] = []
     for part in parts:
         rows.append(part)

@@ -27,27 +27,24 @@ def measure(model: nn.Module, data: Any, spec: Evaluation, **_: Any) -> Measured
 
     What they are, and where they depart from CIFAR-10-C, says `distortions`. The row: n (images),
     clean_accuracy, and corruption_accuracy, the mean over all 75. The table `corruptions`:
-    `corruption`, `severity`, `accuracy` and `correct` (a count). The corrupted sets are stored, so
-    that every network is measured on the same ones.
+    `corruption`, `severity`, `accuracy` and `correct` (a count).
     """
     split = sample(data.test, spec.limit)
     table: Table = []
-    n, names = len(split), ("corruption", "severity", "accuracy", "correct")
     for name, severity, damaged in corrupted_sets(split, spec.seed):
         right = training.correct(model, damaged)
-        table.append(dict(zip(names, (name, severity, right / n, right), strict=True)))
+        line = {"corruption": name, "severity": severity, "accuracy": right / len(split)}
+        table.append(line | {"correct": right})
     mean = sum(line["accuracy"] for line in table) / len(table)
-    clean = training.correct(model, split) / n
-    row = {"n": n, "clean_accuracy": clean, "corruption_accuracy": mean}
+    clean = training.correct(model, split) / len(split)
+    row = {"n": len(split), "clean_accuracy": clean, "corruption_accuracy": mean}
     return row, {"corruptions": table}
 
 
 def corrupted(split: Any, name: str, severity: int, seed: int = 0) -> Split:
-    """The split with every image corrupted: uint8 in the shape it has, in the same order.
-
-    `name` is one of `distortions.CORRUPTIONS`, severity 1 to 5. All severities of a name and seed
-    have the same random draws.
-    """
+    """The split with every image corrupted, in the same order. `name` is one of
+    `distortions.CORRUPTIONS`, severity 1 to 5; all severities of a name and seed have the same
+    random draws."""
     split = in_memory(split)
     out = torch.empty(split.x.shape, dtype=torch.uint8)
     step = max(1, CHUNK_PIXELS // (split.x.shape[1] * split.x.shape[2]))
@@ -59,11 +56,10 @@ def corrupted(split: Any, name: str, severity: int, seed: int = 0) -> Split:
 
 
 def corrupted_sets(split: Any, seed: int = 0) -> Iterator[tuple[str, int, Split]]:
-    """(name, severity, corrupted split) for all 75, from the store, and made for it where needed.
-
-    A file holds the 5 severities of one corruption, under the checksum of the images, the seed and
-    the version of the corruptions. One that is damaged is made again, with a warning.
-    """
+    """(name, severity, corrupted split) for all 75, from the store, and made for it where needed:
+    every network is measured on the same ones. A file holds the 5 severities of one corruption,
+    under the checksum of the images, the seed and VERSION; a damaged one is made again, with a
+    warning."""
     split = in_memory(split)
     images = hashlib.sha256(repr(tuple(split.x.shape)).encode())
     images.update(split.x.contiguous().numpy())

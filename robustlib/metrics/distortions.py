@@ -3,15 +3,13 @@
 Written anew from the published parameters of CIFAR-10-C (make_cifar_c.py). Lengths are those for
 32 px; in larger images they grow with the side. All severities of a corruption have the same draws,
 and each damages more than the one before it (mean absolute difference of pixels, natural images of
-24 to 64 px; on images of one layout, such as digits of 24 px, the first two of pixelate may change
-places). Where the published parameters do not do so, or need what is not at hand, this departs from
-them, so that numbers are not those of CIFAR-10-C:
+24 to 64 px; of digits the first two of pixelate may change places). Where the published parameters
+do not do so, or need what is not at hand, this departs from them, and so do the numbers:
 
 - frost blends in generated ice, of the mean colour, contrast and grain of the photographs that the
   original takes, and the image fades less under it, else severities 4 and 5 change less than 3;
 - elastic: the published displacement shrinks as the warp grows; here both grow;
-- glass: a growing share of the pixels takes the colour of a random neighbour, under one blur, where
-  the original swaps neighbours everywhere;
+- glass: a growing share of pixels takes a random neighbour's colour; the original swaps everywhere;
 - motion: from severity 3 to 4 the original reaches further without weight; here sigma grows too;
 - fog is a sum of octaves of noise in place of the diamond-square algorithm.
 """
@@ -36,9 +34,8 @@ VERSION = 2
 
 def gaussian_noise(x: Tensor, severity: int, draws: Draws) -> Tensor:
     """Independent normal noise on every value."""
-    return x + _level(severity, 0.04, 0.06, 0.08, 0.09, 0.10) * torch.randn(
-        x.shape, generator=draws
-    )
+    deviation = _level(severity, 0.04, 0.06, 0.08, 0.09, 0.10)
+    return x + deviation * torch.randn(x.shape, generator=draws)
 
 
 def shot_noise(x: Tensor, severity: int, draws: Draws) -> Tensor:
@@ -132,10 +129,9 @@ def fog(x: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def brightness(x: Tensor, severity: int, draws: Draws) -> Tensor:
-    """The value of HSV raised, hue and saturation kept."""
+    """The value of HSV raised, hue and saturation kept; black has neither."""
     value = x.amax(1, True)
     more = (value + _level(severity, 0.05, 0.1, 0.15, 0.2, 0.3)).clamp(max=1)
-    # The V of HSV raised, hue and saturation kept; black has neither.
     return torch.where(value > 0, x * (more / value.clamp_min(1e-6)), more)
 
 
@@ -148,9 +144,8 @@ def contrast(x: Tensor, severity: int, draws: Draws) -> Tensor:
 def elastic(x: Tensor, severity: int, draws: Draws) -> Tensor:
     """Warped by a random affine map and smooth waves."""
     size = x.shape[-1]
-    warp, shift = _level(
-        severity, (0.04, 0.02), (0.06, 0.03), (0.08, 0.04), (0.1, 0.05), (0.12, 0.06)
-    )
+    warp = _level(severity, 0.04, 0.06, 0.08, 0.1, 0.12)
+    shift = _level(severity, 0.02, 0.03, 0.04, 0.05, 0.06)
     places = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
     down, right = places[:, None].expand(size, size), places.expand(size, size)
     # A random affine map moves three corners of a square, and takes all other places along.

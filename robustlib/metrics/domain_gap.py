@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from robustlib import training
-from robustlib.data import batches
 from robustlib.data.splits import seed_for
 from robustlib.metrics.sample import Measured, Row, sample
 from robustlib.models import ResNet
-from robustlib.specs import Evaluation, number
+from robustlib.specs import Evaluation
 
 SIZES, DRAWS, LEVEL = 15, 200, 0.95
 BLOCK = 32
@@ -34,8 +33,8 @@ def measure(model: ResNet, data: Any, spec: Evaluation, *, against: Any, **_: An
     - frechet: the distance, too large by about 1 / n, more so in large blocks;
     - frechet_infinity: what it would be for endless images;
     - low, high: an interval of that, of reverse percentiles over DRAWS resamples of both sets: a
-      resample is as much too far from its images as those are from the truth, so turning around
-      frechet takes the bias away. Where the distance is as small as its bias, low may be negative;
+      resample is as far from its images as those from the truth, so the bias goes (low may be
+      below 0);
     - n, and block, the directions of a block.
     """
     n = cast(int, spec.limit)  # a spec of this suite has one
@@ -43,23 +42,23 @@ def measure(model: ResNet, data: Any, spec: Evaluation, *, against: Any, **_: An
     block = max(1, min(BLOCK, n // 8, task.shape[1]))
     found = blockwise(task, source, block)
     rng = np.random.default_rng(seed_for("bootstrap", spec.seed))
-
-    def again(x: Tensor) -> Tensor:
-        return x[torch.from_numpy(rng.integers(0, n, n))]
-
-    resampled = [blockwise(again(task), again(source), block) for _ in range(DRAWS)]
+    resampled = [
+        blockwise(task[rng.integers(0, n, n)], source[rng.integers(0, n, n)], block)
+        for _ in range(DRAWS)
+    ]
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    endless = frechet_infinity(task, source, block, spec.seed)
-    row: Row = {"frechet": found, "frechet_infinity": endless}
-    row |= {"low": float(2 * found - high), "high": float(2 * found - low)}
+    row: Row = {
+        "frechet": found,
+        "frechet_infinity": frechet_infinity(task, source, block, spec.seed),
+        "low": float(2 * found - high),
+        "high": float(2 * found - low),
+    }
     return row | {"n": n, "block": block}, {}
 
 
 def features(model: ResNet, split: Any) -> Tensor:
     """The features [N, D] of a split's images, in double precision, on the CPU."""
-    with training.inference(model) as where:
-        parts = [model.features(x).cpu() for x, _ in batches.ordered(split, device=where)]
-    found = torch.cat(parts).double()
+    found = training.outputs(model, split, model.features)[0].double()
     if not found.isfinite().all():
         raise training.NotFinite("features: not all are finite")
     return found
@@ -102,34 +101,29 @@ def frechet_infinity(a: Tensor, b: Tensor, block: int = BLOCK, seed: int = 0) ->
     n = min(len(a), len(b))
     sizes = np.unique(np.linspace(n / 2, n, SIZES).round().astype(int))
     rng = np.random.default_rng(seed_for("parts", seed))
-
-    def part(x: Tensor, size: int) -> Tensor:
-        return x[torch.from_numpy(rng.permutation(len(x))[:size])]
-
-    found = [blockwise(part(a, size), part(b, size), block) for size in sizes]
+    found = [
+        blockwise(a[rng.permutation(len(a))[:size]], b[rng.permutation(len(b))[:size]], block)
+        for size in sizes
+    ]
     return float(np.polyfit(1 / sizes, found, 1)[1])
 
 
 def rank_correlation(
-    gap: Sequence[float], advantage: Sequence[float], seed: int = 0, level: float = 0.95
+    gap: Sequence[float], advantage: Sequence[float]
 ) -> tuple[float, float, float, float]:
     """Spearman correlation of gap and advantage over tasks: (rho, low, high, p).
 
-    p is of a permutation test, two-sided, exact up to 8 tasks: with 4 it cannot be below 2/24. The
-    interval is made for few tasks, where resampling fails (a resample of 4 in line is in line): it
-    holds the rank correlations of normal pairs of which samples of this size are not more extreme,
-    on either side, with a probability below (1 - level) / 2. nan for all with fewer than 3 tasks,
-    or when one side is constant. Raises ValueError for two lengths, a value that is not finite, or
-    a level not in [0.5, 1).
+    p is of a permutation test, two-sided, exact up to 8 tasks. The interval is made for few tasks,
+    where resampling fails (a resample of 4 in line is in line): it holds the rank correlations of
+    normal pairs of which samples of this size are not more extreme, on either side, with a
+    probability below (1 - LEVEL) / 2. All are nan for fewer than 3 tasks, and where one side is
+    constant or not finite.
     """
     from scipy import stats
 
-    number("level", level, 0.5, 1, open_high=True)
     x, y = np.asarray(gap, dtype=float), np.asarray(advantage, dtype=float)
-    if x.ndim != 1 or x.shape != y.shape or not np.isfinite([*x, *y]).all():
-        raise ValueError(f"gap and advantage ({x.shape}, {y.shape}): must be finite, of one length")
     n = len(x)
-    if n < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    if n < 3 or not np.ptp(x) > 0 or not np.ptp(y) > 0:
         return (math.nan,) * 4
     first, ranks = stats.rankdata(x), stats.rankdata(y)
     rho = float(np.corrcoef(first, ranks)[0, 1])
@@ -139,22 +133,21 @@ def rank_correlation(
         permutation_type="pairings",
         vectorized=True,
         n_resamples=9_999 if n > 8 else math.inf,
-        rng=np.random.default_rng(seed_for("permutations", seed)),
+        rng=np.random.default_rng(seed_for("permutations", 0)),
     )
-    low, high = _lowest(rho, n, seed, level), -_lowest(-rho, n, seed, level)
-    return rho, low, high, float(test.pvalue)
+    return rho, _lowest(rho, n), -_lowest(-rho, n), float(test.pvalue)
 
 
-def _lowest(rho: float, n: int, seed: int, level: float) -> float:
+def _lowest(rho: float, n: int) -> float:
     """The lowest rank correlation of normal pairs of which n are often enough as high as rho."""
-    rng = np.random.default_rng(seed_for("pairs", seed))
+    rng = np.random.default_rng(seed_for("pairs", 0))
     first, other = rng.standard_normal((2, 4_000, n))
     ranks = first.argsort(1).argsort(1) - (n - 1) / 2
 
     def as_high(r: float) -> bool:
         second = (r * first + math.sqrt(1 - r * r) * other).argsort(1).argsort(1)
         found = (ranks * second).sum(1) / (n * (n * n - 1) / 12)
-        return (found >= rho - 1e-9).mean() >= (1 - level) / 2
+        return (found >= rho - 1e-9).mean() >= (1 - LEVEL) / 2
 
     low, high = -1.0, 1.0
     if as_high(low):

@@ -32,5 +32,5 @@ def in_memory(split: Split | FileSplit) -> Split:
     """The split with its images decoded; itself if they are."""
     if isinstance(split, Split):
         return split
-    rows = [r.tolist() for r in torch.arange(len(split)).split(500)]
-    return Split(torch.cat([x for x, _ in files.stream(split, rows, None, 0, 0)]), split.y)
+    rows = torch.arange(len(split)).split(500)
+    return Split(torch.cat([x for x, _ in files.stream(split, rows)]), split.y)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from robustlib import training
-from robustlib.data import batches
 from robustlib.metrics.sample import Measured, Table, sample
 from robustlib.specs import Evaluation
 
@@ -45,13 +44,8 @@ def activations(model: nn.Module, split: Any, layer: str) -> Tensor:
         # A copy: what comes after may work in place.
         out.append(value.detach().flatten(1).float().cpu().clone())
 
-    with training.inference(model) as where:
-        handle = model.get_submodule(layer).register_forward_hook(keep)
-        try:
-            for x, _ in batches.ordered(split, device=where):
-                model(x)
-        finally:
-            handle.remove()
+    with model.get_submodule(layer).register_forward_hook(keep):
+        training.outputs(model, split)
     return torch.cat(out)
 
 

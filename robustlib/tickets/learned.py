@@ -23,13 +23,11 @@ Chosen on the validation images of one natural ticket."""
 
 
 class Scored(nn.Module):
-    """A parametrization that multiplies a weight by a mask that scores decide.
-
-    scores: one a group of the pattern, trained. kept: which groups the mask keeps. The gradient
-    passes through it to the scores as if it were them (straight through: Bengio et al., 2013;
-    Ramanujan et al., 2020): for a score, the sum over its group of weight times the gradient of the
-    masked weight. The weight is frozen; for channels it may be a bias or that of a norm.
-    """
+    """A parametrization that multiplies a weight (of channels: a bias or that of a norm too) by
+    the mask that scores decide. scores: one a group of the pattern, trained. kept: which groups
+    are kept. The gradient passes to the scores as if they were the mask (straight through: Bengio
+    et al., 2013; Ramanujan et al., 2020): the sum over a group of weight times the gradient of the
+    masked weight."""
 
     kept: Tensor
 
@@ -52,9 +50,8 @@ def lmp(
 
     model: the pretrained network, its head that of the split; left as it is. The scores start from
     the magnitude that omp ranks by, divided by its mean (of all layers, or of each with scope
-    layer), so the first step is taken with omp's mask. Every forward pass keeps the groups of the
-    highest scores; the head is trained along, norms use the statistics of the batch. Returns the
-    mask and the curve.
+    layer): the first step has omp's mask. Every forward pass keeps the groups of the highest
+    scores; the head is trained along. Returns the mask and the curve.
     """
     scored, scores = score(copy.deepcopy(model), spec)
     objective, label = objectives.from_spec(spec), f"lmp {spec.sparsity:.3g}"
@@ -67,7 +64,7 @@ def lmp(
 def score(model: nn.Module, spec: Ticket) -> tuple[nn.Module, dict[str, Scored]]:
     """Freezes all but the head `fc` and gives every convolution a `Scored`, in place; returns the
     model and these, by name of the weight. Its masks are drawn anew before each forward pass.
-    Raises ValueError for a layer that the pattern cannot prune (`patterns.must_fit`)."""
+    Raises as `patterns.must_fit`."""
     patterns.must_fit(model, spec.pattern)
     weights = prunable(model)
     start = {n: patterns.score(p, spec.pattern, spec.score) for n, p in weights.items()}
@@ -104,6 +101,6 @@ def rank(scores: Mapping[str, Scored], spec: Ticket) -> None:
     """Sets what each `Scored` keeps, from all their scores, as omp would."""
     own = {name: s.scores for name, s in scores.items()}
     shapes = {name: s.shape for name, s in scores.items()}
-    kept = patterns.select(own, shapes, spec.sparsity, spec.pattern, spec.scope, spec.min_channels)
+    kept = patterns.select(own, shapes, spec)
     for name, s in scores.items():
         s.kept.copy_(kept[name])

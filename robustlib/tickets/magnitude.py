@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robustlib.specs import PATTERNS, SCOPES, SCORES, integer, n_of_m, number, one_of
+from robustlib.specs import Pattern, Scope, Score, Ticket, n_of_m
 from robustlib.tickets import patterns
 from robustlib.tickets.mask import Mask, prunable
 
@@ -13,9 +13,9 @@ from robustlib.tickets.mask import Mask, prunable
 def omp(
     model: nn.Module,
     sparsity: float,
-    pattern: str = "unstructured",
-    scope: str = "global",
-    score: str = "l1",
+    pattern: Pattern = "unstructured",
+    scope: Scope = "global",
+    score: Score = "l1",
     min_channels: int = 1,
     before: Mask | None = None,
 ) -> Mask:
@@ -25,11 +25,12 @@ def omp(
     groups of a pattern, `patterns.select` says which are kept. before: a mask of the same pattern,
     whose removed groups go first.
 
-    Raises ValueError for an argument out of its range, a model that has nothing to prune, weights
-    that are not finite or no parameters (`prunable`), layers that the pattern does not fit, and a
-    min_channels that leaves too little to remove.
+    Raises ValueError for what no `Ticket` takes, a model that has nothing to prune, weights that
+    are not finite or no parameters (`prunable`), and as `must_fit` and `select` of `patterns`.
     """
-    one_of("score", score, SCORES)
+    how = Ticket(
+        sparsity=sparsity, pattern=pattern, scope=scope, score=score, min_channels=min_channels
+    )
     scores = {}
     for name, p in prunable(model).items():
         if not torch.isfinite(p).all():
@@ -38,22 +39,23 @@ def omp(
         if before is not None:
             gone = ~patterns.grouped(before[name], pattern).to(p.device)
             scores[name] = scores[name].masked_fill(gone, -1.0)
-    return _drawn(model, scores, sparsity, pattern, scope, min_channels)
+    return _drawn(model, scores, how)
 
 
 def random(
     model: nn.Module,
     sparsity: float,
-    pattern: str = "unstructured",
-    scope: str = "global",
+    pattern: Pattern = "unstructured",
+    scope: Scope = "global",
     seed: int = 0,
     min_channels: int = 1,
 ) -> Mask:
     """A control: groups removed at random, in the counts `omp` would remove. Raises as `omp`."""
+    how = Ticket(sparsity=sparsity, pattern=pattern, scope=scope, min_channels=min_channels)
     generator = torch.Generator().manual_seed(seed)
     shapes = {name: patterns.score(p, pattern).shape for name, p in prunable(model).items()}
     scores = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
-    return _drawn(model, scores, sparsity, pattern, scope, min_channels)
+    return _drawn(model, scores, how)
 
 
 def dense(model: nn.Module) -> Mask:
@@ -61,27 +63,15 @@ def dense(model: nn.Module) -> Mask:
     return Mask({n: torch.ones(p.shape, dtype=torch.bool) for n, p in prunable(model).items()})
 
 
-def _drawn(
-    model: nn.Module,
-    scores: dict[str, Tensor],
-    sparsity: float,
-    pattern: str,
-    scope: str,
-    min_channels: int,
-) -> Mask:
-    sparsity = number("sparsity", sparsity, 0, 1, open_high=True)
-    one_of("pattern", pattern, PATTERNS)
-    one_of("scope", scope, SCOPES)
-    integer("min_channels", min_channels, 1)
+def _drawn(model: nn.Module, scores: dict[str, Tensor], how: Ticket) -> Mask:
     if not scores:
         raise ValueError(f"{type(model).__name__}: has no convolution, there is nothing to prune")
-    patterns.must_fit(model, pattern)
-    if blocks := n_of_m(pattern):
-        n, m = blocks
-        if sparsity != 1 - n / m:
-            raise ValueError(f"sparsity={sparsity:g}: pattern={pattern!r} has {1 - n / m}")
-        if len(patterns.left_dense(model, pattern)) == len(scores):
-            raise ValueError(f"pattern={pattern!r}: no layer has a multiple of {m} input channels")
+    patterns.must_fit(model, how.pattern)
+    blocks = n_of_m(how.pattern)
+    if blocks and len(patterns.left_dense(model, how.pattern)) == len(scores):
+        raise ValueError(
+            f"pattern={how.pattern!r}: no layer has a multiple of {blocks[1]} input channels"
+        )
     shapes = {name: p.shape for name, p in prunable(model).items()}
-    kept = patterns.select(scores, shapes, sparsity, pattern, scope, min_channels)
+    kept = patterns.select(scores, shapes, how)
     return Mask({name: patterns.expanded(k, shapes[name]).clone() for name, k in kept.items()})

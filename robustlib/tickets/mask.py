@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -87,33 +88,22 @@ def _must_be_bare(model: nn.Module) -> None:
             )
 
 
-class Mask(Mapping[str, Tensor]):  # noqa: PLW1641 - as a dict it has no hash
+class Mask(UserDict[str, Tensor]):  # noqa: PLW1641 - as a dict it has no hash
     """From parameter name, such as `layer1.0.conv1.weight`, to a boolean tensor, True = kept; of
     anything else a ValueError. Immutable by convention: build a new one rather than write into its
     tensors. Masks are equal when they keep the same weights."""
 
-    def __init__(self, kept: Mapping[str, Tensor]) -> None:
-        for name, m in kept.items():
-            if not isinstance(m, Tensor) or m.dtype != torch.bool:
-                got = m.dtype if isinstance(m, Tensor) else type(m).__name__
-                raise ValueError(f"mask of {name}: got {got}, must be a tensor of torch.bool")
-        self._kept = {name: m.detach().cpu() for name, m in kept.items()}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._kept[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._kept)
-
-    def __len__(self) -> int:
-        return len(self._kept)
+    def __setitem__(self, name: str, m: Tensor) -> None:
+        if not isinstance(m, Tensor) or m.dtype != torch.bool:
+            got = m.dtype if isinstance(m, Tensor) else type(m).__name__
+            raise ValueError(f"mask of {name}: got {got}, must be a tensor of torch.bool")
+        super().__setitem__(name, m.detach().cpu())
 
     def __eq__(self, other: object) -> bool:
-        # Mapping's own would ask a tensor of comparisons for its truth.
-        if not isinstance(other, Mask):
-            return NotImplemented
-        alike = (torch.equal(m, other[n]) for n, m in self.items())
-        return self.keys() == other.keys() and all(alike)
+        # A dict's own would ask a tensor of comparisons for its truth.
+        if not isinstance(other, Mask) or self.keys() != other.keys():
+            return False
+        return all(torch.equal(m, other[n]) for n, m in self.items())
 
     def __repr__(self) -> str:
         return f"Mask({len(self)} layers, sparsity {self.sparsity:.4f})"
@@ -150,9 +140,9 @@ class Mask(Mapping[str, Tensor]):  # noqa: PLW1641 - as a dict it has no hash
 
         The gradient of a removed weight is zeroed as it arrives, so momentum and weight decay have
         nothing to act on and any new optimizer leaves it at exactly zero; so does loading a state
-        dict. A copy of the model (copy.deepcopy) does not carry this: apply the mask to the copy.
-        Raises ValueError when the model lacks a masked parameter, has it in another shape or
-        computes it from others, and when the model is wrapped (by DataParallel, torch.compile).
+        dict. A copy of the model (copy.deepcopy) needs the mask anew. Raises ValueError for a
+        masked parameter that the model has not, or in another shape, or computes from others, and
+        for a model that is wrapped (by DataParallel, torch.compile).
         """
         _must_be_bare(model)
         owned = dict(model.named_parameters())

@@ -1,12 +1,8 @@
 """Patterns: what is removed as one, how it is ranked, and which masks that allows.
 
-A group is what a pattern removes as one: a weight (unstructured, n:m), a row of a kernel, a kernel,
-an output channel. Scores and choices have one entry a group: for a convolution's weight
-[O, I, KH, KW] they are shaped [O, I, KH, KW], [O, I, KH], [O, I] or [O]. Rows lie along the last
-dimension of a kernel of any kind.
-
-n:m leaves a layer dense whose input channels are no multiple of m, such as a stem (`left_dense`).
-A transposed convolution's weight is [I, O, KH, KW]: channel and n:m are refused (`must_fit`).
+A group is what a pattern removes as one: a weight (unstructured, n:m), a row of a kernel (its last
+dimension), a kernel, an output channel. Scores and choices have one entry a group: for a
+convolution's weight [O, I, KH, KW] they are shaped [O, I, KH, KW], [O, I, KH], [O, I] or [O].
 """
 
 from __future__ import annotations
@@ -19,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from robustlib.specs import n_of_m
+from robustlib.specs import Ticket, n_of_m
 from robustlib.tickets.mask import Mask, parameter, prunable
 from robustlib.tickets.producers import producers
 
@@ -48,14 +44,10 @@ def expanded(groups: Tensor, shape: torch.Size) -> Tensor:
 
 
 def select(
-    scores: Mapping[str, Tensor],
-    shapes: Mapping[str, torch.Size],
-    sparsity: float,
-    pattern: str = "unstructured",
-    scope: str = "global",
-    min_channels: int = 1,
+    scores: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], how: Ticket
 ) -> dict[str, Tensor]:
-    """Which groups are kept: booleans shaped as the scores, by layer.
+    """Which groups are kept: booleans shaped as the scores, by layer. how: the ticket whose
+    sparsity, pattern, scope and min_channels they have; shapes: of the weights.
 
     The groups with the lowest scores go, across all layers or in each: the most that remove no more
     than round(sparsity * n) of the n weights. Among equal scores the first, by layer then by
@@ -65,26 +57,25 @@ def select(
 
     Raises ValueError when min_channels leaves too few channels to remove.
     """
-    if blocks := n_of_m(pattern):
+    if blocks := n_of_m(how.pattern):
         return {name: _of_blocks(s, *blocks) for name, s in scores.items()}
-    if pattern == "channel":
-        best = {name: s.argsort(stable=True)[-min_channels:] for name, s in scores.items()}
+    if how.pattern == "channel":
+        best = {name: s.argsort(stable=True)[-how.min_channels :] for name, s in scores.items()}
         scores = {name: s.index_fill(0, best[name], math.inf) for name, s in scores.items()}
     kept: dict[str, Tensor] = {}
-    for lot in [[name] for name in scores] if scope == "layer" else [list(scores)]:
+    for lot in [[name] for name in scores] if how.scope == "layer" else [list(scores)]:
         flat = torch.cat([scores[name].flatten() for name in lot])
         counts = torch.tensor([scores[name].numel() for name in lot], device=flat.device)
-        total = sum(math.prod(shapes[name]) for name in lot)
-        sizes = torch.tensor([math.prod(shapes[n]) for n in lot], device=flat.device) // counts
+        weights = torch.tensor([math.prod(shapes[name]) for name in lot], device=flat.device)
+        sizes, budget = weights // counts, round(how.sparsity * int(weights.sum()))
         if bool((sizes == sizes[0]).all()):
-            keeps = _without_lowest(flat, round(sparsity * total) // int(sizes[0]))
+            keeps = _without_lowest(flat, budget // int(sizes[0]))
         else:
-            each = torch.repeat_interleave(sizes, counts)
-            keeps = _without_lightest(flat, each, round(sparsity * total))
+            keeps = _without_lightest(flat, torch.repeat_interleave(sizes, counts), budget)
         if bool((flat[~keeps] == math.inf).any()):
             raise ValueError(
-                f"sparsity={sparsity:g}: min_channels={min_channels} keeps so many channels that "
-                f"pattern={pattern!r} cannot reach it"
+                f"sparsity={how.sparsity:g}: min_channels={how.min_channels} keeps so many "
+                f"channels that pattern={how.pattern!r} cannot reach it"
             )
         parts = keeps.split(counts.tolist())
         kept |= {n: part.view_as(scores[n]) for n, part in zip(lot, parts, strict=True)}

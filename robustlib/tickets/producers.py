@@ -51,8 +51,7 @@ def producers(model: nn.Module) -> Producers:
     directly or through what keeps channels apart (activations, pooling, another norm).
 
     Left are norms that several convolutions feed (of a sum or a concatenation), that have no scale
-    and shift for each channel (LayerNorm), and all of a model that cannot be traced. The model is
-    traced in the mode in which it is, and not changed.
+    and shift for each channel (LayerNorm), and all of a model that cannot be traced.
     """
     weights = {id(p): name for name, p in prunable(model).items()}
     norms = {m: name for name, m in model.named_modules() if _is_norm(m)}

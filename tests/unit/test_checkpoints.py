@@ -368,19 +368,11 @@ def test_half_precision_widens_without_loss(tmp_path):
     assert torch.equal(loaded.conv1.weight, half.conv1.weight.float())
 
 
-def test_loading_leaves_the_generator_alone_and_a_new_head_draws_from_it(tmp_path):
-    model = network()
-    checkpoints.save(model, tmp_path / "a.safetensors")
+def test_loading_leaves_the_generator_alone(tmp_path):
+    checkpoints.save(network(), tmp_path / "a.safetensors")
     before = torch.get_rng_state()
-    assert checkpoints.load(tmp_path / "a.safetensors", n_classes=7).fc.out_features == 7
+    checkpoints.load(tmp_path / "a.safetensors")
     assert torch.equal(torch.get_rng_state(), before)
-    loaded = checkpoints.load(tmp_path / "a.safetensors", n_classes=3)
-    assert loaded.fc.weight.shape == (3, 32)
-    assert torch.equal(loaded.conv1.weight, model.conv1.weight)
-    assert not torch.equal(torch.get_rng_state(), before)
-    for bad in (0, -1, 2.5, "ten", True):
-        with pytest.raises(ValueError, match="n_classes="):
-            checkpoints.load(tmp_path / "a.safetensors", n_classes=bad)
 
 
 # save

@@ -281,7 +281,6 @@ def test_n_train_draws_from_train_and_leaves_test(tmp_path: Path) -> None:
         ({"n_train": 0}, "n_train=0"),
         ({"n_train": 2.5}, "n_train=2.5"),
         ({"size": 0}, "size=0"),
-        ({"seed": -1}, "seed=-1"),
         ({"name": "q"}, "choose one of"),
     ],
 )

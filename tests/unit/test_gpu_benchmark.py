@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from robustlib.data import batches
+from robustlib.data import Split, batches
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
@@ -100,5 +100,6 @@ def test_bits_that_differ_are_seen(gpu):
 
 def test_the_indices_of_a_crop_are_made_where_the_images_are():
     x = torch.zeros((6, 16, 16, 3), dtype=torch.uint8, device="meta")  # stands for a card
-    made = batches._pixels(x, torch.arange(4), "crop-flip", torch.Generator().manual_seed(0))
-    assert made.device.type == "meta" and made.shape == (4, 16, 16)
+    split, draws = Split(x, torch.arange(6)), torch.Generator().manual_seed(0)
+    made, y = batches.gather(split, torch.arange(4), "crop-flip", draws)
+    assert made.device.type == "meta" and made.shape == (4, 16, 16, 3) and len(y) == 4

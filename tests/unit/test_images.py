@@ -176,7 +176,7 @@ def test_an_image_looks_the_same_in_every_layout(tmp_path: Path, case: str) -> N
     set_ = load("imagenet", size=SIDE, root=tmp_path)
     split = set_.train if str(path) in set_.train.paths else set_.val
     row = split.paths.index(str(path))
-    ((x, _),) = files.stream(split, [[row]], None, 0, 0)
+    ((x, _),) = files.stream(split, [torch.tensor([row])])
     assert lightness(x[0].numpy()) == pytest.approx((left, right), abs=3)
 
 

@@ -302,7 +302,7 @@ def test_a_stem_of_three_channels_is_left_dense_and_named(pattern):
 def test_blocks_that_fit_nowhere_or_another_sparsity_are_refused(draw_):
     with pytest.raises(ValueError, match="pattern='2:4': no layer .* multiple of 4"):
         draw_(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(6, 4, 1)), 0.5, "2:4")
-    with pytest.raises(ValueError, match="sparsity=0.7: pattern='2:4' has 0.5"):
+    with pytest.raises(ValueError, match="sparsity=0.7: pattern='2:4' has sparsity 0.5"):
         draw_(basic(), 0.7, "2:4")
 
 

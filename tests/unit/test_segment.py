@@ -241,13 +241,6 @@ def test_the_heads_of_torchvision_sit_on_the_last_map(head):
         torch.testing.assert_close(net(x), expected)
 
 
-def test_an_unknown_head_is_refused_and_leaves_the_network_as_it_is():
-    net = network(arch="resnet18")
-    with pytest.raises(ValueError, match="head='deeplap' .*'deeplab'.*fusion, fcn, deeplab"):
-        heads.segmenter(net, 3, "deeplap")
-    assert net.fc.out_features == 7 and net.layer4[0].conv1.stride == (2, 2)
-
-
 def test_multiply_adds_are_those_of_the_images_height_and_width():
     net = heads.segmenter(network(stem_stride=2), 5)
     assert models.multiply_adds(net, (32, 32)) == models.multiply_adds(net, 32)
