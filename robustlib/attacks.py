@@ -94,18 +94,13 @@ def pgd(
 ) -> Tensor:
     """Adversarial images: projected gradient ascent from a random start (Madry et al., 2018).
 
-    x: [N, 3, H, W] in [0, 1]; y: labels [N]; returns images shaped as x, detached, within the
-    ball and within [0, 1]. `loss` maps logits [N, K] to losses [N] (cross entropy with y if not
-    given). The last iterate is returned, or with `worst` the one of highest loss for each image,
-    as an evaluation wants it. `start` is the first offset, if it is not to be drawn here. Runs with
-    BatchNorm in eval mode and leaves no gradient on weights; a caller that is in torch.no_grad()
-    may call it too.
+    x: [N, 3, H, W] in [0, 1]; y: labels [N]; returns images shaped as x, detached, within the ball
+    and within [0, 1]. loss: from logits [N, K] to losses [N]; None: cross entropy with y. worst:
+    returns the iterate of highest loss for each image, as an evaluation wants it, not the last.
+    start: the first offset; None: drawn here. Runs with BatchNorm in eval mode, leaves no gradient
+    on weights, and may be called in torch.no_grad().
     """
-    if loss is None:
-
-        def loss(logits: Tensor) -> Tensor:
-            return F.cross_entropy(logits, y, reduction="none")
-
+    loss = loss or (lambda logits: F.cross_entropy(logits, y, reduction="none"))
     model = unwrapped(model)
     x = _laid(model, x)
     start = random_start(x, threat) if start is None else start
@@ -128,11 +123,8 @@ def pgd(
 
 def held(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
     """Which images are right, and which of them stay so under `pgd`, the worst iterate of each
-    counted: bool [N] each.
-
-    Only what is right is attacked: the rest would be time spent on a settled question. An image has
-    the random start that it would have if all were.
-    """
+    counted: bool [N] each. Only what is right is attacked, each image from the random start that it
+    would have if all were."""
     with evaluating(model), torch.no_grad():
         right = model(x).argmax(1) == y
         rows, stays = right.nonzero().flatten(), torch.zeros_like(right)

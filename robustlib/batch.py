@@ -48,9 +48,8 @@ def run_study(
     frame.to_csv(out / "results.csv", index=False)
     given = {"profile": name, "figures": str((out / "figures").resolve()), "workers": workers or 0}
     given["seed"] = study.seeds[0]
-    bar = progress.bar(sorted(NOTEBOOKS.glob("[0-9]*.ipynb")), unit="notebook")
     here = ["", *profiles.ablations(name)]
-    for notebook in bar:
+    for notebook in (bar := progress.bar(sorted(NOTEBOOKS.glob("[0-9]*.ipynb")), unit="notebook")):
         bar.set_description(notebook.stem)
         if (needed := NEEDS.get(notebook.stem, "")) not in here:
             bar.write(f"{notebook.stem}: left out, {name} has no [ablation.{needed}]")
@@ -73,17 +72,16 @@ def batch(
 ) -> dict[str, pd.DataFrame]:
     """Runs a notebook with papermill for every point of a grid; returns the rows of all points.
 
-    grid: the values of each parameter that varies; fixed: those of others. A point has a folder
-    under OUT/points with the executed notebook, and, where the notebook has a parameter `figures`,
-    the figures and tables that it writes. Tables of one name are gathered, with the point's
-    parameters as columns, and are written to OUT/NAME.csv. A notebook that has a parameter
-    `workers` gets 1, since points run side by side: `workers`, `scheduler` and `retries` are those
-    of `sweep`. A point that was run before, with the notebook as it is now, is not run again.
-    Text is read as the parameter's type (`parameters.types`).
+    grid: the values of each parameter that varies; fixed: those of others; text is read as the
+    parameter's type (`parameters.types`). A point has a folder under OUT/points with the executed
+    notebook, and what it writes where it has a parameter `figures`. Tables of one name are gathered
+    in OUT/NAME.csv, with the point's parameters as columns. `workers`, `scheduler` and `retries`
+    are those of `sweep`; a notebook that has a parameter `workers` gets 1. A point that was run
+    before, with the notebook as it is now, is not run again.
 
-    Raises ValueError for what the notebook does not take, before anything is run, and SweepFailed
-    when points failed, once the tables of the others are written: the executed notebook of a failed
-    one is its folder's unfinished.ipynb.
+    Raises ValueError for what the notebook does not take, before anything is run; SweepFailed when
+    points failed, once the tables of the others are written. The executed notebook of a failed one
+    is its folder's unfinished.ipynb.
     """
     notebook, out = Path(notebook), Path(out)
     sweeps.check(workers, scheduler, retries)
@@ -123,9 +121,9 @@ def execute(notebook: Path | str, out: Path | str, given: Mapping[str, Any]) -> 
     """Runs a notebook with papermill; the executed one goes to the file `out`, up to the cell that
     failed where one does. Raises papermill.PapermillExecutionError then.
 
-    Its kernel is reached by sockets in a folder of this user's alone. Over TCP, Jupyter's default,
-    others could read what is run, and the kernel says so on the terminal. The kernel's own log is
-    silent: told to end while it answers its last message, it calls that an error.
+    Its kernel is reached by sockets in a folder of this user's alone: over TCP, Jupyter's default,
+    others could read what is run. Its log is silent: told to end while it answers, it calls that an
+    error.
     """
     import papermill
     from traitlets.config import Config
@@ -135,13 +133,8 @@ def execute(notebook: Path | str, out: Path | str, given: Mapping[str, Any]) -> 
     with tempfile.TemporaryDirectory(prefix="robustlib-", dir=short) as folder:
         ipc = {"transport": "ipc", "ip": str(Path(folder, "kernel"))}
         quiet = {"extra_arguments": ["--log-level=CRITICAL"]}
-        papermill.execute_notebook(
-            notebook,
-            out,
-            parameters=given,
-            progress_bar=False,
-            config=Config(KernelManager=ipc, NotebookClient=quiet),
-        )
+        config = Config(KernelManager=ipc, NotebookClient=quiet)
+        papermill.execute_notebook(notebook, out, given, progress_bar=False, config=config)
 
 
 def parse(texts: Sequence[str], several: bool = True) -> dict[str, list[str]]:
@@ -176,9 +169,8 @@ def _execute(notebook: str, given: dict[str, Any], folder: str) -> None:
         execute(notebook, running, given)
     except papermill.PapermillExecutionError as e:
         # Its own kind does not survive the way between processes.
-        trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(e.traceback))
         failure = RuntimeError(f"{e.ename}: {e.evalue} (see {running})")
-        failure.add_note(trace)
+        failure.add_note(re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(e.traceback)))
         raise failure from None
     running.replace(done)
 

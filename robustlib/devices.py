@@ -29,11 +29,11 @@ def device() -> torch.device:
 
 def _flags() -> frozenset[str]:
     """What this CPU can do, in Linux's words; nothing elsewhere."""
-    about = ""
     with suppress(OSError):  # there is none, or it cannot be read
         about = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", about, re.MULTILINE)
-    return frozenset(flags[1].split() if flags else [])
+        if flags := re.search(r"^(?:flags|Features)\s*:(.*)$", about, re.MULTILINE):
+            return frozenset(flags[1].split())
+    return frozenset()
 
 
 def instructions() -> str:
@@ -64,10 +64,9 @@ def devices() -> int:
 def layout(model: nn.Module, where: torch.device) -> torch.memory_format:
     """How the weights and images of a network lie in memory wherever gradients are taken.
 
-    channels_last, in which convolutions are fastest; but not on a CPU for a network with a strided
-    1x1 convolution of fewer than 16 input channels: where either is in channels_last, the backward
-    pass of torch (2.14, through oneDNN) writes beyond its memory there, below 8 channels with AVX2
-    and, on maps from 64 px, below 16 with AVX-512.
+    channels_last, the fastest; but not on a CPU for a network with a strided 1x1 convolution of
+    fewer than 16 input channels: there the backward pass of torch (2.14, through oneDNN) writes
+    beyond its memory, below 8 channels with AVX2 and, on maps from 64 px, below 16 with AVX-512.
     """
     narrow = any(
         m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels < 16
@@ -92,7 +91,6 @@ def _slower(dtype: torch.dtype, where: torch.device) -> float:
     """How many times as long as in fp32 a small training step takes, measured in a second."""
     with torch.random.fork_rng():
         net = nn.Sequential(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3)).to(where)
-
     x = torch.ones(32, 32, 16, 16, device=where)
 
     def seconds(reduced: bool) -> float:

@@ -150,8 +150,8 @@ def launch(function: Callable[..., Any], args: tuple, n: int, where: torch.devic
 
     With n = 1 it is a plain call. Else torchrun's launcher starts n fresh Pythons that import
     `function` by its name, each on a GPU of its own or with its part of the CPU's threads, and all
-    end with this process. Tensors come back on the CPU; rank 0's warnings are given here. If one
-    fails, its error is raised (if it cannot be sent, a RuntimeError with its message).
+    end with this process. Tensors come back on the CPU; rank 0's warnings are given here. Raises
+    the first error of any (if it cannot be sent, a RuntimeError with its message).
     """
     if n == 1:
         return function(*args)
@@ -163,22 +163,13 @@ def launch(function: Callable[..., Any], args: tuple, n: int, where: torch.devic
     with tempfile.TemporaryDirectory(prefix="robustlib-") as folder:
         threads = max(1, torch.get_num_threads() // n)
         call = pickle.dumps((function, args))
-        # Unless one is named it takes Ctrl-C, and keeps it from a notebook when it is done.
-        named = "signals_to_handle" in LaunchConfig.__dataclass_fields__
-        signals: dict[str, Any] = {"signals_to_handle": "SIGUSR2"} if named else {}
         Path(folder, "call").write_bytes(pickle.dumps((call, where.type, threads, os.getpid())))
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=n,
-            run_id="robustlib",
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
-            max_restarts=0,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
-            **signals,
-        )
+        here: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+        here |= {"local_addr": "localhost", "run_id": "robustlib", "max_restarts": 0}
+        # Unless one is named it takes Ctrl-C, and keeps it from a notebook when it is done.
+        if "signals_to_handle" in LaunchConfig.__dataclass_fields__:
+            here["signals_to_handle"] = "SIGUSR2"
+        config = LaunchConfig(1, 1, n, logs_specs=DefaultLogsSpecs(log_dir=folder), **here)
         # A command, not a function: for that multiprocessing runs the caller's script again unless
         # it guards its main, and refuses a daemon such as a Dask worker.
         path = [p or str(Path.cwd()) for p in sys.path]

@@ -14,19 +14,14 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from robustlib.specs import integer, number, one_of, shown
 
-_BAD_LITERAL = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)
+_BAD = (ValueError, TypeError, NameError, SyntaxError, ArithmeticError, MemoryError, RuntimeError)
 # What text can be read as, the narrowest first: anything is a str.
 _TYPES = (NoneType, bool, int, float, list, tuple, dict, Literal, str, Any)
-_TYPING = ("List", "Tuple", "Dict", "Any", "Optional", "Union", "Literal")
-_NAMES: dict[str, Any] = {t.__name__: t for t in (bool, int, float, list, tuple, dict, str)}
-_NAMES |= {n: getattr(typing, n) for n in _TYPING}
-_CHOICES: dict[Any, dict[str, Any]] = {
-    NoneType: {"None": None},
-    bool: {"true": True, "false": False},
-}
-_SIGNED = (ast.Constant, ast.UnaryOp, ast.USub, ast.BinOp)
-_ANNOTATION = (*_SIGNED, ast.Name, ast.Subscript, ast.Tuple, ast.BitOr, ast.Load)
-_ARITHMETIC = (*_SIGNED, ast.UAdd, ast.Add, ast.Sub, ast.Mult, ast.Div)
+_NAMES = vars(typing) | {t.__name__: t for t in (bool, int, float, list, tuple, dict, str)}
+_CHOICES: dict[Any, dict] = {NoneType: {"None": None}, bool: {"true": True, "false": False}}
+_ARITHMETIC = (ast.UnaryOp, ast.USub, ast.UAdd, ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div)
+_TYPED = (ast.Name, ast.Load, ast.Subscript, ast.BitOr)
+_HARMLESS = (ast.Constant, ast.List, ast.Tuple, ast.Dict, *_ARITHMETIC, *_TYPED)
 
 
 def types(notebook: Path) -> dict[str, Any]:
@@ -106,15 +101,19 @@ def _assigned(tree: ast.Module) -> Iterator[tuple[str, ast.expr | None, ast.expr
                 yield from pairs(target, node.value)
 
 
+def _evaluated(node: ast.expr) -> Any:
+    """What literals, arithmetic such as 8 / 255 and names of types say: nothing is called. Raises
+    one of _BAD for all else."""
+    if not all(isinstance(n, _HARMLESS) for n in ast.walk(node)):
+        raise ValueError("more than literals and types")
+    return eval(compile(ast.Expression(node), "cell", "eval"), {"__builtins__": {}}, _NAMES)
+
+
 def _annotated(text: str) -> Any:
     """The type that an annotation says; None for one that text is not read as."""
     try:
-        tree = ast.parse(text.replace("typing.", ""), mode="eval")
-        # Names, brackets and bars alone: nothing in it can call anything.
-        if not all(isinstance(n, _ANNOTATION) for n in ast.walk(tree.body)):
-            return None
-        kind = eval(compile(tree, "annotation", "eval"), {"__builtins__": {}}, _NAMES)
-    except (NameError, *_BAD_LITERAL):
+        kind = _evaluated(ast.parse(text.replace("typing.", ""), mode="eval").body)
+    except _BAD:
         return None
     if isinstance(kind, str):
         return _annotated(kind)
@@ -128,18 +127,11 @@ def _readable(kind: Any) -> bool:
 
 
 def _of_default(node: ast.expr) -> Any:
-    """The type of a default that is written out, arithmetic such as 8 / 255 too; else Any."""
-    if isinstance(node, ast.JoinedStr):
-        return str
+    """The type of a default that is written out; else Any."""
     try:
-        return _kind(ast.literal_eval(node))
-    except _BAD_LITERAL:
-        parts = list(ast.walk(node))
-    constants = {type(p.value) for p in parts if isinstance(p, ast.Constant)}
-    if not all(isinstance(p, _ARITHMETIC) for p in parts) or not constants <= {int, float}:
+        return str if isinstance(node, ast.JoinedStr) else _kind(_evaluated(node))
+    except _BAD:
         return Any
-    divides = any(isinstance(p, ast.Div) for p in parts)
-    return float if divides or float in constants else int
 
 
 def _kind(given: Any) -> Any:
@@ -165,10 +157,9 @@ def _read(name: str, kind: Any, text: str) -> Any:
         raise ValueError(f"{name}={shown(text)}: must be {' or '.join(names)}")
     if choices := {str(p): p for p in parts} if origin is Literal else _CHOICES.get(kind):
         return choices[one_of(name, text.lower() if kind is bool else text, choices)]
-    if kind is int and re.fullmatch(r" *[+-]?[0-9]{1,30} *", text):
-        return integer(name, int(text), -(2**63), 2**63)  # a float has 53 bits
     if kind in (int, float):
-        x = number(name, text, -1e308, 1e308)
+        exact = kind is int and re.fullmatch(r" *[+-]?[0-9]{1,30} *", text)  # beyond 53 bits too
+        x = int(text) if exact else number(name, text, -1e308, 1e308)
         return integer(name, x, -(2**63), 2**63) if kind is int else x
     if origin in (list, tuple, dict):
         return _contained(name, origin, parts, text)
@@ -184,7 +175,7 @@ def _contained(name: str, origin: type, parts: tuple, text: str) -> Any:
     try:
         given = ast.literal_eval(text.strip())
         given = given if isinstance(given, list | tuple | dict) else [text]
-    except _BAD_LITERAL:
+    except _BAD:
         inner = re.fullmatch(r"\s*[\[(](.*)[\])]\s*", text, re.DOTALL)
         given = [v for v in split(inner[1] if inner else text) if v]
     if isinstance(given, dict) != (origin is dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,9 @@ from robustlib import specs
 from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer, one_of, reason, shown
 
 PROFILES = Path(__file__).parent / "profiles"
-TABLES = {"pretrain": Pretrain, "objective": Pretrain, "ticket": Ticket, "transfer": Transfer}
-TABLES |= {"evaluation": Evaluation}
+REQUIRED = {"pretrain": Pretrain, "objective": Pretrain, "ticket": Ticket, "transfer": Transfer}
+TABLES = REQUIRED | {"evaluation": Evaluation}
 """The tables of a profile, and the spec whose fields each holds."""
-REQUIRED = {"seeds", "pretrain", "objective", "ticket", "transfer"}
 ABLATION = "ablation"
 """The table of a profile whose own tables are ablations: each replaces some of the profile's."""
 MAX_BYTES = 2**20
@@ -71,7 +71,7 @@ def checked(name: str, raw: dict[str, Any]) -> Profile:
     """The profile that tables say. Raises ValueError for what no spec has a field for."""
     for key in raw:
         one_of("table", key, sorted({"about", "seeds", *TABLES}))
-    if missing := sorted(REQUIRED - set(raw)):
+    if missing := sorted({"seeds", *REQUIRED} - set(raw)):
         raise ValueError(f"table {missing[0]!r} is missing")
     raw = {"about": "", "evaluation": [], **raw}
     if isinstance(raw["ticket"], dict):
@@ -98,12 +98,11 @@ def checked(name: str, raw: dict[str, Any]) -> Profile:
 def _grid_size(profile: Profile) -> int:
     """How many specs `grid` would make at most, without making them."""
 
-    def size(table: dict[str, Any]) -> int:
-        return math.prod(len(v) if isinstance(v, list) else 1 for v in table.values())
+    def size(tables: Iterable[dict[str, Any]]) -> int:
+        return sum(math.prod(len(axis(v)) for v in table.values()) for table in tables)
 
-    sources = sum(size({**profile.pretrain, **entry}) for entry in profile.objectives)
-    drawn, ways = (sum(map(size, tables)) for tables in (profile.tickets, profile.transfers))
-    return len(profile.seeds) * sources * drawn * ways
+    sources = size({**profile.pretrain, **entry} for entry in profile.objectives)
+    return len(profile.seeds) * sources * size(profile.tickets) * size(profile.transfers)
 
 
 def _known_fields(table: str, values: dict[str, Any], cls: type) -> None:

@@ -29,18 +29,18 @@ _FORMAT = r"[.0-9]{0,3}[defg]?"
 """How a field may be written into the name of a checkpoint."""
 
 
-def profile(name: str) -> Profile:
+def profile(name: str | Profile) -> Profile:
     """A profile by name, or from a TOML file by its path; "cpu:patterns" is an ablation of it.
 
-    Tables: about (text), seeds (list), [pretrain], [[objective]] (one for each way to pretrain:
-    fields of Pretrain), [[ticket]] (one for each way to draw; [ticket] for a single one),
-    [[transfer]] (one for each way to transfer), and [[evaluation]] (see `evaluations`). A ticket's
-    dataset "task" is the task of the transfer, whose n_train and seed it then takes over; its
-    mask_from is a table of fields in which that network differs from [pretrain]. [ablation.NAME]
-    holds those of these tables that another study replaces, which is then called PROFILE:NAME.
-    Raises ValueError that names the file, the key and what is allowed, for any value that no spec
-    takes.
+    Tables: about (text), seeds (list), [pretrain], and one for each way to pretrain [[objective]]
+    (fields of Pretrain), to draw [[ticket]] (or [ticket]), to transfer [[transfer]] and to measure
+    [[evaluation]] (see `evaluations`). A ticket's dataset "task" is that of the transfer, whose
+    n_train and seed it takes over; its mask_from holds the fields in which that network differs
+    from [pretrain]. [ablation.NAME] holds the tables that the study PROFILE:NAME replaces. Raises
+    ValueError that names the file, the key and what is allowed.
     """
+    if isinstance(name, Profile):
+        return name
     path, raw, ablation = read(name)
     try:
         own = raw.pop(ABLATION, {})
@@ -65,8 +65,7 @@ def pretrains(study: str | Profile, *, seeds: Some = "", eps: Some = "") -> list
     """The source networks of a study, natural ones first, by seed. `seeds` and `eps` choose among
     the profile's (empty: all); natural networks are kept whatever eps is. Raises ValueError that
     lists the profile's values."""
-    study = study if isinstance(study, Profile) else profile(study)
-    return [source for source, _ in _sources(study, seeds, eps)]
+    return [source for source, _ in _sources(profile(study), seeds, eps)]
 
 
 def family(
@@ -77,7 +76,7 @@ def family(
     its first. Raises ValueError as `pretrains`, and if it has no natural network."""
     from robustlib import stats
 
-    study = study if isinstance(study, Profile) else profile(study)
+    study = profile(study)
     seed = study.seeds[0] if seed is None else specs.integer("seed", seed, 0)
     sources = pretrains(study, seeds=[seed], eps=eps)
     chosen = _choose("arch", arch, list(dict.fromkeys(p.arch for p in sources)), str)[0]
@@ -107,25 +106,22 @@ def _sources(study: Profile, seeds: Some, eps: Some) -> list[tuple[Pretrain, lis
 
 
 def _network(values: dict[str, Any], seed: int) -> Pretrain:
-    if checkpoint := values.get("checkpoint"):
-        values = values | {"checkpoint": _filled(checkpoint, values | {"seed": seed})}
-    return Pretrain(**values, seed=seed)
-
-
-def _filled(checkpoint: str, values: dict[str, Any]) -> str:
-    if not isinstance(checkpoint, str):
-        raise ValueError(f"checkpoint={shown(checkpoint)}: must be text")
+    """The network of these fields; those in braces are filled into the name of its checkpoint."""
+    values = values | {"seed": seed}
+    if not isinstance(checkpoint := values.get("checkpoint"), str):
+        return Pretrain(**values)
     try:
         for _, name, spec, _ in string.Formatter().parse(checkpoint):
             # Fields alone: a dot would reach into Python, and {eps:999999999} is a gigabyte.
             if name is not None and (name not in values or not re.fullmatch(_FORMAT, spec or "")):
                 raise ValueError(f"{{{name}{':' * bool(spec)}{spec}}} is not a field")
-        return checkpoint.format(**values)
+        filled = checkpoint.format(**values)
     except (LookupError, AttributeError, TypeError, ValueError) as e:
         raise ValueError(
             f"checkpoint={shown(checkpoint)}: {reason(e)}; "
             f"in braces, choose among {', '.join(values)}"
         ) from None
+    return Pretrain(**values | {"checkpoint": filled})
 
 
 def grid(
@@ -140,11 +136,10 @@ def grid(
 ) -> list[Transfer]:
     """The transfers of a study, robust and natural paired by seed: one seed drives the chain.
 
-    Each argument narrows or replaces an axis (empty or 0: the profile's): seeds, eps and modes
-    choose among the profile's; tasks, sparsities and n_train may be any valid ones. Raises
-    ValueError that names the bad value and lists the good ones.
-    """
-    study = study if isinstance(study, Profile) else profile(study)
+    An argument narrows or replaces an axis (empty or 0: the profile's): seeds, eps and modes choose
+    among the profile's; tasks, sparsities and n_train may be any valid ones. Raises ValueError that
+    names the bad value and lists the good ones."""
+    study = profile(study)
     given: dict[str, Any] = {}
     if values := items("tasks", tasks, str):
         from robustlib.data import sources
@@ -192,28 +187,24 @@ def evaluations(
     was drawn from, finetuned alike, "natural" a robust ticket with the natural one of the seed. The
     name is the suite, and what tells two tables of one suite apart. Raises ValueError as `profile`.
     """
-    study = study if isinstance(study, Profile) else profile(study)
+    study = profile(study)
     transfers = grid(study) if transfers is None else transfers
     out: dict[str, list[Evaluation]] = {}
     for entry in study.evaluations:
         for values in _product(entry):
-            other = values.pop("other", None)
-            if other is not None:
-                one_of("other", other, ("dense", "natural"))
-            suite = values.get("suite", Evaluation.suite)
-            differing = {k: v for k, v in values.items() if isinstance(entry[k], list)}
-            parts = [
-                f"{'' if v else 'not '}{k}" if isinstance(v, bool) else f"{k} {v}"
-                for k, v in differing.items()
-            ]
-            name = " ".join([suite, *parts, *([f"with {other}"] if other else [])])
+            other, parts = values.pop("other", None), [values.get("suite", Evaluation.suite)]
+            for k, v in values.items():
+                if isinstance(entry[k], list):
+                    no = "not " if v is False else ""
+                    parts.append(f"{no}{k}" if isinstance(v, bool) else f"{k} {v}")
+            name = " ".join(parts if other is None else [*parts, f"with {other}"])
             if name in out:
                 raise ValueError(
                     f"evaluation: two are called {name!r}; write the values that differ as a list"
                 )
             out[name] = []
             for spec in transfers:
-                own = values | ({"other": _other(study, spec, other)} if other else {})
+                own = values | ({} if other is None else {"other": _other(study, spec, other)})
                 if own.get("other") != spec:
                     out[name].append(Evaluation(spec, **own))
     return out
@@ -228,7 +219,7 @@ def gaps(name: str) -> list[Evaluation]:
 
 
 def _other(study: Profile, spec: Transfer, which: str) -> Transfer:
-    if which == "dense":
+    if one_of("other", which, ("dense", "natural")) == "dense":
         return replace(spec, ticket=Ticket(spec.ticket.pretrain))
     entry = next((e for e in study.objectives if e.get("objective") == "natural"), None)
     if entry is None:
@@ -316,7 +307,7 @@ def plan(study: str | Profile) -> str:
     from robustlib import store
     from robustlib.costs import absent, cost
 
-    study = study if isinstance(study, Profile) else profile(study)
+    study = profile(study)
     transfers = grid(study)
     everything = specs.closure(transfers)
     lines = [f"study {study.name}: {study.about}", ""]
@@ -327,7 +318,7 @@ def plan(study: str | Profile) -> str:
     for name in ("objective", "eps", "sparsity", "task", "mode", "n_train", "seed"):
         values = dict.fromkeys(specs.columns(t)[name] for t in transfers)
         lines.append(f"  {name:10} {', '.join(map(str, values))}")
-    missing = [s for s in everything if not store.has(s)]
+    missing = store.lacking(transfers)
     lines += ["", *found] if (found := absent(missing)) else []
     total = sum(map(cost, missing))
     lines += ["", f"to compute: {total:.3g} multiply-adds; at speeds that are assumptions,"]

@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -67,9 +66,8 @@ class Artifact:
         """The stored tensors, their checksum verified. Raises Damaged."""
         from safetensors.torch import load
 
-        if not (self.path / TENSORS).exists() and TENSORS not in _sums(self.path):
-            return {}
-        return load(_read(self.path, TENSORS))
+        there = (self.path / TENSORS).exists() or TENSORS in _sums(self.path)
+        return load(_read(self.path, TENSORS)) if there else {}
 
 
 def root() -> Path:
@@ -89,6 +87,12 @@ def path(spec: Spec) -> Path:
 def has(spec: Spec) -> bool:
     """Whether the spec's artifact is stored."""
     return path(spec).exists()
+
+
+def lacking(wanted: Iterable[Spec]) -> list[Spec]:
+    """What must be computed for specs, what they are built on first. A stored result needs nothing
+    below it."""
+    return [s for s in specs.closure(s for s in wanted if not has(s)) if not has(s)]
 
 
 def get(spec: Spec) -> Artifact:
@@ -111,29 +115,20 @@ def put(
     may want the same. Raises PermissionError when the store cannot be written or is full."""
     from safetensors.torch import save
 
-    meta = {
-        "format": FORMAT,
-        "kind": specs.kind(spec),
-        "key": specs.key(spec),
-        "spec": specs.to_dict(spec),
-        "row": row,
-        "extra": extra or {},
-        "versions": versions(),
-    }
+    meta = {"format": FORMAT, "kind": specs.kind(spec), "key": specs.key(spec)}
+    meta |= {"spec": specs.to_dict(spec), "row": row, "extra": extra or {}, "versions": versions()}
     contents = {META: json.dumps(meta, indent=1).encode()}
     if tensors:
         contents[TENSORS] = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     contents[SUMS] = files.sums(contents)
     where = path(spec)
+    staged = _aside(where.name, "staged")
     with _writing():
-        for folder in (where.parent, _unfinished()):
-            folder.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f"{where.name}.staged-", dir=_unfinished()))
+        where.parent.mkdir(parents=True, exist_ok=True)
         try:
             for name, data in contents.items():
                 with files.whole(staged / name) as file:
                     file.write(data)
-            staged.chmod(0o755)
             if replace and where.exists():
                 _delete(where)
             try:
@@ -157,10 +152,8 @@ def remove(spec: Spec) -> None:
 def lock(spec: Spec) -> Iterator[None]:
     """Held while an artifact is computed; the kernel frees it when its holder dies. Whoever takes
     it clears away what killed writers of that artifact left."""
-    file = root() / "locks" / f"{specs.key(spec)}.lock"
     with _writing():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(file).acquire()
+        held = FileLock(root() / "locks" / f"{specs.key(spec)}.lock").acquire()
     with held:
         _clear(specs.key(spec))
         yield
@@ -173,6 +166,10 @@ def checkpoint(spec: Spec) -> Path:
 
 def _unfinished() -> Path:
     return root() / "unfinished"
+
+
+def _aside(key: str, what: str) -> Path:
+    return _unfinished() / f"{key}.{what}-{os.urandom(4).hex()}"
 
 
 def write_checked(file: Path, data: bytes | memoryview) -> None:
@@ -230,9 +227,8 @@ def versions() -> dict[str, str]:
     """The versions that a result depends on."""
     from robustlib import __version__
 
-    libraries = {f"{name}_version": _version(name) for name in ("torch", "numpy", "scikit-learn")}
     own = {"robustlib_version": __version__, "python_version": platform.python_version()}
-    return own | libraries
+    return own | {f"{name}_version": _version(name) for name in ("torch", "numpy", "scikit-learn")}
 
 
 _version = cache(version)  # The description of an installed package takes 10 ms to parse.
@@ -278,8 +274,8 @@ def _load(where: Path) -> Artifact:
 
 def _delete(where: Path) -> None:
     # Renamed first, so that no reader meets a half-deleted artifact. A full disk allows it.
-    _unfinished().mkdir(parents=True, exist_ok=True)
-    doomed = _unfinished() / f"{where.name}.doomed-{os.urandom(4).hex()}"
+    doomed = _aside(where.name, "doomed")
+    doomed.parent.mkdir(parents=True, exist_ok=True)
     where.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
@@ -288,17 +284,15 @@ def _clear(own: str) -> None:
     """Deletes what killed writers left of the artifact whose lock is held, and of any other what
     is long abandoned. A checkpoint stays until its result is stored."""
     now = time.time()
-    # Where others' leftovers cannot be deleted, they are in nobody's way.
-    with suppress(OSError):
-        for left in _unfinished().iterdir():
-            key = left.name.split(".")[0]
-            with suppress(OSError):
-                if key != own and now - left.stat().st_mtime < ABANDONED_SECONDS:
-                    continue
-                if left.suffix != ".pt":
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-                elif any((root() / kind / key[:2] / key).exists() for kind in specs.KINDS):
-                    left.unlink()
+    for left in _unfinished().glob("*"):
+        key = left.name.split(".")[0]
+        with suppress(OSError):  # what cannot be deleted is in nobody's way
+            if key != own and now - left.stat().st_mtime < ABANDONED_SECONDS:
+                continue
+            if left.is_dir():
+                shutil.rmtree(left)
+            elif left.suffix != ".pt" or any(root().glob(f"*/{key[:2]}/{key}")):
+                left.unlink()
 
 
 @contextmanager

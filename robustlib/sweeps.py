@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustlib import progress, specs, store
 from robustlib.costs import absent, cost
-from robustlib.specs import Spec, closure, integer
+from robustlib.specs import Spec, integer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,18 +87,14 @@ def sweep(
 
     wanted = list(wanted)
     check(workers, scheduler, retries, client)
-    unique = {specs.key(s): s for s in wanted}
-    unstored = [s for s in unique.values() if not store.has(s)]
-    # A stored result needs nothing below it.
-    missing = [s for s in closure(unstored) if not store.has(s)]
-    if missing:
+    if missing := store.lacking(wanted):
         if lines := absent(missing):
             raise RuntimeError("\n".join(["nothing was run", *lines]))
-        cached = len(unique) - len(unstored)
+        cached = len({specs.key(s) for s in wanted if store.has(s)})
         jobs = [job(s) for s in missing]
         if failures := compute(jobs, workers, scheduler, retries, cached, client=client):
             raise SweepFailed(failures, len(missing))
-        if lost := [s for s in unstored if not store.has(s)]:
+        if lost := [s for s in wanted if not store.has(s)]:
             raise RuntimeError(
                 f"{len(lost)} results are not in the store {store.root()}, which workers must see "
                 "under the same path"
@@ -134,11 +130,9 @@ def compute(
     unit: str = "spec",
     client: Client | None = None,
 ) -> list[Failure]:
-    """Makes every call once its `after` is made, the longest first; returns those that failed.
-
-    A failure stops only what needs it, after `retries` more tries. cached: how many were done
-    before, for the bar. The rest as in `connect`.
-    """
+    """Makes every call once its `after` is made, the longest first; returns those that failed,
+    which stop only what needs them, after `retries` more tries. cached: how many were done before,
+    for the bar. The rest as in `connect`."""
     from distributed import as_completed
 
     own = uuid.uuid4().hex  # Two sweeps on one scheduler must not take each other's jobs.
@@ -220,10 +214,9 @@ def connect(
     """A Dask client with workers of one thread behind it, for as long as the context lasts.
 
     client: is used as it is. scheduler: "" starts `workers` processes here (None: one a GPU, or
-    else one a core; never more than jobs), each bounded to its share of the memory; tcp://HOST:PORT
-    runs already, with workers; "slurm" starts `workers` processes there (`slurm`). Raises
-    ValueError for a scheduler that does not answer, and for workers with several threads.
-    """
+    else one a core; never more than jobs), each bounded to its share of the memory; "slurm" starts
+    them there; tcp://HOST:PORT runs already, with workers. Raises ValueError for a scheduler that
+    does not answer, and for workers with several threads."""
     from distributed import Client
 
     with ExitStack() as stack:
@@ -296,16 +289,15 @@ def _local(workers: int | None, jobs: int) -> Any:
     # what it holds are the data sets that its jobs need, so it would wait for ever.
     memory = {f"distributed.worker.memory.{what}": False for what in ("pause", "spill", "target")}
 
-    def nanny(i: int) -> dict[str, Any]:
+    options = {"nthreads": 1, "memory_limit": MEMORY_LIMIT // n, "host": "127.0.0.1"}
+    options |= {"config": memory, "silence_logs": logging.CRITICAL}
+    nannies = {}
+    for i in range(n):
         environment = WORKER | ({"CUDA_VISIBLE_DEVICES": own[i % len(own)]} if own else {})
-        options = {"nthreads": 1, "memory_limit": MEMORY_LIMIT // n, "host": "127.0.0.1"}
-        options |= {"env": environment, "config": memory, "silence_logs": logging.CRITICAL}
-        return {"cls": Nanny, "options": options}
-
+        nannies[i] = {"cls": Nanny, "options": options | {"env": environment}}
     # Any free port: another sweep may have the usual one.
     ports = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
     scheduler = {"cls": Scheduler, "options": ports}
-    nannies = {i: nanny(i) for i in range(n)}
     # Not Dask's MALLOC_TRIM_THRESHOLD_: memory that goes back to the system after every layer makes
     # a training on a CPU take 1.8 times as long. What else Dask would set is in `environment`.
     with dask.config.set({"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": "1"}}):
@@ -319,15 +311,12 @@ def slurm(workers: int = 0) -> Any:
     import dask
     from dask_jobqueue import SLURMCluster
 
-    own = {n: dask.config.get(f"jobqueue.slurm.{n}") for n in ("cores", "memory")}
-    if lacking := [name for name, value in own.items() if not value]:
-        raise ValueError(
-            f"scheduler='slurm': Dask's configuration lacks jobqueue.slurm.{lacking[0]}"
-        )
+    for name in ("cores", "memory"):
+        if not dask.config.get(f"jobqueue.slurm.{name}"):
+            raise ValueError(f"scheduler='slurm': Dask's configuration lacks jobqueue.slurm.{name}")
+    cores = dask.config.get("jobqueue.slurm.cores")
     exports = [f"export {name}={value}" for name, value in WORKER.items()]
     prologue = exports + dask.config.get("jobqueue.slurm.job-script-prologue")
-    cluster = SLURMCluster(
-        job_name="robustlib", processes=own["cores"], job_script_prologue=prologue
-    )
+    cluster = SLURMCluster(job_name="robustlib", processes=cores, job_script_prologue=prologue)
     cluster.scale(workers)
     return cluster

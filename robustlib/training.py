@@ -94,12 +94,8 @@ class State:
     step: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
     loss_sum: float = 0.0
-    seconds: float = 0.0  # before it `began`
     began: float = field(default_factory=time.monotonic)
-
-    def spent(self) -> float:
-        """Seconds in all."""
-        return self.seconds + time.monotonic() - self.began
+    """When, had it never been interrupted."""
 
     def save(self, checkpoint: Path) -> None:
         """Rank 0 writes it; every process must call it."""
@@ -108,7 +104,7 @@ class State:
         saved |= {k: getattr(self, k) for k in ("identity", "step", "curve", "loss_sum")}
         if parallel.rank() == 0:
             buffer = io.BytesIO()
-            torch.save(saved | {"seconds": self.spent()}, buffer)
+            torch.save(saved | {"seconds": time.monotonic() - self.began}, buffer)
             store.write_checked(checkpoint, buffer.getbuffer())
 
     def resume(self, checkpoint: Path, where: torch.device) -> None:
@@ -122,8 +118,7 @@ class State:
             warnings.warn(f"{checkpoint} cannot be read: training starts afresh", stacklevel=3)
             return
         found, asked = saved["identity"], self.identity.items()
-        wrong = [f"{k} {found.get(k)}, not {v}" for k, v in asked if found.get(k) != v]
-        if wrong:
+        if wrong := [f"{k} {found.get(k)}, not {v}" for k, v in asked if found.get(k) != v]:
             raise ValueError(
                 f"{checkpoint}: the unfinished training of another run ({'; '.join(wrong)}). "
                 "Delete it to start afresh"
@@ -133,8 +128,8 @@ class State:
         # Rows of its own memory: the whole would be kept alive otherwise.
         rows = {k: parallel.own(v).clone() for k, v in saved["objective"].items()}
         self.objective.state.update(rows)
-        for name in ("step", "curve", "loss_sum", "seconds"):
-            setattr(self, name, saved[name])
+        self.step, self.curve, self.loss_sum = (saved[k] for k in ("step", "curve", "loss_sum"))
+        self.began -= saved["seconds"]
 
 
 def fit(
@@ -151,12 +146,10 @@ def fit(
     curve, a row per epoch.
 
     Every random draw is seeded by (seed, epoch, step). The state is saved at the path `checkpoint`
-    every CHECKPOINT_SECONDS; a call that finds one goes on from it, to the weights of a run that
-    was never killed. What `monitor` measures after each epoch joins the row.
-
-    In a group (`parallel.launch`) every process calls it with the same arguments, takes its share
-    of each batch, and ends with the same weights and curve. Rank 0 writes the checkpoint, which any
-    number of processes can go on from.
+    every CHECKPOINT_SECONDS; a call that finds one, in any number of processes, goes on from it to
+    the weights of a run that was never killed. What `monitor` measures after an epoch joins its
+    row. In a group (`parallel.launch`) every process calls it with the same arguments, takes its
+    share of each batch, and ends with the same weights and curve.
 
     Raises NotFinite, ValueError for the checkpoint of another run. Warns when a checkpoint cannot
     be read, and starts afresh; warns CatastrophicOverfitting where the curve shows it.
@@ -178,6 +171,15 @@ def fit(
         state.resume(checkpoint, where)
     silent = parallel.rank() > 0
     bar = progress.bar(desc=label, total=total, initial=state.step, unit="step", disable=silent)
+
+    def feed() -> Iterator[tuple[Tensor, Tensor]]:
+        fixed: dict[str, Any] = {"augment": recipe.augment, "seed": recipe.seed, "device": where}
+        while state.step < total:
+            epoch, done = divmod(state.step, per_epoch)
+            start, skip = divmod(done, objective.replays)
+            for batch in batches.epoch(split, recipe.batch_size, epoch=epoch, start=start, **fixed):
+                yield from repeat(batch, objective.replays - skip)
+                skip = 0
 
     def broken(what: str, step: int) -> NotFinite:
         rate = learning_rate(recipe, step, total)
@@ -214,12 +216,12 @@ def fit(
                 stacklevel=3,
             )
 
-    unread, last_save = list[tuple[int, Tensor]](), state.began
+    unread, last_save = list[tuple[int, Tensor]](), time.monotonic()
     # Without benchmark; what is not named is set to torch's default, not left as it was.
     flags = cudnn.flags(enabled=True, deterministic=True, allow_tf32=cudnn.allow_tf32)
     with parallel.synchronised(model), torch.random.fork_rng(), flags, bar:
         model.train()
-        for x, y in _batches(split, recipe, state, per_epoch, total, where):
+        for x, y in feed():
             rate = learning_rate(recipe, state.step, total)
             for group in optim.param_groups:
                 group["lr"] = rate
@@ -246,7 +248,7 @@ def fit(
                 state.save(checkpoint)
                 last_save = time.monotonic()
     if state.curve:
-        state.curve[-1]["seconds"] = state.spent()
+        state.curve[-1]["seconds"] = time.monotonic() - state.began
     model.eval()
     return state.curve
 
@@ -264,20 +266,6 @@ def _near(split: Any, where: torch.device) -> Any:
     if where.type != "cuda" or not parts or size > torch.cuda.mem_get_info(where)[0]:
         return split
     return replace(split, **{k: v.to(where) for k, v in parts.items()})
-
-
-def _batches(
-    split: Any, recipe: Recipe, state: State, per_epoch: int, total: int, where: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batch of each step, from the one that a training has come to."""
-    times = state.objective.replays
-    fixed: dict[str, Any] = {"augment": recipe.augment, "seed": recipe.seed, "device": where}
-    while state.step < total:
-        epoch, done = divmod(state.step, per_epoch)
-        start, skip = divmod(done, times)
-        for batch in batches.epoch(split, recipe.batch_size, epoch=epoch, start=start, **fixed):
-            yield from repeat(batch, times - skip)
-            skip = 0
 
 
 def overfitted(curve: list[dict[str, float]]) -> bool:

@@ -59,14 +59,13 @@ def sweep(
         dry_run: Print how many specs there are, how many are stored, and the script of a Slurm
             job, and run nothing.
     """
-    from robustlib import costs, profiles, specs, store, sweeps
+    from robustlib import costs, profiles, store, sweeps
 
     sweeps.check(**vars(where))
     check_csv(csv)
     wanted = profiles.wanted(what)
     if dry_run:
-        stored = sum(map(store.has, wanted))
-        missing = [s for s in specs.closure(wanted) if not store.has(s)]
+        stored, missing = sum(map(store.has, wanted)), store.lacking(wanted)
         print(f"{len(wanted)} specs, {stored} stored; {len(missing)} to compute, parents included")
         for line in costs.absent(missing):
             print(line)

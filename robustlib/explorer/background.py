@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +30,6 @@ EVERY = 15.0
 """Seconds between two looks at what is new, while a sweep runs."""
 AXES = ("seeds", "eps", "tasks", "modes", "sparsities")
 BARS = {"running": "", "done": "success", "failed": "danger", "cancelled": "warning"}
-
-
-def lacking(wanted: Iterable[Spec]) -> list[Spec]:
-    """What must be computed for these specs, what they are built on included."""
-    missing = [spec for spec in wanted if not store.has(spec)]
-    return [spec for spec in specs.closure(missing) if not store.has(spec)]
 
 
 def sort(spec: Spec) -> str:
@@ -116,7 +110,7 @@ def start(wanted: list[Spec], workers: int) -> Sweep:
     """
     if any(sweep.state == "running" for sweep in _started):
         raise RuntimeError("a sweep is running: wait for it, or cancel it")
-    if not (missing := lacking(wanted)):
+    if not (missing := store.lacking(wanted)):
         raise ValueError("nothing is lacking: all of it is stored")
     root = store.root().resolve()
     file = root / "explorer" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
@@ -156,7 +150,7 @@ class Runner(Panel):
     def plan(self) -> Drawn:
         """What the chosen grid lacks, and how long it takes."""
         grid, workers = self.wanted(), self.controls["workers"].value
-        missing = lacking(grid)
+        missing = store.lacking(grid)
         if not missing:
             return [], f"{len(grid)} transfers, all stored."
         needed, unknown = minutes(missing, workers)

@@ -20,8 +20,7 @@ from robustlib.explorer import choices
 from robustlib.explorer.panel import Drawn, Panel, button, offer
 from robustlib.figures.names import radius
 from robustlib.metrics.sample import in_memory
-from robustlib.specs import Norm, Pretrain, Transfer, columns
-from robustlib.sweeps import closure
+from robustlib.specs import Norm, Pretrain, Transfer, closure, columns
 from robustlib.transfer import linear
 
 IMAGES = 500

@@ -180,17 +180,20 @@ def gap(rows: pd.DataFrame) -> Figure:
         up = 100 * (own.high - own["mean"])
         bars = {"xerr": side, "yerr": up, "elinewidth": 0.6, "capsize": 1.5}
         ax.errorbar(own.gap, 100 * own["mean"], **bars, **(look | {"ls": ""}))
-        for i, row in enumerate(own.to_dict("records")):
-            at = (row["gap"], 100 * row["mean"])
-            # In turn to the right and to the left, for near tasks stand close.
-            place: Any = {"xytext": (2, 4)} if i % 2 else {"xytext": (-1, -8), "ha": "right"}
-            task = called(row["task"])
-            place |= {"bbox": {"fc": "white", "ec": "none", "alpha": 0.7, "pad": 0.3}, "zorder": 5}
-            ax.annotate(task, at, fontsize=6, textcoords="offset points", **place)
+        # Names stand at the ends of the bars, in turn above and below: near tasks are close.
+        ends = 100 * own[["high", "low"]].T.fillna(own["mean"]).T
+        for i, task in enumerate(own.task.map(called)):
+            up = 1 - 2 * (i % 2)
+            place: Any = {"xytext": (0, 2 * up), "textcoords": "offset points", "fontsize": 6}
+            place |= {"rotation": 40 * up, "va": "bottom" if up > 0 else "top"}
+            ax.annotate(task, (own.gap.iloc[i], ends.iloc[i, i % 2]), **place)
     over = grid.fit([ax], zero=True, of="over images to the side, over seeds upwards")
     seeds = f"{rows.seeds.min()} seed{'s' * bool(rows.seeds.min() > 1)}"
     note = over or "bars: 95 % interval over images"  # of one seed there is none upwards
-    ax.margins(x=0.1)  # room for the names
+    ax.margins(x=0.1)  # room for the names, also above and below
+    low, top = ax.get_ylim()
+    room = 0.25 * (top - low)
+    ax.set_ylim(low - room, top + room)
     ax.set_xlabel("Fréchet distance of the task to the source")
     ax.set_ylabel("robust − natural (points)")
     grid.legend(fig, colours, f"{shared(rows, *_OF_GAP)}, {seeds}", note)

@@ -5,20 +5,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from torch import Size
-
 from robustlib import specs
 from robustlib.data import load
 from robustlib.specs import Evaluation
 from robustlib.stages.shared import Inputs, Result, stage
-from robustlib.tickets import Mask
 
 
 def data(spec: Evaluation) -> tuple[Any, Any]:
     """The set that the network is measured on, and the images of `against`, which are none of its
     test images, or None. Raises ValueError for fewer images than the suite needs."""
-    own, against = stage(spec.of).images(spec.of), None
-    row = specs.columns(spec.of)
+    own, against, row = stage(spec.of).images(spec.of), None, specs.columns(spec.of)
     name = "task" if "task" in row else "source"
     sets = {f"{name}={row[name]!r}": own.test}
     if spec.suite == "domain_gap" and spec.against == row["source"]:
@@ -48,16 +44,8 @@ def compute(spec: Evaluation, inputs: Inputs) -> Result:
         other, other_mask = stage(spec.other).network(spec.other, inputs)
     suite = import_module(f"robustlib.metrics.{spec.suite}")
     row, tables = suite.measure(model, own, spec, other=other, against=against)
-    if (
-        mask
-        and other_mask
-        and min(mask.sparsity, other_mask.sparsity) > 0
-        and _shapes(mask) == _shapes(other_mask)
-    ):
-        row |= {"mask_overlap": mask.overlap(other_mask)}
-        row |= {"mask_chance": mask.chance(other_mask)}
+    masks = [m for m in (mask, other_mask) if m and m.sparsity > 0]
+    shapes = [{name: kept.shape for name, kept in m.items()} for m in masks]
+    if len(masks) == 2 and shapes[0] == shapes[1]:
+        row |= {"mask_overlap": mask.overlap(other_mask), "mask_chance": mask.chance(other_mask)}
     return row, {}, tables
-
-
-def _shapes(mask: Mask) -> dict[str, Size]:
-    return {name: m.shape for name, m in mask.items()}

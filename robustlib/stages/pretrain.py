@@ -42,10 +42,8 @@ def data(spec: Pretrain) -> Any:
 
 def compute(spec: Pretrain, inputs: Inputs) -> Result:
     """Trains the network, in as many processes as there are devices, or takes the published one.
-
-    Whoever transfers from ImageNet weights need not have ImageNet: where the source's images are
-    not here, the accuracy of a published network is None, that of the zoo's what its manifest says.
-    """
+    Where the source's images are not here, as ImageNet's need not be, the accuracy of that is None,
+    of the zoo's what its manifest says."""
     if spec.checkpoint:
         model, extra, found = _published(spec)
         row = {k: extra[k] for k in UNKNOWN} if found is None else _accuracy(model, found)

@@ -27,7 +27,10 @@ def run(spec: Spec, recompute: bool = False) -> Artifact:
     with store.lock(spec), torch.random.fork_rng():
         if not recompute and store.has(spec):
             return store.get(spec)
-        inputs = _inputs(spec)  # Here, so that its seconds do not count as this one's.
+        # Before the clock runs. Of all but its network, a ticket takes the masks alone.
+        inputs: dict[Spec, Artifact] = {}
+        for below in specs.parents(spec):
+            inputs |= {below: run(below)} if isinstance(spec, Ticket) else _made_of(below)
         if recompute:
             store.checkpoint(spec).unlink(missing_ok=True)
         started = time.monotonic()
@@ -46,15 +49,6 @@ def _check_data(spec: Spec) -> None:
     for below in specs.parents(spec):
         if not store.has(below):
             _check_data(below)
-
-
-def _inputs(spec: Spec) -> dict[Spec, Artifact]:
-    """What a stage takes: the artifacts of the spec's parents and of what their networks are made
-    of. A ticket takes its network from the first of them and of the others only the masks."""
-    found: dict[Spec, Artifact] = {}
-    for below in specs.parents(spec):
-        found |= {below: run(below)} if isinstance(spec, Ticket) else _made_of(below)
-    return found
 
 
 def _made_of(spec: Spec) -> Inputs:

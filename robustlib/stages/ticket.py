@@ -42,25 +42,20 @@ def data(spec: Ticket) -> Any:
 def compute(spec: Ticket, inputs: Inputs) -> Result:
     """Draws the mask, or takes over another ticket's; for a ticket that imp rewinds to, trains its
     weights."""
-    model = _start(spec, inputs)
+    model, what = _start(spec, inputs), (spec.sparsity, spec.pattern, spec.scope)
     extra: dict[str, Any] = {}
     weights: dict[str, Tensor] = {}
     if (source := specs.drawn_as(spec)) is not None:
         drawn = mask_in(inputs[source])
         if spec.control == "shuffle":
             drawn = tickets.shuffled(drawn, spec.pattern, spec.seed)
-    elif specs.rewound(spec) == spec:
-        drawn = tickets.dense(model)
-        weights, extra["curve"] = _early(spec, model)
-    elif spec.sparsity == 0:
+    elif spec.sparsity == 0 and specs.rewound(spec) != spec:
         drawn = tickets.dense(model)
     elif spec.scheme in ("imp", "lmp"):
-        drawn, extra["curve"] = _trained(spec, model, inputs)
+        drawn, weights, extra["curve"] = _trained(spec, model, inputs)
     elif spec.scheme == "random":
-        what = spec.sparsity, spec.pattern, spec.scope
         drawn = tickets.random(model, *what, spec.seed, spec.min_channels)
     else:
-        what = spec.sparsity, spec.pattern, spec.scope
         drawn = tickets.omp(model, *what, spec.score, spec.min_channels)
     bits, shapes = tickets.pack(drawn)
     density, left = drawn.density(), tickets.left_dense(model, spec.pattern)
@@ -102,38 +97,25 @@ def _start(spec: Ticket, inputs: Inputs) -> models.ResNet:
     return model
 
 
-def _headed(spec: Ticket, model: nn.Module, task: Any) -> nn.Module:
-    """A copy of the network to train, with the source's own head or for a task a fresh one."""
-    model = copy.deepcopy(model)
-    if not spec.dataset:
-        return model
-    return models.swap_head(model, task.n_classes, batches.seed_for(spec.seed, "head"))
-
-
 def _trained(
     spec: Ticket, model: nn.Module, inputs: Inputs
-) -> tuple[tickets.Mask, list[dict[str, float]]]:
-    own, checkpoint = data(spec), store.checkpoint(spec)
-    headed = _headed(spec, model, own)
+) -> tuple[tickets.Mask, dict[str, Tensor], list[dict[str, float]]]:
+    """The mask that imp or lmp draws by training a copy of the network, and the curve. At sparsity
+    0 the weights that imp rewinds to: of a short training, with a schedule of its own; the head
+    stays that of the source."""
+    task, headed, at = data(spec), copy.deepcopy(model), store.checkpoint(spec)
+    if spec.dataset:
+        models.swap_head(headed, task.n_classes, batches.seed_for(spec.seed, "head"))
+    if spec.sparsity == 0:
+        recipe = replace(training.Recipe.of(spec), epochs=spec.rewind)
+        own = objectives.from_spec(spec)
+        curve = training.fit(headed, task.train, own, recipe, checkpoint=at, label="imp, early")
+        headed.fc = model.fc
+        return tickets.dense(model), headed.state_dict(), curve
     if spec.scheme == "lmp":
-        return tickets.lmp(headed, own.train, spec, checkpoint)
-    before = specs.previous(spec)
-    earlier = None if before is None else mask_in(inputs[before])
-    return tickets.imp_round(headed, own.train, spec, earlier, checkpoint)
-
-
-def _early(spec: Ticket, model: nn.Module) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """The weights that imp rewinds to: those of a short training of the dense network, `rewind`
-    epochs with a schedule of their own. The head stays that of the source."""
-    own = data(spec)
-    headed = _headed(spec, model, own)
-    curve = training.fit(
-        headed,
-        own.train,
-        objectives.from_spec(spec),
-        replace(training.Recipe.of(spec), epochs=spec.rewind),
-        checkpoint=store.checkpoint(spec),
-        label="imp, early",
-    )
-    headed.fc = model.fc
-    return headed.state_dict(), curve
+        mask, curve = tickets.lmp(headed, task.train, spec, at)
+    else:
+        before = specs.previous(spec)
+        earlier = None if before is None else mask_in(inputs[before])
+        mask, curve = tickets.imp_round(headed, task.train, spec, earlier, at)
+    return mask, {}, curve

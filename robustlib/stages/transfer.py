@@ -41,21 +41,20 @@ def compute(spec: Transfer, inputs: Inputs) -> Result:
     task, (model, kept) = images(spec), _prepared(spec, inputs)
     size: int | tuple[int, int] = spec.ticket.pretrain.size
     whole: nn.Module = model
-    if spec.mode == "finetune":
-        model, extra = finetune(model, task, spec, store.checkpoint(spec))
-        tensors = model.state_dict()
-    elif spec.mode == "linear":
-        tensors, extra = linear(model, task)
-        models.swap_head(model, task.n_classes).load_state_dict(tensors, strict=False)
-    else:
+    if spec.mode == "segment":
         whole, extra = segment(model, task, spec, store.checkpoint(spec))
         tensors = whole.state_dict() | {CONFUSION: extra.pop("test_confusion")}
         size = tuple(task.test.x.shape[1:3])
         del extra["val_confusion"]
-    if spec.mode == "segment":
         row = {name: extra.pop(f"test_{name}") for name in ("miou", "pixel_accuracy", "n")}
         row["val_miou"] = extra.pop("val_miou")
     else:
+        if spec.mode == "finetune":
+            model, extra = finetune(model, task, spec, store.checkpoint(spec))
+            tensors = model.state_dict()
+        else:
+            tensors, extra = linear(model, task)
+            models.swap_head(model, task.n_classes).load_state_dict(tensors, strict=False)
         row = {"accuracy": extra.pop("test_correct") / len(task.test), "n": len(task.test)}
         row["val_accuracy"] = extra.pop("val_correct") / len(task.val)
         row["native_detail"] = task.native

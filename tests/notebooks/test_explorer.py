@@ -466,7 +466,7 @@ def waited(made, state):
 
 
 def test_cost_is_that_of_stored_rows_of_the_same_kind(grid):
-    missing = background.lacking(profiles.grid(grid))
+    missing = store.lacking(profiles.grid(grid))
     assert [specs.kind(s) for s in missing].count("pretrain") == 2 and len(missing) == 10
     _, unknown = background.minutes(missing, 1)
     assert {"pretrain natural", "pretrain pgd", "ticket omp", "transfer linear"} == set(unknown)
