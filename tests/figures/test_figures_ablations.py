@@ -222,8 +222,12 @@ def test_the_gap_stands_against_the_advantage_of_its_task():
         assert reach(container, 0).tolist() == [[0.5, 0.5], [1, 1.5]]
         assert reach(container) == both(half([1, 2]) * times * np.array([1, 2]))
         points += zip(("near", "far"), container[0].get_xydata().tolist(), strict=True)
-    # A name's place is its point's.
-    assert [(t.get_text(), [*t.xy]) for t in ax.texts] == points
+    # A name stands at an end of its point's bar, in turn the upper and the lower one.
+    ends = [
+        100 * own[c].iloc[i] for own in (table, stronger) for i, c in enumerate(("high", "low"))
+    ]
+    assert [(t.get_text(), t.xy[0]) for t in ax.texts] == [(name, xy[0]) for name, xy in points]
+    assert [t.xy[1] for t in ax.texts] == pytest.approx(ends)
     assert note(fig).startswith("finetune, sparsity 0.9, 1,000 training images, 2 seeds\n")
     with pytest.raises(ValueError, match="none is given for far"):
         figures.gap_rows(frame, gaps[gaps.against == "near"])
