@@ -49,8 +49,6 @@ SCHEMES: tuple[str, ...] = get_args(Scheme)
 PATTERNS: tuple[str, ...] = get_args(Pattern)
 SCOPES: tuple[str, ...] = get_args(Scope)
 SCORES: tuple[str, ...] = get_args(Score)
-HEADS: tuple[str, ...] = get_args(Head)
-STEMS: tuple[str, ...] = get_args(Stem)
 SUITES: tuple[str, ...] = get_args(Suite)
 
 
