@@ -63,7 +63,7 @@ lint: env
 # The notebooks find their store in the environment; the tests bring their own (tests/conftest.py).
 test: lint
 	store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
-	    OMP_NUM_THREADS=1 ROBUSTLIB_STORE="$$store" $(RUN) pytest -n 2 --dist loadfile --ignore=tests/browser \
+	    OMP_NUM_THREADS=1 ROBUSTLIB_STORE="$$store" $(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/browser \
 	    $(ARGS)
 
 # What was seen is in build/browser: contact_sheet.png shows all of it.

@@ -73,9 +73,13 @@ def ticket(sparsity: float = 0.9) -> Panel:
     stored: list[Any] = [a.spec for a in store.artifacts(Pretrain, [])]
     found += [spec for spec in stored if not _bundled(spec)]
     networks: dict[str, nn.Module | Pretrain] = {}
-    found.sort(key=lambda s: (s.objective != "natural", s.eps, not _bundled(s), s.seed))
+    small = Pretrain.arch
+    found.sort(
+        key=lambda s: (s.arch != small, s.objective != "natural", s.eps, not _bundled(s), s.seed)
+    )
     for s in found:
         where = f"{'zoo' if _bundled(s) else s.source}, seed {s.seed}"
+        where = where if s.arch == small else f"{s.arch}, {where}"
         name = f"{figures.label(columns(s))} ({where})"
         # Two of one name differ in how they were trained.
         networks[f"{name[:-1]}, {specs.key(s)[:6]})" if name in networks else name] = s

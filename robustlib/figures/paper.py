@@ -170,6 +170,12 @@ def write(
         profiles.profile(profile)
     elif not rows.is_dir():
         raise ValueError(f"rows={str(rows)!r}: must be a folder of the CSVs behind figures")
+    return _written(names, out, rows, profile, where)
+
+
+def _written(
+    names: list[str], out: Path | None, rows: Path, profile: str, where: str
+) -> Iterator[tuple[str, Figure | None, str]]:
     for name in names or FIGURES:
         entry, file = FIGURES[name], rows / f"{name}.csv"
         frame = stored(name, profile) if profile else read(file) if file.is_file() else None

@@ -17,6 +17,7 @@ from robustlib import (
     Ticket,
     Transfer,
     batch,
+    checkpoints,
     explorer,
     figures,
     models,
@@ -360,7 +361,8 @@ def test_tickets_of_the_zoo_need_nothing_stored_and_stored_networks_are_offered_
     box = explorer.ticket(0.8)
     assert box.figures and not (tmp_path / "store").exists()
     names = list(box.controls["network"].options)
-    assert names[0] == "natural (zoo, seed 0)" and len(names) == 6
+    assert names[0] == "natural (zoo, seed 0)" and len(names) == len(checkpoints.zoo())
+    assert names[6] == "natural (resnet18s, zoo, seed 0)" and "resnet18s" not in names[5]
     assert box.controls["other"].value == "robust, L2 ε = 0.5 (zoo, seed 0)"
     run(TINY)
     box = explorer.ticket()
