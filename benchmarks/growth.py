@@ -6,7 +6,7 @@
 Each point is a process of its own, for a process cannot tell what it needed before its peak. It
 takes about 4 minutes on one thread of a machine that does nothing else.
 
-Each point is a process of its own, for a process cannot tell what it needed before its peak. On one
+The CSV has a row a point: seconds (a median, and the least and the most), mib (the peak
 of memory, beyond what a process has that only imported everything), work (what must be done:
 multiply-adds, images, weights or specs), and, the same in all rows of a curve, the slopes of
 seconds, mib and work over the three largest x on log-log axes: 1 is proportional, 2 quadratic.

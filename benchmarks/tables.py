@@ -59,6 +59,16 @@ def growth(frame: pd.DataFrame) -> str:
     return table(["what", "over", "seconds", "MiB", *slopes], lines)
 
 
+def curve(frame: pd.DataFrame) -> str:
+    """A line a piece of work, as a part of the one that it is compared with."""
+    lines = [
+        [r.what, f"{r.tickets}", f"{r.seconds:.3g} s", f"{r.ratio:.2f} of {r.of}"]
+        for r in frame.itertuples()
+        if r.what != r.of
+    ]
+    return table(["what", "tickets", "median", "ratio"], lines)
+
+
 def front(frame: pd.DataFrame) -> str:
     """A line a way: its speed, and accuracies less those of `plain`, paired by seed."""
     what = {"accuracy": frame.accuracy, "robust accuracy": frame.robust_accuracy}
@@ -116,7 +126,7 @@ def table(names: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
 
 AS_TEXT = {"tf32": str, "compiled": str}
 CELL = ["arch", "side", "batch_size", "objective", "precision", "tf32", "layout", "compiled"]
-TABLES = {"peers": peers, "growth": growth, "front": front, "gpu": gpu}
+TABLES = {"peers": peers, "growth": growth, "curve": curve, "front": front, "gpu": gpu}
 
 
 def filled(page: str, folder: Path) -> str:

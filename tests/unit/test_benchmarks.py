@@ -138,6 +138,27 @@ def test_the_attack_that_stops_early_leaves_what_it_has_turned(front):
     assert not wrong.all() and not torch.allclose(found[~wrong], begins[~wrong], atol=1e-3)
 
 
+def test_a_transfer_is_timed_beside_its_own_work_from_an_empty_store(tmp_path, monkeypatch):
+    curve, out = script("curve"), tmp_path / "curve.csv"
+    monkeypatch.setattr(sys, "argv", ["curve.py", "--smoke", "--out", str(out)])
+    monkeypatch.setattr(curve, "SPARSITIES", (0.9,))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    for name in ("ROBUSTLIB_STORE", "CURVES", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, str(tmp_path))
+    curve.main()
+    rows = pd.read_csv(out).set_index("what")
+    assert rows.tickets.to_dict() == {
+        "curve": 2,
+        "reading": 2,
+        "finetuning": 1,
+        "bare steps": 1,
+        "training": 1,
+    }
+    # Were anything found in the store, the whole would take less than a part of it.
+    assert rows.ratio["curve"] > 1 > rows.ratio["training"] > 0
+    assert rows.ratio["bare steps"] < 1
+
+
 def test_tables_stand_between_their_marks_and_come_again_the_same(tmp_path):
     tables = script("tables")
     page = (Path(__file__).parents[2] / "docs" / "speed.md").read_text("utf-8")
@@ -157,7 +178,7 @@ def test_tables_stand_between_their_marks_and_come_again_the_same(tmp_path):
     # Differences of a seed with itself: +1 and -1 points; transfer: +10 and 0.
     line = "| resize | 2.50 | 1.0 | +0.0 [-12.7, +12.7] | +0.0 [+0.0, +0.0] | +5.0 [-58.5, +68.5] |"
     assert line in found
-    assert tables.filled(found, tmp_path) == found and found.count("<!-- end -->") == 4
+    assert tables.filled(found, tmp_path) == found and found.count("<!-- end -->") == 5
     with pytest.raises(ValueError, match="found 0 times"):
         tables.filled("", tmp_path)
 
