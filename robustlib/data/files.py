@@ -109,6 +109,8 @@ class _Decoded(torch.utils.data.Dataset):
             steps.append(v2.RandomHorizontalFlip())
         if split.detail:
             steps += [v2.Resize((side, side), antialias=True) for side in (split.detail, size)]
+        if split.grey:
+            steps.append(v2.Grayscale(num_output_channels=3))
         self.transform = v2.Compose(steps)
         self.split, self.parts = split, (seed, epoch)
 

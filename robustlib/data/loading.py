@@ -14,7 +14,16 @@ from robustlib.data import packs, sources
 from robustlib.data.embedded import EMBEDDED
 from robustlib.data.files import imagenet
 from robustlib.data.packs import IGNORE, SPLITS, Pack
-from robustlib.data.splits import Dataset, FileSplit, Split, balanced, holdout, resized, take
+from robustlib.data.splits import (
+    Dataset,
+    FileSplit,
+    Split,
+    balanced,
+    greyed,
+    holdout,
+    resized,
+    take,
+)
 from robustlib.specs import integer
 
 VOC_SIZE = 480  # px: the crops that torchvision's own segmentation networks are trained on
@@ -27,6 +36,7 @@ def load(
     seed: int = 0,
     root: str | Path | None = None,
     detail: int | None = None,
+    grey: bool = False,
 ) -> Dataset:
     """The data set `name` at size x size px, from the data root (see `sources.data_root`).
 
@@ -34,7 +44,8 @@ def load(
     class-balanced draw of that many images by `seed`, and val one of max(n_train // 4, n_classes)
     (or all there are): choosing on val smuggles no labels into a small budget. test is always
     whole. Images are scaled; with `detail`, those of more are reduced to that side first
-    (antialiased), so that they show less. Splits are of `Split`, ImageNet's of `FileSplit`.
+    (antialiased), so that they show less; with `grey`, their colour is taken. Splits are of
+    `Split`, ImageNet's of `FileSplit`.
 
     ValueError: an unknown name (the near ones are named), a bad pack, or n_train beyond what
     there is. FileNotFoundError: a set that is not here and cannot be fetched.
@@ -42,9 +53,11 @@ def load(
     size = integer("size", size, 8, 4096)
     data = _drawn(name, size, n_train, seed, root, masks=False)
     if isinstance(data.train, FileSplit):
-        return _each(data, lambda split: replace(split, detail=detail))
+        return _each(data, lambda split: replace(split, detail=detail, grey=grey))
     if detail and detail < data.native:
         data = _each(data, lambda split: resized(split, detail, detail))
+    if grey:
+        data = _each(data, greyed)
     return _each(data, lambda split: resized(split, size, size))
 
 

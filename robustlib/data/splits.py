@@ -40,12 +40,13 @@ class Split:
 @dataclass(frozen=True)
 class FileSplit:
     """Images too many for memory: N file paths, y int64 [N]; decoded to `size` px when read, with
-    `detail` reduced to that side before."""
+    `detail` reduced to that side before, with `grey` without colour."""
 
     paths: tuple[str, ...]
     y: Tensor
     size: int
     detail: int | None = None
+    grey: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -139,6 +140,16 @@ def rank_in_class(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     rank = np.empty(len(y), dtype=np.int64)
     rank[order] = np.arange(len(y)) - starts
     return rank
+
+
+def greyed(split: Split) -> Split:
+    """The split's images with their luminance (ITU-R 601-2) in every channel they have."""
+    from torchvision.transforms.functional import rgb_to_grayscale  # slow to import
+
+    if split.x.shape[3] == 1:
+        return split
+    grey = rgb_to_grayscale(split.x.permute(0, 3, 1, 2), num_output_channels=3)
+    return replace(split, x=grey.permute(0, 2, 3, 1).contiguous())
 
 
 def resized(split: Split, height: int, width: int) -> Split:

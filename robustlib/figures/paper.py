@@ -105,6 +105,7 @@ FIGURES = {
     "scenes": Named(scenes, needs=_NETWORKS.format("04_segmentation")),
     "claims": Named(table=table.verdicts, bars="95 %, over seeds and tasks, as its estimand says"),
     "rates": Named(table=table.rates, bars=OVER_SEEDS, study="rates"),
+    "grey": Named(table=table.by_colour, bars=TO_NATURAL, study="grey"),
     "domain_gap": Named(table=table.gaps, bars=OVER_SEEDS),
     "property_table": Named(table=table.properties, bars=OVER_SEEDS, study="properties"),
     "mask_effects": Named(table=table.mask_effects, bars=TO_OWN, study="masks"),

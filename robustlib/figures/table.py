@@ -65,6 +65,21 @@ def by_detail(frame: pd.DataFrame) -> pd.DataFrame:
     return table.rename(columns=lambda d: d if isinstance(d, str) else f"{d} px")
 
 
+def by_colour(frame: pd.DataFrame) -> pd.DataFrame:
+    """Robust minus natural in points, with the task's images in colour and in grey.
+
+    The last column is the second less the first, paired by seed.
+    """
+    cells, named = ["mode", "task", "sparsity"], {False: "in colour", True: "in grey"}
+    pairs = stats.differences(frame).assign(grey=lambda d: d.grey.map(named))
+    each = pairs.pivot(index=[*cells, "seed"], columns="grey", values="difference")
+    each["grey − colour"] = each["in grey"] - each["in colour"]
+    long = each.reset_index().melt([*cells, "seed"], var_name="what", value_name="gained")
+    return wide(stats.summary(long, [*cells, "what"], "gained"), cells, "what")[
+        [*cells, *named.values(), "grey − colour"]
+    ]
+
+
 def by_task(frame: pd.DataFrame) -> pd.DataFrame:
     """Robust minus natural in points by task, mean over the sparsities above 0."""
     cells = ["mode", "native_detail", "task"]

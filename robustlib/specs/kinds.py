@@ -239,6 +239,8 @@ class Transfer:
     detail: Annotated[Annotated[int, Whole(4, 1024)] | None, _IMAGES] = None
     """Side, in pixels, that the task's images are reduced to and scaled up again from, those of
     train, val and test alike (not segment); None: as they are."""
+    grey: Annotated[Switch, _IMAGES] = False
+    """Take the colour from the task's images, those of train, val and test alike (not segment)."""
     precision: Precision = "fp32"
     """fp32, or mixed precision in bf16 or fp16."""
     recalibrate: Switch = False

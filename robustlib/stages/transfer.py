@@ -25,7 +25,7 @@ def images(spec: Transfer) -> Any:
     if spec.mode == "segment":
         return load_segmentation(spec.task, n_train=spec.n_train, seed=spec.seed)
     size = spec.ticket.pretrain.size
-    return load(spec.task, size, spec.n_train, spec.seed, detail=spec.detail)
+    return load(spec.task, size, spec.n_train, spec.seed, detail=spec.detail, grey=spec.grey)
 
 
 def data(spec: Transfer) -> Any:

@@ -2,13 +2,17 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from robustlib import Pretrain, Ticket, Transfer, models, network, run, specs
-from robustlib.data import load
+from robustlib.data import batches, load
+from robustlib.data.splits import FileSplit
+from robustlib.stages import transfer
 
 NET = Pretrain(source="glyphs", width=4, size=32, n_train=460, epochs=1, augment="crop")
 
@@ -92,3 +96,34 @@ def test_a_network_of_that_stem_is_pretrained_and_comes_back():
     net = network(spec)
     assert net.conv1.weight.shape[-1] == 7 and run(spec).row["stem"] == "imagenet"
     assert run(spec).row["multiply_adds"] < run(NET).row["multiply_adds"]
+
+
+def test_grey_takes_the_colour_of_all_three_splits_and_nothing_else(tmp_path):
+    colour = np.random.default_rng(0).integers(0, 256, (69, 8, 8, 3)).astype(np.uint8)
+    pack = {"x_train": colour[9:], "y_train": np.arange(60) % 3, "x_test": colour[:9]}
+    names = np.array(["a", "b", "c"])
+    np.savez(tmp_path / "own.npz", **pack, y_test=np.arange(9) % 3, class_names=names)
+    plain, grey = (load("own", 8, root=tmp_path, grey=g) for g in (False, True))
+    for split in ("train", "val", "test"):
+        before, after = getattr(plain, split), getattr(grey, split)
+        assert torch.equal(after.y, before.y) and after.x.shape == before.x.shape
+        # PIL's own conversion, another implementation of ITU-R 601-2.
+        own = np.stack([np.asarray(Image.fromarray(x).convert("L")) for x in before.x.numpy()])
+        assert (after.x[..., :1].int() - torch.tensor(own).int()[..., None]).abs().max() <= 1
+        assert (after.x == after.x[..., :1]).all() and not torch.equal(after.x, before.x)
+    assert torch.equal(load("digits", grey=True).test.x, load("digits").test.x)
+
+
+def test_a_transfer_is_measured_on_the_grey_images_and_its_key_is_another():
+    spec = Transfer(Ticket(NET), "glyphs", "linear", n_train=230, grey=True)
+    assert specs.key(spec) != specs.key(replace(spec, grey=False))
+    assert transfer.data(spec).test.x.shape[3] == 1  # glyphs have no colour: nothing to take
+    with pytest.raises(ValueError, match="grey=True: mode='segment' does not use it"):
+        replace(spec, mode="segment")
+
+
+def test_files_of_a_large_set_lose_their_colour_too(tmp_path):
+    Image.fromarray(np.full((40, 40, 3), (200, 30, 90), np.uint8)).save(tmp_path / "one.png")
+    split = FileSplit((str(tmp_path / "one.png"),), torch.zeros(1).long(), 16, grey=True)
+    (x, _), *_ = batches.ordered(split)
+    assert x.shape[1] == 3 and (x[:, 0] == x[:, 1]).all() and (x[:, 1] == x[:, 2]).all()

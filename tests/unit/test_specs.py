@@ -44,7 +44,7 @@ LOWEST = {
     **{"size": 8, "detail": 4, "batch_size": 2, "epochs": 0, "rewind": 0, "seed": 0},
 }
 TEXTS = ("source", "checkpoint", "task", "dataset")
-BOOLS = ("decay_norms", "recalibrate")
+BOOLS = ("decay_norms", "grey", "recalibrate")
 NESTED = {"pretrain": Pretrain, "ticket": Ticket, "mask_from": Pretrain}
 OPTIONAL = ("n_train", "step_size", "mask_from", "detail")
 
@@ -213,8 +213,8 @@ DEFAULTS = {
     "rate=0.2 rounds=() rewind=0 epochs=2 lr=0.05 batch_size=128 weight_decay=0.0005 augment=crop "
     "precision=fp32 seed=0",
     Transfer: "task=cifar10 mode=finetune n_train=1000 epochs=30 lr=0.05 batch_size=64 "
-    "weight_decay=0.0005 augment=crop detail=None precision=fp32 recalibrate=False head=auto "
-    "seed=0",
+    "weight_decay=0.0005 augment=crop detail=None grey=False precision=fp32 recalibrate=False "
+    "head=auto seed=0",
 }
 
 
@@ -266,7 +266,11 @@ CHANGED = {
     },
     Transfer: {
         **{"ticket": {"ticket": Ticket(sparsity=0.1)}, "task": {"task": "digits"}},
-        **{"mode": {"mode": "linear"}, "recalibrate": {"recalibrate": True}},
+        **{
+            "mode": {"mode": "linear"},
+            "recalibrate": {"recalibrate": True},
+            "grey": {"grey": True},
+        },
         **{"head": {"mode": "segment", "head": "fcn"}},
         **{"augment": {"augment": "none"}, "precision": {"precision": "bf16"}},
         **{f: {f: 9} for f in ("n_train", "epochs", "batch_size", "seed", "detail")},
