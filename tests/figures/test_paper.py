@@ -147,6 +147,24 @@ def test_the_committed_caption_and_table_are_those_of_the_rows(place):
         assert tex == (ROOT / folder / f"{name}.tex").read_text("utf-8")
 
 
+def test_what_grey_costs_is_paired_by_seed():
+    robust = {False: [0.52, 0.54], True: [0.50, 0.47]}
+    frame = pd.DataFrame(
+        {
+            **{"objective": objective, "seed": seed, "grey": grey, "task": "cifar10"},
+            **{"mode": "linear", "sparsity": 0.9},
+            "accuracy": robust[grey][seed] if objective == "pgd" else 0.5 - 0.1 * grey,
+        }
+        for objective in ("natural", "pgd")
+        for seed in (0, 1)
+        for grey in (True, False)
+    )
+    (row,) = table.by_colour(frame.sample(frac=1, random_state=0)).to_dict("records")
+    # +2 and +4 in colour, +10 and +7 in grey: +8 and +3.
+    assert row["in colour"].startswith("+3.0 [") and row["in grey"].startswith("+8.5 [")
+    assert row["grey − colour"] == "+5.5 [-26.3, +37.3]"  # Student's, of 2
+
+
 def test_one_seed_has_no_interval_and_the_caption_says_so():
     frame = transfer_rows(seeds=(4,))
     text = figures.caption("accuracy_vs_sparsity", frame)
