@@ -71,7 +71,7 @@ def ticket(sparsity: float = 0.9) -> Panel:
     """`masks` of the networks that come with the package and of all that are stored."""
     found = [checkpoints.pretrain(f"zoo/{name}") for name in checkpoints.zoo()]
     stored: list[Any] = [a.spec for a in store.artifacts(Pretrain, [])]
-    found += [spec for spec in stored if not _bundled(spec)]
+    found += [spec for spec in stored if not _bundled(spec) and store.has_tensors(spec)]
     networks: dict[str, nn.Module | Pretrain] = {}
     small = Pretrain.arch
     found.sort(
@@ -175,7 +175,7 @@ def _pairs() -> dict[tuple[str, str], tuple[Transfer, Transfer]]:
         parts += [f"{n} {table[n][i]}" for n, value in usual.items() if table[n][i] != value]
         name = ", ".join([*parts, f"seed {row.seed}"])
         pair = stored[frame.key[partner[i]]], stored[row.key]
-        if all(map(store.has, closure(pair))):  # else their networks would have to be trained
+        if all(map(store.has_tensors, closure(pair))):  # else networks would have to be trained
             found[row.task, name] = pair
     return found
 

@@ -121,8 +121,8 @@ def test_a_spec_as_python_makes_the_spec():
     robust = Pretrain(source="glyphs", objective="pgd", norm="linf", eps="8/255", n_train=10)
     drawn = Ticket(robust, "imp", sparsity=0.9, rounds=(0.5,), mask_from=Pretrain(), seed=3)
     for spec in (Transfer(), Transfer(drawn, "a 'b'", "linear", n_train=None), *filled()[:3]):
-        assert eval(choices.as_python(spec)) == spec
-    assert choices.as_python(Transfer()) == "Transfer()"
+        assert eval(specs.as_python(spec)) == spec
+    assert specs.as_python(Transfer()) == "Transfer()"
 
 
 # The trade-off.
