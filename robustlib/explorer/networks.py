@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import ipywidgets as widgets
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -61,8 +62,13 @@ def masks(
         cut = 1 - blocks[0] / blocks[1] if blocks else slider.value
         drawn = {n: tickets.omp(m, cut, pattern.value, scopes.value) for n, m in pair.items()}
         kernels = {n: own[layer.value].detach().cpu() for n, own in weights.items()}
-        return [figures.masks(drawn, kernels, layer.value)], ""
+        same = layer.value, *pair
+        onto = last.get(same)
+        last.clear()
+        last[same] = figures.masks(drawn, kernels, layer.value, onto)
+        return [last[same]], ""
 
+    last: dict[Any, Figure] = {}
     controls = {"sparsity": slider, "layer": layer, "network": first, "other": second}
     return Panel(draw, controls | {"pattern": pattern, "scope": scopes})
 

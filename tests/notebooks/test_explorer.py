@@ -335,9 +335,24 @@ def test_the_menus_choose_layer_networks_pattern_and_scope(trained):
     assert box.controls["other"].value != "robust, L2 ε = 0.1" and box.figures
 
 
-def test_a_move_of_the_slider_takes_less_than_200_ms(trained):
-    """Of this process, for others may have the machine; as much again for slower ones."""
-    box = explorer.masks(trained)
+def test_a_move_of_the_slider_changes_the_picture_into_that_of_fresh_tickets(trained):
+    box = explorer.masks(trained, sparsity=0.5)
+    first = box.figure
+    for sparsity in (0.0, 0.99, 0.9):
+        box.controls["sparsity"].value = sparsity
+        assert box.figure is first
+        assert box.image.value == explorer.masks(trained, sparsity=sparsity).image.value
+    for name, value in (("layer", "layer3.0.conv2.weight"), ("other", "robust, L2 ε = 0.5")):
+        before = box.figure
+        box.controls[name].value = value
+        assert box.figure is not before
+
+
+def test_a_move_of_the_slider_takes_less_than_200_ms():
+    """For networks as large as the zoo's. Of this process, for others may have the machine; as much
+    again for slower ones."""
+    box = explorer.ticket()
+    assert box.controls["network"].value == "natural (zoo, seed 0)"
     spent = []
     for sparsity in (0.5, 0.6, 0.7, 0.8, 0.85):
         began = time.process_time()
