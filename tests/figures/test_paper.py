@@ -114,9 +114,17 @@ def test_no_datum_is_outside_and_only_what_is_cut_off_is_said_to_be(place, drawn
 
 
 @pytest.mark.parametrize("venue", ["neurips2024", "eccv2024"])
-@pytest.mark.parametrize("name", ["accuracy_vs_sparsity", "detail", "masks", "pretraining"])
-def test_a_figure_is_as_wide_as_the_venue_has_it(name, venue, drawn, monkeypatch):
-    fig = drawn("figures", name, venue)
+@pytest.mark.parametrize(
+    "place",
+    [
+        *itertools.product(FOLDERS[:1], ["accuracy_vs_sparsity", "detail", "masks", "pretraining"]),
+        *itertools.product(FOLDERS[:2], ["properties"]),
+        (FOLDERS[1], "pretraining"),
+    ],
+    **IDS,
+)
+def test_a_figure_is_as_wide_as_the_venue_has_it(place, venue, drawn, monkeypatch):
+    fig = drawn(*place, venue)
     width = {"neurips2024": 5.5, "eccv2024": 4.8}[venue]
     assert fig.get_figwidth() == pytest.approx(width)
     assert inside(fig) and bad_texts(fig, monkeypatch) == []
