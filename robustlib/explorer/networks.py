@@ -80,8 +80,10 @@ def ticket(sparsity: float = 0.9) -> Panel:
     found += [spec for spec in stored if not _bundled(spec) and store.has_tensors(spec)]
     networks: dict[str, nn.Module | Pretrain] = {}
     small = Pretrain.arch
+    # The pair that is shown first: natural, and what the study calls robust.
+    first = {"natural": 0, "pgd": 1}
     found.sort(
-        key=lambda s: (s.arch != small, s.objective != "natural", s.eps, not _bundled(s), s.seed)
+        key=lambda s: (s.arch != small, first.get(s.objective, 2), not _bundled(s), s.eps, s.seed)
     )
     for s in found:
         where = f"{'zoo' if _bundled(s) else s.source}, seed {s.seed}"

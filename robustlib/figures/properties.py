@@ -62,9 +62,9 @@ def properties(frames: Frames) -> Figure:
     names, at = rows.property.map(PROPERTIES), rows.groupby(["asked", "property"], sort=False)
     rows = grid.measured(rows, "value", "value", rows.property.map(_scale), ylabel="")
     letters = int((page_width() / ACROSS - 0.4) / 0.046)
-    said = [names + " " + names.map(better), rows["where"] + rows.n.map(", {:,} images".format)]
+    said = [names + "_" + names.map(better), rows["where"] + rows.n.map(", {:,} images".format)]
     first, second = (text.map(lambda line: textwrap.fill(line, letters)) for text in said)
-    rows["title"] = first + "\n" + second
+    rows["title"] = first.str.replace("_", " ") + "\n" + second
     rows["line"], rows["place"] = at.ngroup() // ACROSS, at.ngroup() % ACROSS
     size, colours = (page_width(), 0.8 + 1.35 * (rows.line.max() + 1)), looks(ordered(rows))
     fig, cells, bars = grid.panels(
