@@ -158,11 +158,11 @@ def test_the_committed_caption_and_table_are_those_of_the_rows(place):
 def test_one_seed_has_no_interval_and_the_caption_says_so():
     frame = transfer_rows(seeds=(4,))
     text = figures.caption("accuracy_vs_sparsity", frame)
-    assert "1 seed (4)" in text and "Intervals: none, for there is one seed" in text
+    assert "1 seed (4).\n" in text and "Intervals: none, for there is one seed" in text
     assert "nan" not in table.table(frame).to_string()
     frame = transfer_rows(seeds=(4, 5))
     text = figures.caption("accuracy_vs_sparsity", frame)
-    assert "2 seeds (4, 5)" in text and "paired by seed" in text
+    assert "2 seeds (4, 5); means over seeds." in text and "paired by seed" in text
     assert "MNIST (1,000 test images)" in text
 
 
