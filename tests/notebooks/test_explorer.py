@@ -387,6 +387,17 @@ def test_tickets_of_the_zoo_need_nothing_stored_and_stored_networks_are_offered_
     assert box.figures
 
 
+def test_first_is_a_natural_beside_a_robust_network_and_rows_without_networks_are_not_offered():
+    alike = {"source": "digits", "stem": "imagenet", "size": 64}  # the zoo's architecture
+    store.put(Pretrain(**alike, objective="smoothing", sigma=0.1), {}, {"w": torch.zeros(1)})
+    store.put(Pretrain(**alike, seed=7), {"accuracy": 0.5})
+    box = explorer.ticket()
+    assert "noise σ = 0.1 (digits, seed 0)" in box.controls["network"].options
+    assert "natural (digits, seed 7)" not in box.controls["network"].options
+    first, second = (box.controls[name].value for name in ("network", "other"))
+    assert (first, second) == ("natural (zoo, seed 0)", "robust, L2 ε = 0.5 (zoo, seed 0)")
+
+
 # Attacks.
 
 
