@@ -63,11 +63,16 @@ class Artifact:
     path: Path
 
     def tensors(self) -> dict[str, Tensor]:
-        """The stored tensors, their checksum verified. Raises Damaged."""
+        """The stored tensors, their checksum verified. Raises Damaged, and ValueError for a row
+        that was stored without any, as one that came from another machine may be."""
         from safetensors.torch import load
 
-        there = (self.path / TENSORS).exists() or TENSORS in _sums(self.path)
-        return load(_read(self.path, TENSORS)) if there else {}
+        if not (self.path / TENSORS).exists() and TENSORS not in _sums(self.path):
+            raise ValueError(
+                f"{self.path}: is stored without its tensors, as a row that came from elsewhere; "
+                f"to compute them: run({specs.as_python(self.spec)}, recompute=True)"
+            )
+        return load(_read(self.path, TENSORS))
 
 
 def root() -> Path:
@@ -87,6 +92,11 @@ def path(spec: Spec) -> Path:
 def has(spec: Spec) -> bool:
     """Whether the spec's artifact is stored."""
     return path(spec).exists()
+
+
+def has_tensors(spec: Spec) -> bool:
+    """Whether the spec's artifact is stored with its tensors, not as a row alone."""
+    return (path(spec) / TENSORS).exists()
 
 
 def lacking(wanted: Iterable[Spec]) -> list[Spec]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, fields
 from typing import Any
 
 import pandas as pd
@@ -136,15 +135,3 @@ def as_json(wanted: Iterable[Spec]) -> str:
     """Specs as `robustlib sweep FILE.json` takes them."""
     rows = [{specs.kind(s): specs.to_dict(s, defaults=False)} for s in wanted]
     return json.dumps(rows, indent=1)
-
-
-def as_python(spec: Spec) -> str:
-    """A spec as the Python that makes it, without the fields left at their default."""
-    given = []
-    for f in fields(spec):
-        value = getattr(spec, f.name)
-        default = f.default if f.default_factory is MISSING else f.default_factory()
-        if value != default:
-            nested = hasattr(value, "__dataclass_fields__")
-            given.append(f"{f.name}={as_python(value) if nested else repr(value)}")
-    return f"{type(spec).__name__}({', '.join(given)})"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import ipywidgets as widgets
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -61,8 +62,13 @@ def masks(
         cut = 1 - blocks[0] / blocks[1] if blocks else slider.value
         drawn = {n: tickets.omp(m, cut, pattern.value, scopes.value) for n, m in pair.items()}
         kernels = {n: own[layer.value].detach().cpu() for n, own in weights.items()}
-        return [figures.masks(drawn, kernels, layer.value)], ""
+        same = layer.value, *pair
+        onto = last.get(same)
+        last.clear()
+        last[same] = figures.masks(drawn, kernels, layer.value, onto)
+        return [last[same]], ""
 
+    last: dict[Any, Figure] = {}
     controls = {"sparsity": slider, "layer": layer, "network": first, "other": second}
     return Panel(draw, controls | {"pattern": pattern, "scope": scopes})
 
@@ -71,11 +77,13 @@ def ticket(sparsity: float = 0.9) -> Panel:
     """`masks` of the networks that come with the package and of all that are stored."""
     found = [checkpoints.pretrain(f"zoo/{name}") for name in checkpoints.zoo()]
     stored: list[Any] = [a.spec for a in store.artifacts(Pretrain, [])]
-    found += [spec for spec in stored if not _bundled(spec)]
+    found += [spec for spec in stored if not _bundled(spec) and store.has_tensors(spec)]
     networks: dict[str, nn.Module | Pretrain] = {}
     small = Pretrain.arch
+    # The pair that is shown first: natural, and what the study calls robust.
+    first = {"natural": 0, "pgd": 1}
     found.sort(
-        key=lambda s: (s.arch != small, s.objective != "natural", s.eps, not _bundled(s), s.seed)
+        key=lambda s: (s.arch != small, first.get(s.objective, 2), not _bundled(s), s.eps, s.seed)
     )
     for s in found:
         where = f"{'zoo' if _bundled(s) else s.source}, seed {s.seed}"
@@ -175,7 +183,7 @@ def _pairs() -> dict[tuple[str, str], tuple[Transfer, Transfer]]:
         parts += [f"{n} {table[n][i]}" for n, value in usual.items() if table[n][i] != value]
         name = ", ".join([*parts, f"seed {row.seed}"])
         pair = stored[frame.key[partner[i]]], stored[row.key]
-        if all(map(store.has, closure(pair))):  # else their networks would have to be trained
+        if all(map(store.has_tensors, closure(pair))):  # else networks would have to be trained
             found[row.task, name] = pair
     return found
 

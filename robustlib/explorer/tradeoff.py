@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 
-from robustlib import figures, files, stats, store
+from robustlib import figures, files, specs, stats, store
 from robustlib.explorer import choices
 from robustlib.explorer.panel import REFUSED, WRAP, Drawn, Panel, button, offer
 
@@ -142,7 +142,7 @@ class Tradeoff(Panel):
     def spell(self) -> None:
         """The spec of one row, as Python to copy."""
         spec = self.specs.get(self.one.value)
-        self.python.value = "" if spec is None else PYTHON.format(choices.as_python(spec))
+        self.python.value = "" if spec is None else PYTHON.format(specs.as_python(spec))
 
     def clear(self) -> None:
         """Chooses nothing, which is all."""

@@ -116,11 +116,15 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
 def _by_task_and_way(
     rows: pd.DataFrame, frame: pd.DataFrame, above: float, colours: grid.Looks, **options: Any
 ) -> tuple[Figure, grid.Cells, str]:
-    """Tasks, in the order of the frame, beside each other, ways to transfer below each other."""
+    """Tasks, in the order of the frame, beside each other as far as the names on the axis have
+    room, ways to transfer below each other."""
     names = titles(frame)
-    rows = grid.wrapped(rows.assign(title=rows.task.map(names)), list(names), "task", len(names))
+    fit = int(page_width() / (grid.MARGIN + 0.1 * rows.x.nunique())) or 1
+    lines = -(-len(names) // fit)
+    across = -(-len(names) // lines)
+    rows = grid.wrapped(rows.assign(title=rows.task.map(names)), list(names), "task", across)
     width = page_width() if len(names) > 1 else column_width()
-    return grid.panels(rows, width, above + 1.5 * rows.way.nunique(), colours, **options)
+    return grid.panels(rows, width, above + 1.5 * rows.line.nunique(), colours, **options)
 
 
 def drawing(row: Mapping[str, Any]) -> str:

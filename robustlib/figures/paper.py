@@ -255,7 +255,7 @@ def caption(name: str, data: pd.DataFrame) -> str:
     n = len(seeds) or int(data.seeds.min()) if "seeds" in data or seeds else 0
     if n:
         which = f" ({', '.join(map(str, seeds))})" if seeds else ""
-        lines.append(f"{n} seed{'s' * (n > 1)}{which}; means over seeds.")
+        lines.append(f"{n} seeds{which}; means over seeds." if n > 1 else f"1 seed{which}.")
     if entry.bars:
         none = n == 1 and "over seeds" in entry.bars
         lines.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -60,8 +61,10 @@ def properties(frames: Frames) -> Figure:
     rows = rows[~rows.property.isin(IN_TABLE_ALONE)].assign(x=1 / (1 - rows.sparsity))
     names, at = rows.property.map(PROPERTIES), rows.groupby(["asked", "property"], sort=False)
     rows = grid.measured(rows, "value", "value", rows.property.map(_scale), ylabel="")
-    rows["title"] = names + " " + names.map(better) + "\n" + rows["where"]
-    rows["title"] += rows.n.map(", {:,} images".format)
+    letters = int((page_width() / ACROSS - 0.4) / 0.046)
+    said = [names + "_" + names.map(better), rows["where"] + rows.n.map(", {:,} images".format)]
+    first, second = (text.map(lambda line: textwrap.fill(line, letters)) for text in said)
+    rows["title"] = first.str.replace("_", " ") + "\n" + second
     rows["line"], rows["place"] = at.ngroup() // ACROSS, at.ngroup() % ACROSS
     size, colours = (page_width(), 0.8 + 1.35 * (rows.line.max() + 1)), looks(ordered(rows))
     fig, cells, bars = grid.panels(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -119,60 +120,82 @@ def filters(
 
 
 @style()
-def masks(masks: Mapping[str, Mask], weights: Mapping[str, Tensor], layer: str) -> Figure:
+def masks(
+    masks: Mapping[str, Mask], weights: Mapping[str, Tensor], layer: str, onto: Figure | None = None
+) -> Figure:
     """Two tickets of one architecture close up. Above, one layer: its kernels, with removed weights
     blank, and both masks laid over each other; below, by layer, density and overlap.
 
     masks: two, by label; weights: those of the layer [O, I, K, K], by the same labels. What stands
     behind " (" in a label tells networks of one pretraining apart. Grey is zero; darkest and
     brightest are three standard deviations. An output channel is a row of kernels, an input channel
-    a column; of wide layers the first CHANNELS are drawn. Laid out by hand, for a slider redraws
-    it, and the layout engine takes longer than all the rest.
+    a column; of wide layers the first CHANNELS are drawn. onto: the picture of other tickets of
+    these networks, in this layer, to change: a slider waits for it, and what stays takes longer.
     """
-    (first, a), (second, b) = masks.items()
-    table = stats.mask_overlap(a, b)
+    (a, b), table = masks.values(), stats.mask_overlap(*masks.values())
     here = table[table.layer == layer].iloc[0]
-    ways = [name.partition(" (")[0] for name in masks]
+    fig = onto or _two_tickets(list(masks), weights, layer, list(table.layer))
+    for i, (ax, (name, mask)) in enumerate(zip(fig.axes, masks.items(), strict=False)):
+        ax.images[0].set_data(_sheet(weights[name].masked_fill(~mask[layer], np.nan)))
+        share = here.density_second if i else here.density_first
+        ax.set_title(f"{name}\n{100 * share:.3g} % kept", fontsize=7)
+    *_, both, below = fig.axes
+    both.images[0].set_data(overlay(a[layer], b[layer]))
+    said = f"both: overlap {100 * here.overlap:.0f} %,\n{100 * here.chance:.0f} % by chance"
+    both.set_title(said, fontsize=7)
+    (bars,) = below.containers
+    for bar, height in zip(bars, 100 * table.overlap, strict=True):
+        bar.set_height(height)
+    densities = (100 * table[f"density_{side}"] for side in ("first", "second"))
+    for line, heights in zip(below.lines, (100 * table.chance, *densities), strict=True):
+        line.set_ydata(heights)
+    title = f"sparsity {a.sparsity:.3g}; {_layer_name(layer)}{_cut(a[layer])}; kept:"
+    fig.legends[0].get_title().set_text(title)
+    return fig
+
+
+def _two_tickets(
+    names: list[str], weights: Mapping[str, Tensor], layer: str, layers: list[str]
+) -> Figure:
+    """The picture of `masks` but for what a move of the slider changes. Laid out by hand, for the
+    layout engine takes longer than all the rest."""
+    ways = [name.partition(" (")[0] for name in names]
     own = looks(ways)
-    pair = {first: own[ways[0]], second: own[ways[1]]}
+    pair = [own[ways[0]], own[ways[1]]]
     if ways[0] == ways[1]:
-        pair[second] = pair[second] | {"color": OTHER, "ls": "--"}
+        pair[1] = pair[1] | {"color": OTHER, "ls": "--"}
         ways[1] = "the other"
     # The second as light as no other, so that it is told apart in grey print too.
-    colours = [WHITE, pair[first]["color"], paler(pair[second]["color"], 0.5), "#000000"]
+    colours = [WHITE, pair[0]["color"], paler(pair[1]["color"], 0.5), "#000000"]
     fig = grid.plain(page_width(), 5.0)
     fig.set_layout_engine("none")
     above = fig.add_gridspec(1, 3, left=0.04, right=0.99, top=0.81, bottom=0.49, wspace=0.08)
-    for i, (name, mask) in enumerate(masks.items()):
-        ax = fig.add_subplot(above[i])
+    for i, name in enumerate(names):
         large = 3 * float(weights[name].std()) or 1.0
-        kept = _sheet(weights[name].masked_fill(~mask[layer], np.nan))
-        ax.imshow(kept, cmap=_KERNELS, vmin=-large, vmax=large)
-        share = here.density_second if i else here.density_first
-        ax.set_title(f"{name}\n{100 * share:.3g} % kept", fontsize=7)
-    fig.axes[0].set_ylabel("output channels", fontsize=7)
-    ax = fig.add_subplot(above[2])
-    _show(ax, overlay(a[layer], b[layer]), colours)
-    said = f"both: overlap {100 * here.overlap:.0f} %,\n{100 * here.chance:.0f} % by chance"
-    ax.set_title(said, fontsize=7)
+        kernels = _sheet(weights[name])
+        fig.add_subplot(above[i]).imshow(kernels, cmap=_KERNELS, vmin=-large, vmax=large)
+    _show(fig.add_subplot(above[2]), np.zeros(kernels.shape), colours)
     for ax in fig.axes:
         ax.set(xticks=[], yticks=[])
         ax.set_xlabel("input channels", fontsize=7)
+    fig.axes[0].set_ylabel("output channels", fontsize=7)
     below = fig.add_axes((0.08, 0.25, 0.9, 0.16))
-    at = np.arange(len(table))
-    bars = below.bar(at, 100 * table.overlap, color="#C4C4C4", width=0.7, label="overlap (Jaccard)")
-    bars[int(at[table.layer == layer][0])].set_color("#7A7A7A")
-    below.hlines(100 * table.chance, at - 0.4, at + 0.4, color="#000000", lw=1.5, label="by chance")
-    for name, said, side in zip(masks, ways, ("first", "second"), strict=True):
-        below.plot(at, 100 * table[f"density_{side}"], **pair[name] | {"label": f"density, {said}"})
+    at = np.arange(len(layers))
+    greys = ["#7A7A7A" if name == layer else "#C4C4C4" for name in layers]
+    below.bar(at, 0 * at, color=greys, width=0.7)
+    tick: dict[str, Any] = {"marker": "_", "ms": min(12, 300 / len(layers)), "mew": 1.5, "ls": ""}
+    below.plot(at, 0 * at, color="#000000", label="by chance", **tick)
+    for way, look in zip(ways, pair, strict=True):
+        below.plot(at, 0 * at, **look | {"label": f"density, {way}"})
     below.set_ylim(0, 100)
     below.set_ylabel("by layer (%)", fontsize=7)
-    below.legend(loc="lower center", bbox_to_anchor=(0.5, 0.97), ncols=4, fontsize=6.5)
-    _layer_axis(below, list(table.layer))
-    kinds = ("by neither", f"by {first} alone", f"by {second} alone", "by both")
+    handles = [Patch(fc="#C4C4C4", label="overlap (Jaccard)"), *below.lines]
+    place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.97)}
+    below.legend(handles=handles, ncols=4, fontsize=6.5, **place)
+    _layer_axis(below, layers)
+    kinds = ("by neither", f"by {names[0]} alone", f"by {names[1]} alone", "by both")
     patches = [Patch(fc=c, ec="grey", label=k) for k, c in zip(kinds, colours, strict=True)]
-    title = f"sparsity {a.sparsity:.3g}; {_layer_name(layer)}{_cut(a[layer])}; kept:"
-    fig.legend(handles=patches, loc="upper center", ncols=2, title=title, title_fontsize=8)
+    fig.legend(handles=patches, loc="upper center", ncols=2, title="kept:", title_fontsize=8)
     return fig
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import Field
+from dataclasses import MISSING, Field
 from typing import Any
 
 from robustlib.specs.checks import one_of, shown
@@ -37,6 +37,18 @@ def to_dict(spec: Spec, *, defaults: bool = True) -> dict[str, Any]:
         elif defaults or value != f.default:
             out[f.name] = value
     return out
+
+
+def as_python(spec: Spec) -> str:
+    """A spec as the Python that makes it, without the fields left at their default."""
+    given = []
+    for f in _fields(spec):
+        value = getattr(spec, f.name)
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        if value != default:
+            nested = hasattr(value, "__dataclass_fields__")
+            given.append(f"{f.name}={as_python(value) if nested else repr(value)}")
+    return f"{type(spec).__name__}({', '.join(given)})"
 
 
 def from_dict(cls: type, data: dict[str, Any]) -> Any:

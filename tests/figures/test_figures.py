@@ -355,11 +355,13 @@ def test_two_masks_close_up_tell_networks_of_one_pretraining_apart():
     for names in (("natural (a)", "natural (b)"), ("natural (a)", "robust, L2 ε = 0.5 (a)")):
         masks = dict(zip(names, kept, strict=True))
         fig = figures.masks(masks, dict.fromkeys(names, weights), "conv1.weight")
-        first, second = (line.get_color() for line in fig.axes[3].lines)
+        chance, *lines = fig.axes[3].lines
+        first, second = (line.get_color() for line in lines)
         assert first != second and first == figures.looks(["natural"])["natural"]["color"]
         said = texts(fig)
         assert any("the first 24 × 4 of 30 × 4" in t for t in said)
-        assert [line.get_ydata()[0] for line in fig.axes[3].lines] == [
+        assert chance.get_ydata()[0] == pytest.approx(100 * kept[0].chance(kept[1]))
+        assert [line.get_ydata()[0] for line in lines] == [
             pytest.approx(100 * float(m["conv1.weight"].float().mean())) for m in kept
         ]
         assert fig.axes[0].images[0].get_array().shape == (72, 12)

@@ -114,9 +114,17 @@ def test_no_datum_is_outside_and_only_what_is_cut_off_is_said_to_be(place, drawn
 
 
 @pytest.mark.parametrize("venue", ["neurips2024", "eccv2024"])
-@pytest.mark.parametrize("name", ["accuracy_vs_sparsity", "detail", "masks", "pretraining"])
-def test_a_figure_is_as_wide_as_the_venue_has_it(name, venue, drawn, monkeypatch):
-    fig = drawn("figures", name, venue)
+@pytest.mark.parametrize(
+    "place",
+    [
+        *itertools.product(FOLDERS[:1], ["accuracy_vs_sparsity", "detail", "masks", "pretraining"]),
+        *itertools.product(FOLDERS[:2], ["properties"]),
+        (FOLDERS[1], "pretraining"),
+    ],
+    **IDS,
+)
+def test_a_figure_is_as_wide_as_the_venue_has_it(place, venue, drawn, monkeypatch):
+    fig = drawn(*place, venue)
     width = {"neurips2024": 5.5, "eccv2024": 4.8}[venue]
     assert fig.get_figwidth() == pytest.approx(width)
     assert inside(fig) and bad_texts(fig, monkeypatch) == []
@@ -168,11 +176,11 @@ def test_what_grey_costs_is_paired_by_seed():
 def test_one_seed_has_no_interval_and_the_caption_says_so():
     frame = transfer_rows(seeds=(4,))
     text = figures.caption("accuracy_vs_sparsity", frame)
-    assert "1 seed (4)" in text and "Intervals: none, for there is one seed" in text
+    assert "1 seed (4).\n" in text and "Intervals: none, for there is one seed" in text
     assert "nan" not in table.table(frame).to_string()
     frame = transfer_rows(seeds=(4, 5))
     text = figures.caption("accuracy_vs_sparsity", frame)
-    assert "2 seeds (4, 5)" in text and "paired by seed" in text
+    assert "2 seeds (4, 5); means over seeds." in text and "paired by seed" in text
     assert "MNIST (1,000 test images)" in text
 
 

@@ -121,8 +121,8 @@ def test_a_spec_as_python_makes_the_spec():
     robust = Pretrain(source="glyphs", objective="pgd", norm="linf", eps="8/255", n_train=10)
     drawn = Ticket(robust, "imp", sparsity=0.9, rounds=(0.5,), mask_from=Pretrain(), seed=3)
     for spec in (Transfer(), Transfer(drawn, "a 'b'", "linear", n_train=None), *filled()[:3]):
-        assert eval(choices.as_python(spec)) == spec
-    assert choices.as_python(Transfer()) == "Transfer()"
+        assert eval(specs.as_python(spec)) == spec
+    assert specs.as_python(Transfer()) == "Transfer()"
 
 
 # The trade-off.
@@ -335,9 +335,24 @@ def test_the_menus_choose_layer_networks_pattern_and_scope(trained):
     assert box.controls["other"].value != "robust, L2 ε = 0.1" and box.figures
 
 
-def test_a_move_of_the_slider_takes_less_than_200_ms(trained):
-    """Of this process, for others may have the machine; as much again for slower ones."""
-    box = explorer.masks(trained)
+def test_a_move_of_the_slider_changes_the_picture_into_that_of_fresh_tickets(trained):
+    box = explorer.masks(trained, sparsity=0.5)
+    first = box.figure
+    for sparsity in (0.0, 0.99, 0.9):
+        box.controls["sparsity"].value = sparsity
+        assert box.figure is first
+        assert box.image.value == explorer.masks(trained, sparsity=sparsity).image.value
+    for name, value in (("layer", "layer3.0.conv2.weight"), ("other", "robust, L2 ε = 0.5")):
+        before = box.figure
+        box.controls[name].value = value
+        assert box.figure is not before
+
+
+def test_a_move_of_the_slider_takes_less_than_200_ms():
+    """For networks as large as the zoo's. Of this process, for others may have the machine; as much
+    again for slower ones."""
+    box = explorer.ticket()
+    assert box.controls["network"].value == "natural (zoo, seed 0)"
     spent = []
     for sparsity in (0.5, 0.6, 0.7, 0.8, 0.85):
         began = time.process_time()
@@ -370,6 +385,17 @@ def test_tickets_of_the_zoo_need_nothing_stored_and_stored_networks_are_offered_
     assert not box.figures and "no other network has its architecture" in box.message.value
     box.controls["network"].value = "robust, L2 ε = 0.5 (zoo, seed 1)"
     assert box.figures
+
+
+def test_first_is_a_natural_beside_a_robust_network_and_rows_without_networks_are_not_offered():
+    alike = {"source": "digits", "stem": "imagenet", "size": 64}  # the zoo's architecture
+    store.put(Pretrain(**alike, objective="smoothing", sigma=0.1), {}, {"w": torch.zeros(1)})
+    store.put(Pretrain(**alike, seed=7), {"accuracy": 0.5})
+    box = explorer.ticket()
+    assert "noise σ = 0.1 (digits, seed 0)" in box.controls["network"].options
+    assert "natural (digits, seed 7)" not in box.controls["network"].options
+    first, second = (box.controls[name].value for name in ("network", "other"))
+    assert (first, second) == ("natural (zoo, seed 0)", "robust, L2 ε = 0.5 (zoo, seed 0)")
 
 
 # Attacks.

@@ -173,6 +173,18 @@ def test_a_damaged_result_is_named_and_computed_again_only_if_asked(trained, cou
     run(LINEAR)
 
 
+def test_a_row_from_elsewhere_without_its_network_is_named_where_the_network_is_needed(trained):
+    known, extra = run(PRETRAIN).row, run(PRETRAIN).extra
+    store.put(PRETRAIN, {"accuracy": known["accuracy"]}, None, extra, replace=True)
+    assert run(PRETRAIN).row["accuracy"] == known["accuracy"]
+    for use in (lambda: network(PRETRAIN), lambda: run(TICKET), lambda: run(LINEAR)):
+        with pytest.raises(ValueError, match="without its tensors") as e:
+            use()
+        assert f"run({specs.as_python(PRETRAIN)}, recompute=True)" in str(e.value)
+    run(PRETRAIN, recompute=True)
+    assert network(PRETRAIN) and run(LINEAR)
+
+
 def test_a_recomputation_that_fails_loses_nothing(trained, monkeypatch):
     before = run(PRETRAIN)
 

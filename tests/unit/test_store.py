@@ -128,9 +128,14 @@ def test_a_result_that_is_there_stays():
     assert put(accuracy=0.75).row["accuracy"] == 0.5 == store.get(SPEC).row["accuracy"]
 
 
-def test_an_artifact_without_tensors_has_none():
-    assert store.put(SPEC, ROW).tensors() == {}
-    assert not (store.path(SPEC) / TENSORS).exists()
+def test_a_row_without_tensors_says_so_and_how_to_have_them():
+    assert not store.has_tensors(SPEC)
+    found = store.put(SPEC, ROW)
+    assert not (store.path(SPEC) / TENSORS).exists() and not store.has_tensors(SPEC)
+    with pytest.raises(ValueError, match="is stored without its tensors") as e:
+        found.tensors()
+    assert f"run({specs.as_python(SPEC)}, recompute=True)" in str(e.value)
+    assert str(found.path) in str(e.value) and "\n" not in str(e.value)
 
 
 def test_a_row_is_the_specs_fields_then_the_measures_then_the_versions():
