@@ -436,7 +436,7 @@ def settings(frames: list[pd.DataFrame]) -> dict[str, set[float]]:
         "sparsity": of_all("sparsity"),
         "side": of_all("size", "detail", "native_detail"),
         "eps": of_all("eps"),
-        "images": of_all("n_train_measured", "gap_n"),
+        "images": of_all("n_train_measured", "gap_n", "n"),
         "epochs": of_all("pretrain_epochs"),
         "torch": {float(v) for v in torch},
     }
