@@ -46,6 +46,7 @@ TABLES = {
     "accuracy": ("accuracy_vs_sparsity", table.table),
     "tasks": ("accuracy_vs_sparsity", table.by_task),
     "detail": ("detail", table.by_detail),
+    "colour": ("grey", table.by_colour),
     "properties": (
         "property_table",
         lambda frame: table.properties(frame[~frame.property.str.contains(TOO_MUCH)]),

@@ -283,6 +283,28 @@ def correlations() -> list[str]:
     return [*distance(), f"profile `gpu` it is {found['mean'].iloc[0]:.2f} and leaves zero out"]
 
 
+def colour() -> list[str]:
+    frame = rows("grey")
+    pairs = stats.differences(frame).pivot(
+        index=["task", "seed"], columns="grey", values="difference"
+    )
+    less = (pairs[True] - pairs[False]).unstack()
+    found = {task: stats.mean_interval(values) for task, values in less.iterrows()}
+    worse = {task: f"{-100 * mean:.1f}" for task, (mean, _, high) in found.items() if high < 0}
+    assert len(found) == 5 and not any(low > 0 for _, low, _ in found.values())
+    assert set(worse) == {CIFAR, TINY}
+    grid = rows("accuracy_vs_sparsity").query("sparsity > 0 and mode == 'linear'")
+    ahead = stats.advantage(grid, ["task"]).set_index("task")
+    in_colour = set(frame.task)
+    assert set(ahead.index[ahead.high < 0]) <= in_colour
+    best = ahead["mean"][ahead["mean"] > 0]
+    assert len(set(best.index) - in_colour) > len(set(best.index) & in_colour)
+    return [
+        "So the five tasks in colour were made grey",
+        f"more by it than natural ones, {worse[CIFAR]} and {worse[TINY]} points",
+    ]
+
+
 def rates() -> list[str]:
     frame = rows("rates")
     mean = frame.groupby("lr").val_accuracy.mean()
@@ -381,6 +403,7 @@ PAGES = {
         main_grid,
         detail,
         distance,
+        colour,
         patterns,
         schemes,
         budget,
