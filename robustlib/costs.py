@@ -1,7 +1,5 @@
 """What specs take: an estimate of their arithmetic, and data sets that are not here."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cache
 

@@ -1,7 +1,5 @@
 """Dense prediction: a head that turns a ResNet's feature maps into a label for every pixel."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead

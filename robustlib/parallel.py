@@ -7,8 +7,6 @@ Random draws are not: each process has a seed of its own, so noise and starts of
 than those of one process.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 import pickle

@@ -1,7 +1,5 @@
 """The files of profiles: TOML, of which nothing is taken that is no field of a spec."""
 
-from __future__ import annotations
-
 import math
 import os
 import tomllib

@@ -1,7 +1,5 @@
 """The `robustlib` command: its flags are the fields of the specs."""
 
-from __future__ import annotations
-
 import sys
 
 import pydantic

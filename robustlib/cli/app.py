@@ -1,7 +1,5 @@
 """The command itself, and what its commands share."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import sys

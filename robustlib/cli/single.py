@@ -1,7 +1,5 @@
 """Commands that run one spec: their flags are its fields."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial

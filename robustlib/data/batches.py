@@ -4,8 +4,6 @@ Every step draws its augmentation from a seed of its own, so that a resumed epoc
 step with the batches of the uninterrupted one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import torch

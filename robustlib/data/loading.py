@@ -1,7 +1,5 @@
 """`load` and `load_segmentation`: a data set by name, as tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache

@@ -5,8 +5,6 @@ figure hold.
 """
 
 # ruff: noqa: F401 (what is imported here is offered here)
-from __future__ import annotations
-
 from robustlib.figures.ablations import (
     by_drawing,
     by_mask,

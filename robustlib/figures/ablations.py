@@ -1,7 +1,5 @@
 """Figures that change one thing of the pipeline: pretraining, ticket, mask, or task."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

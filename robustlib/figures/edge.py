@@ -1,7 +1,5 @@
 """Figures of what tickets cost where they are deployed."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

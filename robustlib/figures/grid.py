@@ -3,8 +3,6 @@
 seaborn lays out the panels. Its estimators know no intervals paired by seed, so `marks` draws them.
 """
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence

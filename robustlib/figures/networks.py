@@ -1,7 +1,5 @@
 """Figures of pretrained networks: how they were trained, and what fools them."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import unicodedata

@@ -1,7 +1,5 @@
 """Every figure by its name: how it is drawn from its rows, what its caption says, and its files."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Figures and tables of what tickets are like beyond accuracy."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 

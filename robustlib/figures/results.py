@@ -1,7 +1,5 @@
 """Figures of a study's results: what tickets are worth, by task, sparsity, labels and detail."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Figures of dense prediction: scenes with what networks make of their pixels, and classes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Figures of tickets: which weights they keep, where, and in common with whom."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a table says, in a sentence: computed, so that it is true of whatever was run."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from robustlib import stats

@@ -14,8 +14,6 @@ do not do so, or need what is not at hand, this departs from them, and so do the
 - fog is a sum of octaves of noise in place of the diamond-square algorithm.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import cache

@@ -1,7 +1,5 @@
 """How alike two networks represent the same images: linear CKA (Kornblith et al., 2019)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

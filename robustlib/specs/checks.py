@@ -1,7 +1,5 @@
 """What bad input is answered with: one line that names the value and what is allowed."""
 
-from __future__ import annotations
-
 import difflib
 import math
 import re

@@ -1,7 +1,5 @@
 """How a field of a spec says what it may be, and what a bad value is answered with."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from dataclasses import field, is_dataclass

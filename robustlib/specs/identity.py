@@ -1,7 +1,5 @@
 """Identity: a spec as plain data, the key that its result is stored under, and its row."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Collection

@@ -4,8 +4,6 @@ What a field may be stands in its type, so a spec is checked where it is made. A
 default does not enter the key: a default, once released, never changes.
 """
 
-from __future__ import annotations
-
 from dataclasses import field
 from typing import Annotated, Literal, get_args
 

@@ -1,7 +1,5 @@
 """Lineage: which specs a spec is built on."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import fields, replace

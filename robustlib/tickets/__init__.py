@@ -1,7 +1,5 @@
 """Tickets: which weights of a pretrained network are kept, and how that is decided."""
 
-from __future__ import annotations
-
 from robustlib.tickets.iterative import imp_round
 from robustlib.tickets.learned import lmp
 from robustlib.tickets.magnitude import dense, omp, random

@@ -1,7 +1,5 @@
 """Tickets drawn in rounds of training and pruning (imp, A-IMP)."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

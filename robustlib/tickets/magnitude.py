@@ -1,7 +1,5 @@
 """Tickets drawn at once: by magnitude (omp), at random, or not at all (dense)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

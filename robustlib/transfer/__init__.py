@@ -1,7 +1,5 @@
 """Transfer: what a ticket is worth on a downstream task."""
 
-from __future__ import annotations
-
 from robustlib.transfer.finetune import finetune
 from robustlib.transfer.linear import linear
 from robustlib.transfer.segment import segment

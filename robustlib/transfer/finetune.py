@@ -1,7 +1,5 @@
 """Finetuning: all weights of a ticket are trained on the task."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
