@@ -1,7 +1,5 @@
 """What test files share: none of them imports another."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import os

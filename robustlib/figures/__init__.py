@@ -20,8 +20,10 @@ from robustlib.figures.networks import (
     adversarial_examples,
     attacked,
     attacked_rows,
+    by_class,
     curves,
     robust_accuracy,
+    scenes,
 )
 from robustlib.figures.paper import FIGURES, caption, folder, read, save, section, stored, write
 from robustlib.figures.properties import (
@@ -42,7 +44,6 @@ from robustlib.figures.results import (
     detail,
     miou_vs_sparsity,
 )
-from robustlib.figures.scenes import by_class, scenes
 from robustlib.figures.style import START, VENUES, looks, venue
 from robustlib.figures.tickets import (
     filters,

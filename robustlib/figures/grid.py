@@ -17,10 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from robustlib import stats
-from robustlib.figures.style import NATURAL
+from robustlib.figures.style import NATURAL, OTHER, column_width, page_width
 
 Looks = Mapping[Any, Mapping[str, Any]]
 Cells = list[tuple[Axes, pd.DataFrame]]
+Line = tuple[str, Any, Sequence[str]]
+"""Of images, each [H, W, 3] in [0, 1] or numbers [H, W]: a name, they, what stands above each."""
 
 DOTS = "small dots: single seeds"
 OVER_SEEDS = "over seeds"
@@ -129,20 +131,25 @@ def measured(
 
 def panels(
     rows: pd.DataFrame,
-    width: float,
     height: float,
     looks: Looks,
-    *,
+    *notes: str,
+    wide: bool = True,
+    xlabel: str = "",
     axis: Callable[[Axes, pd.DataFrame], None] = by_name,
     of: str = OVER_SEEDS,
     apart: float | None = None,
+    named: bool = True,
     **options: Any,
-) -> tuple[Figure, Cells, str]:
-    """`facets` of rows that are `measured`, with their `marks`, and a line for natural where they
-    are differences to it; also returns what a note must say of bars.
+) -> Figure:
+    """`facets` of rows that are `measured`, with their `marks`, a line for natural where they are
+    differences to it, and a `legend` with the notes and what the bars are.
 
-    axis: makes the axis of a panel, of the column `x` of its rows; of: what the intervals are of.
+    height: in inches; wide: as a page, else as a column; axis: makes the axis of a panel, of the
+    column `x` of its rows; of: what the intervals are of; named: colours have a
+    legend; else the notes stand below.
     """
+    width = page_width() if wide else column_width()
     fig, cells = facets(rows, width, height, "line", "place", **options)
     kinds: dict[tuple[bool, float], list[Axes]] = {}
     for ax, own in cells:
@@ -153,7 +160,13 @@ def panels(
         marks(ax, own, looks, apart)
         kinds.setdefault((compared, scale), []).append(ax)
     bars = [fit(axes, kind[0], 0.005 * kind[1], of) for kind, axes in kinds.items()]
-    return fig, cells, max(bars, key=len)
+    fig.align_ylabels()
+    notes = *notes, max(bars, key=len)
+    if named:
+        legend(fig, looks, *notes)
+    if below := xlabel if named else "\n".join(filter(None, notes)):
+        fig.supxlabel(below, fontsize=8 if named else 6.5)
+    return fig
 
 
 def wrapped(rows: pd.DataFrame, values: Sequence[Any], column: str, across: int) -> pd.DataFrame:
@@ -168,11 +181,15 @@ def marks(ax: Axes, rows: pd.DataFrame, looks: Looks, apart: float | None = None
     """Of each label the seeds as small dots and their means as large ones, with the interval of
     `spread` over seeds, at the column `x`: names of a categorical, or, joined by a line, numbers.
 
-    rows: `measured`; apart: how far the labels stand from each other, in decades on a log axis.
+    rows: `measured`; names of one value of a column `joined` have a line through their means;
+    apart: how far the labels stand from each other, in decades on a log axis.
     """
     log, n, scale = ax.get_xscale() == "log", len(looks), rows.scale.iloc[0]
     if isinstance(rows.x.dtype, pd.CategoricalDtype):
         rows = rows.assign(x=rows.x.cat.codes.astype(int))
+    for _, own in rows.groupby("joined", sort=False) if "joined" in rows else ():
+        means = scale * own.groupby("x").y.mean()
+        ax.plot(means.index, means, color=OTHER, lw=0.8, zorder=1)
     if apart is None:
         apart = min(0.04, 0.12 / n) if log else 0.3 / max(1, n - 1)
 
@@ -209,14 +226,26 @@ def curves(ax: Axes, rows: pd.DataFrame, x: str, y: str, looks: Looks, scale: fl
         ax.plot(means.index, scale * means, **look)
 
 
-def pictures(down: int, across: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """A figure of down x across panels for images, without ticks."""
+def pictures(
+    lines: Sequence[Line], width: float, height: float, size: float | None = None, **shown: Any
+) -> Figure:
+    """A figure of images, a row of panels for each line, all as long as the first at most. size: of
+    the letters above an image, in red where these say that a network errs; shown: how numbers
+    become colours."""
     fig = plain(width, height)
-    axes = fig.subplots(down, across, squeeze=False)
-    for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
-        ax.grid(visible=False)
-    return fig, axes
+    axes = fig.subplots(len(lines), len(lines[0][1]), squeeze=False)
+    for row, (name, images, titles) in zip(axes, lines, strict=True):
+        row[0].set_ylabel(name)
+        for i, ax in enumerate(row):
+            ax.set(xticks=[], yticks=[])
+            ax.grid(visible=False)
+            if i >= len(images):
+                ax.set_axis_off()
+                continue
+            ax.imshow(images[i], **shown)
+            red = "#B2182B" if "✗" in titles[i] else "black"
+            ax.set_title(titles[i], fontsize=size, color=red)
+    return fig
 
 
 def fit(axes: Iterable[Axes], zero: bool = False, least: float = 0.5, of: str = OVER_SEEDS) -> str:
@@ -260,17 +289,12 @@ def no_difference(ax: Axes) -> None:
 def legend(fig: Figure, looks: Looks, *notes: str) -> None:
     """One legend above all panels, where it covers no data; the notes, a line each and empty ones
     left out, say what the rows are of and explain dots and bars."""
-    if not looks:
-        return
     handles = [plt.Line2D([], [], **look) for look in looks.values()]
-    longest = max(len(str(look["label"])) for look in looks.values())
+    longest = max((len(str(look["label"])) for look in looks.values()), default=1)
     fits = int(fig.get_figwidth() / (longest * LETTER + MARGIN)) or 1
     said = [textwrap.fill(note, int(fig.get_figwidth() / NOTE)) for note in notes if note]
-    box = fig.legend(
-        handles=handles,
-        loc="outside upper center",
-        ncols=min(fits, 4, len(handles)),
-        title="\n".join(said) or None,
-        title_fontsize=6.5,
-    )
-    box.get_title().set_multialignment("center")
+    place: Any = {"loc": "outside upper center", "ncols": min(fits, 4, len(handles))}
+    if handles:
+        title = "\n".join(said) or None
+        box = fig.legend(handles=handles, title=title, title_fontsize=6.5, **place)
+        box.get_title().set_multialignment("center")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -61,16 +62,17 @@ def properties(frames: Frames) -> Figure:
     rows["title"] = names + " " + names.map(better) + "\n" + rows["where"]
     rows["title"] += rows.n.map(", {:,} images".format)
     rows["line"], rows["place"] = at.ngroup() // ACROSS, at.ngroup() % ACROSS
-    size, colours = (page_width(), 0.8 + 1.35 * (rows.line.max() + 1)), looks(ordered(rows))
-    fig, cells, bars = grid.panels(
-        rows, *size, colours, axis=grid.by_sparsity, sharex=False, sharey=False
-    )
-    for ax, _ in cells:
-        ax.title.set_fontsize(7 if page_width() > 6 else 6)
-    fig.supxlabel(grid.SPARSITY, fontsize=8)
-    note = "; ".join(filter(None, [grid.DOTS, bars, "arrows: better"]))
-    grid.legend(fig, colours, shared(rows, "task", "seed"), note)
-    return fig
+    height, said = 0.8 + 1.35 * (rows.line.max() + 1), shared(rows, "task", "seed")
+    options: dict[str, Any] = {
+        "axis": grid.by_sparsity,
+        "xlabel": grid.SPARSITY,
+        "sharex": False,
+        "sharey": False,
+    }
+    with plt.rc_context({"axes.titlesize": 7 if page_width() > 6 else 6}):
+        return grid.panels(
+            rows, height, looks(ordered(rows)), f"{said}; {grid.DOTS}; arrows: better", **options
+        )
 
 
 def property_table(frames: Frames) -> pd.DataFrame:
@@ -232,10 +234,8 @@ def corruptions(rows: pd.DataFrame) -> Figure:
     each["ahead"] = stats.beside(each, each.label == "natural", own[1:], "accuracy")
     names = each.corruption.str.replace("_", " ")
     each = grid.measured(each, "accuracy", "ahead", x=pd.Categorical(names, names.unique()))
-    fig, _, bars = grid.panels(each, page_width(), 2.6, colours, of=grid.TO_NATURAL)
-    said = shared(rows, "task", "sparsity", "seed")
-    grid.legend(fig, colours, f"{said}; {grid.DOTS}", bars)
-    return fig
+    said = f"{shared(rows, 'task', 'sparsity', 'seed')}; {grid.DOTS}"
+    return grid.panels(each, 2.6, colours, said, of=grid.TO_NATURAL)
 
 
 def _by_sparsity(

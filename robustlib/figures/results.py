@@ -89,13 +89,15 @@ def _panels(
     taller = 0.1 * any("\n" in name for name in names.values())
     longest = 0.068 * rows.way.str.len().max()  # it stands upright
     each = max(width / across * (0.45 if across == 1 else 0.68), longest) + 0.2 + taller
-    size, colours = (width, 0.75 + (rows.line.max() + 1) * each), looks(ordered(rows))
-    fig, _, bars = grid.panels(rows, *size, colours, axis=axis, of=of, sharex=False, sharey=sharey)
-    fig.align_ylabels()
-    fig.supxlabel(AXES[against], fontsize=8)
-    said = shared(rows, *(c for c in AXES if c not in (against, *ways)), "seed")
-    grid.legend(fig, colours, said, grid.DOTS, bars)
-    return fig
+    height, colours = 0.75 + (rows.line.max() + 1) * each, looks(ordered(rows))
+    said = shared(rows, *(c for c in AXES if c not in (against, *ways)), "seed"), grid.DOTS
+    options: dict[str, Any] = {
+        "wide": across > 2,
+        "xlabel": AXES[against],
+        "sharex": False,
+        "sharey": sharey,
+    }
+    return grid.panels(rows, height, colours, *said, axis=axis, of=of, **options)
 
 
 @style()
@@ -132,14 +134,13 @@ def detail(frame: pd.DataFrame, value: str = "accuracy") -> Figure:
     both = grid.wrapped(both, list(names), "task", len(names))
     both["line"] = 2 * both.line + ~both.compared
     both["title"] = both.task.map(names).where(both.line == 0, "")
-    size = page_width() if len(names) > 1 else column_width(), 1.0 + 1.25 * both.line.nunique()
-    fig, _, bars = grid.panels(
-        both, *size, shades, axis=lambda ax, _: grid.by_log(ax, rows), sharey=False
-    )
-    fig.align_ylabels()
-    fig.supxlabel("detail of the task's images (px, log scale)", fontsize=8)
-    grid.legend(fig, shades, shared(rows, "n_train", "seed"), grid.DOTS, bars)
-    return fig
+    height, said = 1.0 + 1.25 * both.line.nunique(), shared(rows, "n_train", "seed")
+    options: dict[str, Any] = {
+        "wide": len(names) > 1,
+        "xlabel": "detail of the task's images (px, log scale)",
+    }
+    options |= {"axis": lambda ax, _: grid.by_log(ax, rows), "sharey": False}
+    return grid.panels(both, height, shades, said, grid.DOTS, **options)
 
 
 def panel_columns(frame: pd.DataFrame, against: str = "sparsity") -> list[str]:

@@ -1,8 +1,6 @@
 """The whole pipeline on a set that is read file by file (`FileSplit`): ImageNet, or any in its
 layout. Here three classes, of pictures of several sizes."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The store: what was damaged, moved or written by a newer version is named, and never believed."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

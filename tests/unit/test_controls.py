@@ -1,7 +1,5 @@
 """Masks of one network on another's weights, and the controls: a shuffle, fresh weights."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Evaluations and segmentations as specs: what they refuse, what they need, what is stored."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace

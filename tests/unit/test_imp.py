@@ -1,7 +1,5 @@
 """IMP: every round is a ticket of its own, and starts from the weights that the ticket has."""
 
-from __future__ import annotations
-
 import copy
 import math
 import shutil

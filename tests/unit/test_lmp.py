@@ -1,7 +1,5 @@
 """LMP: the mask is learned, straight through, while no weight moves."""
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 

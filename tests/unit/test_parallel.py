@@ -7,8 +7,6 @@ near zero, turn rounding into steps. So the comparisons are made in double preci
 growth leaves the order of sums far below what any error of sharing does (both are measured here).
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

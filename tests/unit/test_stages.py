@@ -1,7 +1,5 @@
 """run(spec): computed once, stored whole, built on what it names, and the same every time."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import time

@@ -1,7 +1,5 @@
 """The store: an artifact is whole or absent, and comes back bit for bit."""
 
-from __future__ import annotations
-
 import errno
 import itertools
 import math

@@ -92,7 +92,7 @@ def test_a_data_set_is_loaded_once_in_a_process(monkeypatch):
     made = embedded.EMBEDDED["digits"]
     counted = {"digits": lambda size: calls.append(size) or made(size)}
     monkeypatch.setattr(loading, "EMBEDDED", embedded.EMBEDDED | counted)
-    loading._embedded.cache_clear()
+    loading._whole.cache_clear()
     for spec in transfers():
         run(spec)
     assert len(calls) == 1
