@@ -160,10 +160,11 @@ def _checked(transfers: Iterable[Transfer]) -> list[Transfer]:
             raise ValueError(f"transfers: {shown(spec)} must be a Transfer")
         if spec.mode != "finetune":
             raise ValueError(f"mode={spec.mode!r}: must be 'finetune', whose network is deployed")
-    drawn = [(t.scheme, t.control, t.sparsity) for t in (s.ticket for s in wanted)]
-    plain = {("dense", "none", 0), ("omp", "none", 0)}  # nothing is removed from these
-    pairs = zip(wanted, drawn, strict=True)
-    return list(dict.fromkeys(dense(s) if how in plain else s for s, how in pairs))
+
+    def is_dense(t: Ticket) -> bool:
+        return t.scheme in ("dense", "omp") and t.control == "none" and t.sparsity == 0
+
+    return list(dict.fromkeys(dense(s) if is_dense(s.ticket) else s for s in wanted))
 
 
 def _forms(spec: Transfer, whole: _Form | None, where: Path) -> list[_Form]:

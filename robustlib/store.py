@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 1
-META, TENSORS = "meta.json", "tensors.safetensors"
+META, TENSORS, UNFINISHED = "meta.json", "tensors.safetensors", "unfinished"
 ABANDONED_SECONDS = 86400.0
 """What a writer left unfinished and nobody touched for so long is taken for a dead one's."""
 
@@ -161,15 +161,11 @@ def lock(spec: Spec) -> Iterator[None]:
 
 def checkpoint(spec: Spec) -> Path:
     """Where the unfinished training of a spec is kept."""
-    return _unfinished() / f"{specs.key(spec)}.pt"
-
-
-def _unfinished() -> Path:
-    return root() / "unfinished"
+    return root() / UNFINISHED / f"{specs.key(spec)}.pt"
 
 
 def _aside(key: str, what: str) -> Path:
-    return _unfinished() / f"{key}.{what}-{os.urandom(4).hex()}"
+    return root() / UNFINISHED / f"{key}.{what}-{os.urandom(4).hex()}"
 
 
 def write_checked(file: Path, data: bytes | memoryview) -> None:
@@ -284,7 +280,7 @@ def _clear(own: str) -> None:
     """Deletes what killed writers left of the artifact whose lock is held, and of any other what
     is long abandoned. A checkpoint stays until its result is stored."""
     now = time.time()
-    for left in _unfinished().glob("*"):
+    for left in (root() / UNFINISHED).glob("*"):
         key = left.name.split(".")[0]
         with suppress(OSError):  # what cannot be deleted is in nobody's way
             if key != own and now - left.stat().st_mtime < ABANDONED_SECONDS:

@@ -5,7 +5,7 @@ import sys
 import pydantic
 from cyclopts import CycloptsError
 
-from robustlib.cli import single, stored, studies  # noqa: F401 - each adds its commands
+from robustlib.cli import stored, studies  # noqa: F401 - each adds its commands
 from robustlib.cli.app import app, refuse
 
 

@@ -95,9 +95,10 @@ def _each(data: Dataset, change: Callable[[Any], Split | FileSplit]) -> Dataset:
 
 
 # Whole sets are kept for the process, at the size they are stored in: a study asks for the same few
-# sets again and again, at other seeds. The time and size of a pack's file are part of the key.
+# sets again and again, at other seeds.
 @lru_cache(maxsize=8)
 def _whole(name: str, path: Path | None, masks: bool, at: Any) -> Dataset:
+    """at: the size that is wanted; of a pack, which has its own, the time and size of its file."""
     if path is not None and path.suffix != ".npz":
         return imagenet(path, at)
     pack = packs.read(path, masks) if path else EMBEDDED[name](at)

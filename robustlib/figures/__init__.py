@@ -41,8 +41,12 @@ from robustlib.figures.results import (
     accuracy_vs_sparsity,
     advantage,
     advantage_vs_labels,
+    correlation,
     detail,
     miou_vs_sparsity,
+    overlap,
+    robustness,
+    verdict,
 )
 from robustlib.figures.style import START, VENUES, looks, venue
 from robustlib.figures.tickets import (
@@ -55,6 +59,5 @@ from robustlib.figures.tickets import (
     pair_overlaps,
     patterns,
 )
-from robustlib.figures.words import correlation, overlap, robustness, verdict
 
 __all__ = [name for name, value in list(globals().items()) if callable(value)]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from robustlib import stats
 from robustlib.figures import grid, names
-from robustlib.figures.style import column_width, looks, page_width, style
+from robustlib.figures.style import NATURAL, column_width, looks, page_width, style
 from robustlib.specs import PATTERNS, SCHEMES, n_of_m
 
 _OBJECTIVES = ("pgd", "trades", "free", "smoothing")
@@ -22,8 +22,7 @@ _OF_GAP = ["mode", "sparsity", "n_train"]
 def by_pretraining(frame: pd.DataFrame) -> Figure:
     """What each way to pretrain adds to natural pretraining, in points, by task and mode.
 
-    frame: rows of `sweep` of one sparsity. A line joins the radii (or the sigmas) of one way. Small
-    dots are the seeds, paired with the natural network of the seed; bars their 95 % interval.
+    frame: rows of `sweep` of one sparsity. A line joins the radii (or the sigmas) of one way.
     Raises ValueError when a robust row has no natural partner.
     """
     names.alike(frame, "arch", "n_train", "sparsity", "scheme", "pattern")
@@ -37,9 +36,7 @@ def by_pretraining(frame: pd.DataFrame) -> Figure:
     joined = pairs.groupby(["objective", "steps", "norm"], sort=False).ngroup()
     rows = grid.measured(pairs, "difference", "difference", joined=joined)
     rows["ylabel"] = rows.way + "\nrobust − natural (points)"
-    options: dict[str, Any] = {"apart": 0, "sharey": "row", "named": False}
-    said = names.shared(frame, "sparsity", "n_train", "seed"), grid.DOTS
-    return _by_task_and_way(rows, frame, 1.6, colours, *said, **options)
+    return _by_task_and_way(rows, frame, 1.6, colours, apart=0, sharey="row", named=False)
 
 
 @style()
@@ -47,8 +44,7 @@ def by_mask(frame: pd.DataFrame) -> Figure:
     """Accuracy by whose mask (places on the axis) and whose weights (colours).
 
     frame: rows of `sweep` that differ in mask_from and control, of one sparsity; a panel for each
-    task and mode. Small dots are the seeds, large ones their means; bars the 95 % interval of the
-    difference to the network's own mask, paired by seed.
+    task and mode. Bars are of the difference to the network's own mask.
     """
     names.alike(frame, "arch", "n_train", "sparsity", "scheme", "pattern")
     if (frame.control == "reinit").any():
@@ -61,10 +57,9 @@ def by_mask(frame: pd.DataFrame) -> Figure:
     places = rows.sort_values(["control", "mask_objective", "mask_eps"])["mask"].unique()
     rows["x"] = pd.Categorical(rows["mask"], places)
     rows, colours = grid.measured(rows, "accuracy", "worth"), looks(names.ordered(rows))
-    said = names.shared(frame, "sparsity", "n_train", "seed"), f"colour: whose weights; {grid.DOTS}"
     of = "of the difference to the own mask, paired by seed"
-    options: dict[str, Any] = {"xlabel": "mask", "of": of, "sharey": False}
-    return _by_task_and_way(rows, frame, 1.4, colours, *said, **options)
+    words = {"xlabel": "mask", "of": of, "also": "colour: whose weights"}
+    return _by_task_and_way(rows, frame, 1.4, colours, sharey=False, **words)
 
 
 @style()
@@ -72,14 +67,23 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
     """Accuracy of natural and robust tickets for each way to draw them, and their difference.
 
     frame: rows of `sweep` that differ in pattern or scheme, of one mode. Two rows of panels for
-    each task, a column for each sparsity: above accuracies, below robust minus natural, paired by
-    seed, with 95 % intervals over seeds. Small dots are the seeds. Patterns n:m share one place on
-    the axis. Raises ValueError when a robust row has no natural partner.
+    each task, a column for each sparsity: above accuracies, below robust minus natural. Patterns
+    n:m share one place on the axis. Raises ValueError when a robust row has no natural partner.
     """
     names.alike(frame, "mode", "arch", "recalibrate", "n_train", "scope")
     frame = names.labelled(_placed(frame))
     names.distinct(frame, "task", "sparsity", "place", "label")
-    order = {row["place"]: _order(row) for row in frame.to_dict("records")}
+    # From simple to elaborate, upstream before downstream, natural before adversarial.
+    order = {
+        row["place"]: (
+            SCHEMES.index(row["scheme"]),
+            row["control"] != "none",
+            _downstream(row),
+            row["ticket_objective"] == "pgd",
+            PATTERNS.index(row["pattern"]),
+        )
+        for row in frame.to_dict("records")
+    }
     frame["x"] = pd.Categorical(frame.place, sorted(order, key=order.__getitem__))
     tasks, colours = names.titles(frame), looks(names.ordered(frame))
     pairs = grid.measured(stats.differences(frame), "difference", "difference", title="")
@@ -87,19 +91,19 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
     rows = pd.concat([grid.measured(frame, "accuracy", title=title), pairs])
     rows["line"] = 2 * rows.task.map(list(tasks).index) + rows.compared
     rows["place"] = rows.sparsity
-    said = names.shared(frame, "mode", "n_train", "seed"), grid.DOTS
-    options: dict[str, Any] = {"wide": rows.sparsity.nunique() > 1, "sharey": "row"}
-    return grid.panels(rows, 1.3 + 2.3 * len(tasks), colours, *said, **options)
+    height, wide = 1.3 + 2.3 * len(tasks), rows.sparsity.nunique() > 1
+    common = ("mode", "n_train", "seed")
+    return grid.panels(rows, height, colours, common, wide=wide, sharey="row")
 
 
 def _by_task_and_way(
-    rows: pd.DataFrame, frame: pd.DataFrame, above: float, *more: Any, **options: Any
+    rows: pd.DataFrame, frame: pd.DataFrame, above: float, colours: grid.Looks, **options: Any
 ) -> Figure:
     """Tasks, in the order of the frame, beside each other, ways to transfer below each other."""
     tasks = names.titles(frame)
     rows = grid.wrapped(rows.assign(title=rows.task.map(tasks)), list(tasks), "task", len(tasks))
-    height = above + 1.5 * rows.way.nunique()
-    return grid.panels(rows, height, *more, wide=len(tasks) > 1, **options)
+    height, common = above + 1.5 * rows.way.nunique(), ("sparsity", "n_train", "seed")
+    return grid.panels(rows, height, colours, common, wide=len(tasks) > 1, **options)
 
 
 def drawing(row: Mapping[str, Any]) -> str:
@@ -125,17 +129,6 @@ def _placed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(place=[row["pattern"] if alone else drawing(row) for row in rows])
 
 
-def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """From simple to elaborate, upstream before downstream, natural before adversarial."""
-    return (
-        SCHEMES.index(row["scheme"]),
-        row["control"] != "none",
-        _downstream(row),
-        row["ticket_objective"] == "pgd",
-        PATTERNS.index(row["pattern"]),
-    )
-
-
 def _downstream(row: Mapping[str, Any]) -> bool:
     return row["dataset"] not in ("", None) and not pd.isna(row["dataset"])  # nan: from a file
 
@@ -151,7 +144,7 @@ def gap(rows: pd.DataFrame) -> Figure:
     colours = looks(rows.label)
     fig = grid.plain(page_width(), column_width())
     ax = fig.subplots()
-    grid.no_difference(ax)
+    ax.axhline(0, color=NATURAL, lw=1, zorder=0)
     for name, look in colours.items():
         own = rows[rows.label == name].sort_values("gap")
         # The interval is not made from the point, and might leave it out.

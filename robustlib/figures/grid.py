@@ -1,6 +1,8 @@
 """The grammar of the figures: panels by columns of rows, and in each the marks of every network.
 
-seaborn lays out the panels. Its estimators know no intervals paired by seed, so `marks` draws them.
+Small dots are seeds, large ones their means, joined by a line on an axis of numbers; bars are 95 %
+intervals over seeds, of differences paired by seed where accuracies are compared. seaborn lays out
+the panels; its estimators know no such intervals, so `marks` draws them.
 """
 
 import math
@@ -17,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from robustlib import stats
+from robustlib.figures.names import shared
 from robustlib.figures.style import NATURAL, OTHER, column_width, page_width
 
 Looks = Mapping[Any, Mapping[str, Any]]
@@ -133,21 +136,24 @@ def panels(
     rows: pd.DataFrame,
     height: float,
     looks: Looks,
-    *notes: str,
+    common: Sequence[str],
+    *,
     wide: bool = True,
     xlabel: str = "",
     axis: Callable[[Axes, pd.DataFrame], None] = by_name,
     of: str = OVER_SEEDS,
+    also: str = "",
     apart: float | None = None,
     named: bool = True,
     **options: Any,
 ) -> Figure:
     """`facets` of rows that are `measured`, with their `marks`, a line for natural where they are
-    differences to it, and a `legend` with the notes and what the bars are.
+    differences to it, and a `legend` that says what the columns `common` are for all rows, what
+    dots and bars are, and `also`.
 
     height: in inches; wide: as a page, else as a column; axis: makes the axis of a panel, of the
-    column `x` of its rows; of: what the intervals are of; named: colours have a
-    legend; else the notes stand below.
+    column `x` of its rows; of: what the intervals are of; named: colours have a legend; else what
+    it says stands below.
     """
     width = page_width() if wide else column_width()
     fig, cells = facets(rows, width, height, "line", "place", **options)
@@ -156,12 +162,13 @@ def panels(
         axis(ax, own)
         compared, scale = own.compared.iloc[0], own.scale.iloc[0]
         if compared:
-            no_difference(ax)
+            ax.axhline(0, color=NATURAL, lw=1, zorder=0)
         marks(ax, own, looks, apart)
         kinds.setdefault((compared, scale), []).append(ax)
     bars = [fit(axes, kind[0], 0.005 * kind[1], of) for kind, axes in kinds.items()]
     fig.align_ylabels()
-    notes = *notes, max(bars, key=len)
+    dots = f"{also}; {DOTS}" if also else DOTS
+    notes = shared(rows, *common), dots, max(bars, key=len)
     if named:
         legend(fig, looks, *notes)
     if below := xlabel if named else "\n".join(filter(None, notes)):
@@ -279,11 +286,6 @@ def fit(axes: Iterable[Axes], zero: bool = False, least: float = 0.5, of: str = 
                     cut = True
         some = some or bool(bars)
     return (f"bars: 95 % interval {of}" + ", cut off at an arrowhead" * cut) if some else ""
-
-
-def no_difference(ax: Axes) -> None:
-    """The line of natural pretraining, where differences to it are drawn."""
-    ax.axhline(0, color=NATURAL, lw=1, zorder=0)
 
 
 def legend(fig: Figure, looks: Looks, *notes: str) -> None:

@@ -206,9 +206,8 @@ def by_class(frame: pd.DataFrame) -> Figure:
     """IoU of each class, natural against robust, one panel for each sparsity.
 
     frame: a row for each network and class, with the columns of its Transfer, name (of the class)
-    and iou. Small dots are the seeds, large ones their means; bars the 95 % interval of the
-    difference to natural, paired by seed. Classes that no test image has are left out. Raises
-    ValueError for rows that differ in what has no place here, the task for one.
+    and iou. Classes that no test image has are left out. Raises ValueError for rows that differ in
+    what has no place here, the task for one.
     """
     alike(frame, "task", "arch", "n_train", "scheme", "pattern", "scope")
     rows = labelled(frame.dropna(subset=["iou"]))
@@ -218,10 +217,9 @@ def by_class(frame: pd.DataFrame) -> Figure:
     x = pd.Categorical(names, names.unique())
     rows = grid.measured(rows, "iou", "ahead", x=x, title=title, line=rows.sparsity)
     colours, height = looks(ordered(rows)), 1.2 + 1.2 * rows.sparsity.nunique()
-    said = shared(rows, "task", "seed"), grid.DOTS
     with style(rows["name"].unique()):
         wide = names.nunique() > 6
-        return grid.panels(rows, height, colours, *said, wide=wide, of=grid.TO_NATURAL)
+        return grid.panels(rows, height, colours, ("task", "seed"), wide=wide, of=grid.TO_NATURAL)
 
 
 def _judged(names: Sequence[str], said: int, truth: int) -> str:

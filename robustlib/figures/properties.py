@@ -52,8 +52,7 @@ def properties(frames: Frames) -> Figure:
     """Each property of natural and robust tickets against sparsity, a panel each.
 
     frames: rows of evaluations by the name of what was asked (`profiles.evaluations`), of one task,
-    or their `property_rows`. Lines join means over seeds, small dots are the seeds, bars 95 %
-    intervals of the mean.
+    or their `property_rows`. Bars are intervals of the mean.
     """
     rows = labelled(_long(frames))
     rows = rows[~rows.property.isin(IN_TABLE_ALONE)].assign(x=1 / (1 - rows.sparsity))
@@ -62,16 +61,17 @@ def properties(frames: Frames) -> Figure:
     rows["title"] = names + " " + names.map(better) + "\n" + rows["where"]
     rows["title"] += rows.n.map(", {:,} images".format)
     rows["line"], rows["place"] = at.ngroup() // ACROSS, at.ngroup() % ACROSS
-    height, said = 0.8 + 1.35 * (rows.line.max() + 1), shared(rows, "task", "seed")
-    options: dict[str, Any] = {
-        "axis": grid.by_sparsity,
-        "xlabel": grid.SPARSITY,
-        "sharex": False,
-        "sharey": False,
-    }
     with plt.rc_context({"axes.titlesize": 7 if page_width() > 6 else 6}):
         return grid.panels(
-            rows, height, looks(ordered(rows)), f"{said}; {grid.DOTS}; arrows: better", **options
+            rows,
+            0.8 + 1.35 * (rows.line.max() + 1),
+            looks(ordered(rows)),
+            ("task", "seed"),
+            also="arrows: better",
+            xlabel=grid.SPARSITY,
+            axis=grid.by_sparsity,
+            sharex=False,
+            sharey=False,
         )
 
 
@@ -223,9 +223,7 @@ def reliability(rows: pd.DataFrame) -> Figure:
 def corruptions(rows: pd.DataFrame) -> Figure:
     """Accuracy on each corruption at the highest sparsity, severities averaged.
 
-    rows: `table_rows` of the table `corruptions` of corruption evaluations. Small dots are the
-    seeds, large ones their means; bars the 95 % interval of the difference to natural, paired by
-    seed.
+    rows: `table_rows` of the table `corruptions` of corruption evaluations.
     """
     alike(rows, "task")
     rows = rows[rows.sparsity == rows.sparsity.max()]
@@ -234,8 +232,8 @@ def corruptions(rows: pd.DataFrame) -> Figure:
     each["ahead"] = stats.beside(each, each.label == "natural", own[1:], "accuracy")
     names = each.corruption.str.replace("_", " ")
     each = grid.measured(each, "accuracy", "ahead", x=pd.Categorical(names, names.unique()))
-    said = f"{shared(rows, 'task', 'sparsity', 'seed')}; {grid.DOTS}"
-    return grid.panels(each, 2.6, colours, said, of=grid.TO_NATURAL)
+    each = each.assign(task=rows.task.iloc[0], sparsity=rows.sparsity.iloc[0])
+    return grid.panels(each, 2.6, colours, ("task", "sparsity", "seed"), of=grid.TO_NATURAL)
 
 
 def _by_sparsity(

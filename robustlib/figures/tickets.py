@@ -169,7 +169,7 @@ def masks(masks: Mapping[str, Mask], weights: Mapping[str, Tensor], layer: str) 
     _layer_axis(below, list(table.layer))
     kinds = ("by neither", f"by {first} alone", f"by {second} alone", "by both")
     patches = [Patch(fc=c, ec="grey", label=k) for k, c in zip(kinds, colours, strict=True)]
-    title = f"sparsity {a.sparsity:.3g}; {_layer_name(layer)}{_cut(a[layer])}; kept:"
+    title = f"sparsity {a.sparsity:.3g}; {layer.removesuffix('.weight')}{_cut(a[layer])}; kept:"
     fig.legend(handles=patches, loc="upper center", ncols=2, title=title, title_fontsize=8)
     return fig
 
@@ -191,7 +191,7 @@ def patterns(masks: Mapping[str, Mask], layer: str, note: str = "") -> Figure:
     fig = grid.pictures(lines, page_width(), height, cmap=black, vmin=0, vmax=1)
     fig.suptitle(f"{note}; black: kept" if note else "black: kept", fontsize=8)
     wide = next(iter(masks.values()))[layer]
-    fig.supxlabel(f"input channels of {_layer_name(layer)}{_cut(wide)}", fontsize=8)
+    fig.supxlabel(f"input channels of {layer.removesuffix('.weight')}{_cut(wide)}", fontsize=8)
     fig.supylabel("output channels", fontsize=8)
     return fig
 
@@ -282,10 +282,6 @@ def _by_layer(rows: pd.DataFrame) -> tuple[Figure, grid.Cells]:
 
 def _layer_axis(ax: Axes, layers: Sequence[str]) -> None:
     every = -(-len(layers) // 24)
-    names = [_layer_name(name) for name in layers[::every]]
+    names = [name.removesuffix(".weight") for name in layers[::every]]
     ax.set_xticks(range(0, len(layers), every), names, rotation=90, fontsize=6)
     ax.grid(axis="x", visible=False)
-
-
-def _layer_name(parameter: str) -> str:
-    return parameter.removesuffix(".weight")
