@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -25,6 +26,19 @@ PATH = os.pathsep.join(map(str, [*sorted(p for p in TESTS.iterdir() if p.is_dir(
 
 SCOPES = ("global", "layer")
 BLOCKS = {"2:4": (2, 4), "1:4": (1, 4), "1:8": (1, 8)}
+
+
+def killed_at(at: int, call: Callable) -> tuple[Callable, list[tuple]]:
+    """`call`, but for its call number `at`, which is interrupted; and the arguments of each."""
+    calls: list[tuple] = []
+
+    def instead(*args):
+        calls.append(args)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return call(*args)
+
+    return instead, calls
 
 
 def basic(seed: int = 0) -> nn.Module:

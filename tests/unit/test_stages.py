@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import killed_at
 from PIL import Image
 from torch import nn
 
@@ -241,14 +242,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(trained, tmp_path, mon
     expected = run(PRETRAIN)
     monkeypatch.setenv("ROBUSTLIB_STORE", str(tmp_path / "other"))
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    monitor, epochs = pretrain._monitor, []
-
-    def interrupting(*args):
-        epochs.append(1)
-        if len(epochs) == 2:
-            raise KeyboardInterrupt
-        return monitor(*args)
-
+    interrupting, epochs = killed_at(2, pretrain._monitor)
     monkeypatch.setattr(pretrain, "_monitor", interrupting)
     with pytest.raises(KeyboardInterrupt):
         run(PRETRAIN)
