@@ -130,7 +130,10 @@ def put(
                 with files.whole(staged / name) as file:
                     file.write(data)
             if replace and where.exists():
-                _delete(where)
+                # Renamed first: no reader meets a half-deleted artifact. A full disk allows it.
+                doomed = _aside(where.name, "doomed")
+                where.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
             try:
                 staged.rename(where)
             except OSError:  # onto a folder that is not empty: somebody stored it first
@@ -139,13 +142,6 @@ def put(
         finally:
             shutil.rmtree(staged, ignore_errors=True)
     return _load(where)
-
-
-def remove(spec: Spec) -> None:
-    """Deletes a spec's artifact, such as a damaged one, so that it is computed again."""
-    if has(spec):
-        with _writing():
-            _delete(path(spec))
 
 
 @contextmanager
@@ -266,14 +262,6 @@ def _load(where: Path) -> Artifact:
         raise Damaged(f"{by}, holds the result of {specs.key(spec)}, not of {where.name}")
     row = specs.columns(spec) | meta["row"] | {"key": meta["key"]} | meta["versions"]
     return Artifact(spec, row, meta["extra"], where)
-
-
-def _delete(where: Path) -> None:
-    # Renamed first, so that no reader meets a half-deleted artifact. A full disk allows it.
-    doomed = _aside(where.name, "doomed")
-    doomed.parent.mkdir(parents=True, exist_ok=True)
-    where.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _clear(own: str) -> None:
