@@ -291,12 +291,17 @@ def fit(axes: Iterable[Axes], zero: bool = False, least: float = 0.5, of: str = 
 def legend(fig: Figure, looks: Looks, *notes: str) -> None:
     """One legend above all panels, where it covers no data; the notes, a line each and empty ones
     left out, say what the rows are of and explain dots and bars."""
+    if not looks:
+        return
     handles = [plt.Line2D([], [], **look) for look in looks.values()]
-    longest = max((len(str(look["label"])) for look in looks.values()), default=1)
+    longest = max(len(str(look["label"])) for look in looks.values())
     fits = int(fig.get_figwidth() / (longest * LETTER + MARGIN)) or 1
     said = [textwrap.fill(note, int(fig.get_figwidth() / NOTE)) for note in notes if note]
-    place: Any = {"loc": "outside upper center", "ncols": min(fits, 4, len(handles))}
-    if handles:
-        title = "\n".join(said) or None
-        box = fig.legend(handles=handles, title=title, title_fontsize=6.5, **place)
-        box.get_title().set_multialignment("center")
+    box = fig.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=min(fits, 4, len(handles)),
+        title="\n".join(said) or None,
+        title_fontsize=6.5,
+    )
+    box.get_title().set_multialignment("center")

@@ -89,7 +89,8 @@ def adversarial_examples(
         for ax in fig.axes:
             ax.spines[:].set_visible(False)
             ax.yaxis.label.set(rotation=0, ha="right", va="center", fontsize=6.5)
-        fig.suptitle(note, fontsize=6.5)
+        if note:
+            fig.suptitle(note, fontsize=6.5)
     return fig
 
 
