@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from robustlib import models, specs, stats
+from robustlib import models, run, specs, stats
 from robustlib.specs import Pretrain, Ticket, Transfer
 
 TESTS = Path(__file__).parent
@@ -26,6 +26,16 @@ PATH = os.pathsep.join(map(str, [*sorted(p for p in TESTS.iterdir() if p.is_dir(
 
 SCOPES = ("global", "layer")
 BLOCKS = {"2:4": (2, 4), "1:4": (1, 4), "1:8": (1, 8)}
+
+
+def store_of(folders: pytest.TempPathFactory, *wanted: specs.Spec) -> Path:
+    """A store of its own that holds these specs."""
+    folder = folders.mktemp("computed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBUSTLIB_STORE", str(folder))
+        for spec in wanted:
+            run(spec)
+    return folder
 
 
 def killed_at(at: int, call: Callable) -> tuple[Callable, list[tuple]]:

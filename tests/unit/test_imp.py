@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import killed_at
+from helpers import killed_at, store_of
 
 from robustlib import attacks, objectives, specs, stages, store, tickets, training
 from robustlib.data import batches, load
@@ -27,11 +27,7 @@ def imp(sparsity: float, **fields) -> Ticket:
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pretrained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROBUSTLIB_STORE", str(folder))
-        run(PRETRAIN)
-    return folder
+    return store_of(tmp_path_factory, PRETRAIN)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import killed_at
+from helpers import killed_at, store_of
 from PIL import Image
 from torch import nn
 
@@ -31,11 +31,7 @@ STAGES = {m.__name__.rpartition(".")[2]: m for m in (pretrain, ticket, transfer)
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory) -> Path:
     """A store that holds PRETRAIN."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROBUSTLIB_STORE", str(folder))
-        run(PRETRAIN)
-    return folder
+    return store_of(tmp_path_factory, PRETRAIN)
 
 
 @pytest.fixture
