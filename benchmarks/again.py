@@ -8,8 +8,6 @@ in each run, and whether all that both stored is the same but for the seconds th
 with 1 if anything is not.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import tempfile

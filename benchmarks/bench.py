@@ -1,7 +1,5 @@
 """How fast the machinery is: the training loop, sweeps, and what an import costs."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

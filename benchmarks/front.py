@@ -27,8 +27,6 @@ PGD of 20 steps) on test images of the source, linear_TASK (linear evaluation of
 BatchNorm statistics of the source), speed (seconds of `plain` over its own, of the same seed).
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import time

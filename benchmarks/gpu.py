@@ -44,8 +44,6 @@ Columns, empty where they do not apply:
     device, torch    the card, and torch's version
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import csv

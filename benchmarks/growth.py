@@ -13,8 +13,6 @@ seconds, mib and work over the three largest x on log-log axes: 1 is proportiona
 Nothing should grow faster than its work; what does, by more than 0.15, is named at the end.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import multiprocessing

@@ -28,8 +28,6 @@ rounds), low, high, rounds, ratio (the median over the rounds of value over that
 other sections over that of `ours`), note, threads, torch.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import csv

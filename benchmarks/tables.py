@@ -5,8 +5,6 @@
 A CSV that is not there leaves its place as it is.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from pathlib import Path

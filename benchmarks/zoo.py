@@ -7,8 +7,6 @@ kept in half precision; norms and the normaliser, a few thousand numbers, as the
 manifest says was measured on the files themselves, as anybody who loads them will find it.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from typing import Any

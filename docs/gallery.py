@@ -4,8 +4,6 @@ A page a notebook, as Markdown, which the code's host shows as it is and `make d
 HTML; its pictures beside it, in 128 colours.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import shutil

@@ -5,8 +5,6 @@
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`.
 """
 
-from __future__ import annotations
-
 import re
 from functools import partial
 from pathlib import Path

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.devices import layout
-from robustlib.specs import Norm
-from robustlib.specs.declare import Count, Radius, spec
+from robustlib.specs.declare import spec
+from robustlib.specs.kinds import Count, Norm, Radius
 
 
 @spec

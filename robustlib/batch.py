@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustlib import parameters, profiles, progress, sweeps
-from robustlib.files import whole
+from robustlib.files import sha256, whole
 from robustlib.specs import integer
 
 if TYPE_CHECKING:
@@ -99,7 +98,11 @@ def batch(
     for values in itertools.product(*grid.values()):
         own = dict(zip(grid, values, strict=True))
         given = ({"workers": 1} if "workers" in known else {}) | fixed | own
-        folder = out.resolve() / "points" / _name(own, given, source)
+        # Readable, and another one where the notebook or a parameter changes.
+        text = ",".join(f"{k}={v}" for k, v in own.items()) or "point"
+        digest = sha256((source + json.dumps(given, sort_keys=True)).encode())[:10]
+        text = f"{re.sub(r'[^A-Za-z0-9_.,=-]', '-', text)[:100]}-{digest}"
+        folder = out.resolve() / "points" / text
         points[folder] = own
         if not (folder / DONE).exists():
             if "figures" in known:
@@ -149,13 +152,6 @@ def parse(texts: Sequence[str], several: bool = True) -> dict[str, list[str]]:
             raise ValueError(f"{text!r}: {name} is given twice")
         out[name] = parameters.split(values) if several else [values]
     return out
-
-
-def _name(own: dict[str, Any], given: dict[str, Any], source: str) -> str:
-    """A folder's name: readable, and another one where the notebook or a parameter changes."""
-    text = ",".join(f"{k}={v}" for k, v in own.items()) or "point"
-    digest = hashlib.sha256((source + json.dumps(given, sort_keys=True)).encode()).hexdigest()
-    return f"{re.sub(r'[^A-Za-z0-9_.,=-]', '-', text)[:100]}-{digest[:10]}"
 
 
 def _execute(notebook: str, given: dict[str, Any], folder: str) -> None:

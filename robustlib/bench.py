@@ -1,7 +1,5 @@
 """`robustlib bench`: how fast the machinery is. The harness is benchmarks/bench.py of the clone."""
 
-from __future__ import annotations
-
 import runpy
 from pathlib import Path
 

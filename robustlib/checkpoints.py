@@ -5,8 +5,6 @@ weights-only reader, downloads are pinned to a revision and a checksum, and what
 safetensors. The zoo is a few small networks inside the package, in half precision.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -14,8 +14,6 @@ verdict: "no difference" where the 90 % interval lies within MARGIN of zero (two
 of twenty undecided ones in truth, one is decided by chance.
 """
 
-from __future__ import annotations
-
 import math
 import tomllib
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Compaction: a channel ticket as a smaller dense network that computes the same."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterator

@@ -1,7 +1,6 @@
 """What specs take: an estimate of their arithmetic, and data sets that are not here."""
 
-from __future__ import annotations
-
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
 
@@ -18,13 +17,13 @@ def cost(spec: Spec) -> float:
     row = specs.columns(spec)
     forward = _forward(*(row[name] for name in ("arch", "width", "stem_stride", "stem", "size")))
     if isinstance(spec, Evaluation):
-        n = _sizes(row.get("task", row["source"]))[1]
+        n = _sizes()[row.get("task", row["source"])][1]
         # AutoAttack in its two versions, 75 corruptions, noisy copies; as measured or counted.
         attack = {"cheap": 250, "standard": 8_000}[spec.attack]
         passes = {"adversarial": attack, "certified": spec.draws, "corruption": 75}
         return forward * min(n, spec.limit or n) * passes.get(spec.suite, 2)
     if isinstance(spec, Transfer):
-        n_train, n_test = _sizes(spec.task)
+        n_train, n_test = _sizes()[spec.task]
         each = 1.0 if spec.mode == "linear" else 3.0 * spec.epochs
         return forward * (each * (spec.n_train or n_train) + n_test)
     each = spec.epochs * (3.0 + 2.0 * spec.steps * (spec.objective in ("pgd", "trades")))
@@ -32,8 +31,8 @@ def cost(spec: Spec) -> float:
         if spec.scheme not in ("imp", "lmp") or specs.drawn_as(spec) is not None:
             return 0.0
         own = spec.pretrain.n_train if not spec.dataset else None
-        return forward * each * (spec.n_train or own or _sizes(spec.dataset or row["source"])[0])
-    n_train, n_test = _sizes(spec.source)
+        return forward * each * (spec.n_train or own or _sizes()[spec.dataset or row["source"]][0])
+    n_train, n_test = _sizes()[spec.source]
     each += 4.0 * spec.epochs * (spec.objective == "trades")
     each *= 0 if spec.checkpoint else spec.replays if spec.objective == "free" else 1
     return forward * (each * (spec.n_train or n_train) + n_test)
@@ -46,16 +45,13 @@ def _forward(arch: str, width: int, stem_stride: int, stem: str, size: int) -> i
     return models.multiply_adds(models.build(arch, 2, width, stem_stride, stem=stem), size)
 
 
-def _sizes(name: str) -> tuple[int, int]:
-    """How many images a data set has for training and test; zeros where it is not there."""
-    return _known().get(name, (0, 0))
-
-
 @cache
-def _known() -> dict[str, tuple[int, int]]:
+def _sizes() -> defaultdict[str, tuple[int, int]]:
+    """How many images data sets have for training and test; zeros where one is not there."""
     from robustlib.data import sources
 
-    return {row.name: (row.n_train, row.n_test) for row in sources.available()}
+    found = {row.name: (row.n_train, row.n_test) for row in sources.available()}
+    return defaultdict(lambda: (0, 0), found)
 
 
 def absent(wanted: Iterable[Spec]) -> list[str]:

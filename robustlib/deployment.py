@@ -160,12 +160,11 @@ def _checked(transfers: Iterable[Transfer]) -> list[Transfer]:
             raise ValueError(f"transfers: {shown(spec)} must be a Transfer")
         if spec.mode != "finetune":
             raise ValueError(f"mode={spec.mode!r}: must be 'finetune', whose network is deployed")
-    return list(dict.fromkeys(dense(s) if _is_dense(s.ticket) else s for s in wanted))
 
+    def is_dense(t: Ticket) -> bool:
+        return t.scheme in ("dense", "omp") and t.control == "none" and t.sparsity == 0
 
-def _is_dense(ticket: Ticket) -> bool:
-    plain = ticket.scheme in ("dense", "omp") and ticket.control == "none"
-    return plain and ticket.sparsity == 0
+    return list(dict.fromkeys(dense(s) if is_dense(s.ticket) else s for s in wanted))
 
 
 def _forms(spec: Transfer, whole: _Form | None, where: Path) -> list[_Form]:

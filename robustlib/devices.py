@@ -1,7 +1,5 @@
 """Where training runs: which device, in how many processes, in which precision and layout."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

@@ -1,7 +1,5 @@
 """What a network costs on a device: ONNX files in fp32 and int8, their size and their latency."""
 
-from __future__ import annotations
-
 import copy
 import gzip
 import json

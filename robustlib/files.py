@@ -1,7 +1,5 @@
 """Whole files, and the checksums beside them: every file that another process may read."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import secrets

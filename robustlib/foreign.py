@@ -1,7 +1,5 @@
 """Checkpoint files from outside as plain weights: read without running code, checked, unwrapped."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Dense prediction: a head that turns a ResNet's feature maps into a label for every pixel."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
@@ -78,7 +76,9 @@ def segmenter(backbone: ResNet, n_classes: int, head: str = "auto") -> Segmenter
     deepest, where = backbone.fc.in_features, backbone.fc.weight.device
     if head == "fusion":
         stages = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
-        made: nn.Module = Fusion([_channels(s) for s in stages], n_classes)
+        # Read off, for a ticket without whole channels is narrower than its arch.
+        norms = [[m for m in s[-1].modules() if isinstance(m, nn.BatchNorm2d)] for s in stages]
+        made: nn.Module = Fusion([own[-1].num_features for own in norms], n_classes)
     else:
         dilate(backbone)
         made = Deepest((FCNHead if head == "fcn" else DeepLabHead)(deepest, n_classes))
@@ -102,8 +102,3 @@ def dilate(backbone: ResNet) -> None:
                     if m.stride != (1, 1):
                         m.stride, rate = (1, 1), 2 * before  # what follows was on the strided map
         before *= 2
-
-
-def _channels(stage: nn.Sequential) -> int:
-    # Read off, for a ticket without whole channels is narrower than its arch.
-    return [m.num_features for m in stage[-1].modules() if isinstance(m, nn.BatchNorm2d)][-1]

@@ -1,7 +1,5 @@
 """ResNets that take images in [0, 1]: normalisation inside, a head that can be swapped."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TypeVar, cast

@@ -4,8 +4,6 @@ The attack inside an objective runs with BatchNorm in eval mode, the pass that i
 for the weights in train mode. `free` is the exception: it uses one pass for both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any

@@ -7,8 +7,6 @@ Random draws are not: each process has a seed of its own, so noise and starts of
 than those of one process.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 import pickle
@@ -215,7 +213,13 @@ def _sendable(error: BaseException, note: str) -> bytes:
 
 def _member(folder: str) -> None:
     call, kind, threads, parent = pickle.loads(Path(folder, "call").read_bytes())
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     r = int(os.environ["RANK"])
     os.environ["ROBUSTLIB_DEVICE"] = f"cuda:{r}" if kind == "cuda" else kind
@@ -234,9 +238,3 @@ def _member(folder: str) -> None:
         # At once: closing the group would wait for the others.
         os._exit(1)
     dist.destroy_process_group()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)

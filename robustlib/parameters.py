@@ -1,8 +1,6 @@
 """Parameters of notebooks: their names and types, read from the cell that sets them, and values of
 these types, read from text."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

@@ -1,7 +1,5 @@
 """The files of profiles: TOML, of which nothing is taken that is no field of a spec."""
 
-from __future__ import annotations
-
 import math
 import os
 import tomllib
@@ -90,19 +88,15 @@ def checked(name: str, raw: dict[str, Any]) -> Profile:
     seeds = tuple(specs.integer("seeds", s, 0) for s in raw["seeds"])
     tables = [tuple(raw[t]) for t in ("objective", "ticket", "transfer", "evaluation")]
     out = Profile(name, raw["about"], seeds, raw["pretrain"], *tables)
-    if (size := _grid_size(out)) > MAX_GRID:
-        raise ValueError(f"its grid has {shown(size)} specs, at most {MAX_GRID} are allowed")
-    return out
 
-
-def _grid_size(profile: Profile) -> int:
-    """How many specs `grid` would make at most, without making them."""
-
-    def size(tables: Iterable[dict[str, Any]]) -> int:
+    def count(tables: Iterable[dict[str, Any]]) -> int:
         return sum(math.prod(len(axis(v)) for v in table.values()) for table in tables)
 
-    sources = size({**profile.pretrain, **entry} for entry in profile.objectives)
-    return len(profile.seeds) * sources * size(profile.tickets) * size(profile.transfers)
+    # Without making them.
+    size = len(seeds) * count({**out.pretrain, **entry} for entry in out.objectives)
+    if (size := size * count(out.tickets) * count(out.transfers)) > MAX_GRID:
+        raise ValueError(f"its grid has {shown(size)} specs, at most {MAX_GRID} are allowed")
+    return out
 
 
 def _known_fields(table: str, values: dict[str, Any], cls: type) -> None:

@@ -1,7 +1,5 @@
 """Profiles: TOML files that say which grid of specs a study is."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

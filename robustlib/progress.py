@@ -4,8 +4,6 @@ A widget in an executed notebook is what it was when it was made, "0/30", for no
 change it; a line of text is what it was changed to last.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import sys

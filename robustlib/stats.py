@@ -48,21 +48,19 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     return mean, mean - half, mean + half
 
 
-def accuracy_interval(accuracy: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact (Clopper-Pearson) interval of an accuracy measured on n images."""
-    ci = stats.binomtest(round(accuracy * n), n).proportion_ci(level, method="exact")
+def accuracy_interval(accuracy: float, n: int) -> tuple[float, float]:
+    """Exact (Clopper-Pearson) 95 % interval of an accuracy measured on n images."""
+    ci = stats.binomtest(round(accuracy * n), n).proportion_ci(0.95, method="exact")
     return float(ci.low), float(ci.high)
 
 
-def paired_interval(
-    first: np.ndarray, second: np.ndarray, level: float = 0.95
-) -> tuple[float, float, float]:
+def paired_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
     """Accuracy of the first minus that of the second, of bools [N] that say which of the same
-    images each has right: (difference, low, high), the adjusted Wald interval of Bonett and Price
-    (2012), which holds for few images and where the two never differ."""
+    images each has right: (difference, low, high), the adjusted Wald interval (95 %) of Bonett and
+    Price (2012), which holds for few images and where the two never differ."""
     ahead, behind, n = int((first & ~second).sum()), int((second & ~first).sum()), len(first)
     p, q = (ahead + 1) / (n + 2), (behind + 1) / (n + 2)
-    half = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
+    half = float(stats.norm.ppf(0.975)) * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
     return (ahead - behind) / n, max(-1.0, p - q - half), min(1.0, p - q + half)
 
 
@@ -126,7 +124,7 @@ def advantage(
     return summary(pairs, cells, "difference").merge(counts, on=cells)
 
 
-def mask_effects(frame: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
+def mask_effects(frame: pd.DataFrame) -> pd.DataFrame:
     """What a network's own mask is worth on its weights: own minus another mask, paired by seed.
 
     frame: rows that differ in whose mask and in `control`, as `figures.by_mask` takes them. A row
@@ -141,7 +139,7 @@ def mask_effects(frame: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
     on = [*cell, "seed"]
     if frame[own].duplicated(on).any():
         raise ValueError("several rows of an own mask differ in none of " + ", ".join(on))
-    worth = -beside(frame, own, on, value)
+    worth = -beside(frame, own, on, "accuracy")
     if worth[~own].isna().any():
         raise ValueError("a mask stands alone: there is no row of its network's own mask")
     return _intervals(frame.assign(worth=worth)[~own], [*cell, *other, "control"], "worth")

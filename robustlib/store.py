@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 1
-META, TENSORS = "meta.json", "tensors.safetensors"
+META, TENSORS, UNFINISHED = "meta.json", "tensors.safetensors", "unfinished"
 ABANDONED_SECONDS = 86400.0
 """What a writer left unfinished and nobody touched for so long is taken for a dead one's."""
 
@@ -140,7 +140,10 @@ def put(
                 with files.whole(staged / name) as file:
                     file.write(data)
             if replace and where.exists():
-                _delete(where)
+                # Renamed first: no reader meets a half-deleted artifact. A full disk allows it.
+                doomed = _aside(where.name, "doomed")
+                where.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
             try:
                 staged.rename(where)
             except OSError:  # onto a folder that is not empty: somebody stored it first
@@ -149,13 +152,6 @@ def put(
         finally:
             shutil.rmtree(staged, ignore_errors=True)
     return _load(where)
-
-
-def remove(spec: Spec) -> None:
-    """Deletes a spec's artifact, such as a damaged one, so that it is computed again."""
-    if has(spec):
-        with _writing():
-            _delete(path(spec))
 
 
 @contextmanager
@@ -171,15 +167,11 @@ def lock(spec: Spec) -> Iterator[None]:
 
 def checkpoint(spec: Spec) -> Path:
     """Where the unfinished training of a spec is kept."""
-    return _unfinished() / f"{specs.key(spec)}.pt"
-
-
-def _unfinished() -> Path:
-    return root() / "unfinished"
+    return root() / UNFINISHED / f"{specs.key(spec)}.pt"
 
 
 def _aside(key: str, what: str) -> Path:
-    return _unfinished() / f"{key}.{what}-{os.urandom(4).hex()}"
+    return root() / UNFINISHED / f"{key}.{what}-{os.urandom(4).hex()}"
 
 
 def write_checked(file: Path, data: bytes | memoryview) -> None:
@@ -282,19 +274,11 @@ def _load(where: Path) -> Artifact:
     return Artifact(spec, row, meta["extra"], where)
 
 
-def _delete(where: Path) -> None:
-    # Renamed first, so that no reader meets a half-deleted artifact. A full disk allows it.
-    doomed = _aside(where.name, "doomed")
-    doomed.parent.mkdir(parents=True, exist_ok=True)
-    where.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
 def _clear(own: str) -> None:
     """Deletes what killed writers left of the artifact whose lock is held, and of any other what
     is long abandoned. A checkpoint stays until its result is stored."""
     now = time.time()
-    for left in _unfinished().glob("*"):
+    for left in (root() / UNFINISHED).glob("*"):
         key = left.name.split(".")[0]
         with suppress(OSError):  # what cannot be deleted is in nobody's way
             if key != own and now - left.stat().st_mtime < ABANDONED_SECONDS:

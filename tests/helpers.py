@@ -1,11 +1,10 @@
 """What test files share: none of them imports another."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from robustlib import models, specs, stats
+from robustlib import models, run, specs, stats
 from robustlib.specs import Pretrain, Ticket, Transfer
 
 TESTS = Path(__file__).parent
@@ -27,6 +26,29 @@ PATH = os.pathsep.join(map(str, [*sorted(p for p in TESTS.iterdir() if p.is_dir(
 
 SCOPES = ("global", "layer")
 BLOCKS = {"2:4": (2, 4), "1:4": (1, 4), "1:8": (1, 8)}
+
+
+def store_of(folders: pytest.TempPathFactory, *wanted: specs.Spec) -> Path:
+    """A store of its own that holds these specs."""
+    folder = folders.mktemp("computed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBUSTLIB_STORE", str(folder))
+        for spec in wanted:
+            run(spec)
+    return folder
+
+
+def killed_at(at: int, call: Callable) -> tuple[Callable, list[tuple]]:
+    """`call`, but for its call number `at`, which is interrupted; and the arguments of each."""
+    calls: list[tuple] = []
+
+    def instead(*args):
+        calls.append(args)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return call(*args)
+
+    return instead, calls
 
 
 def basic(seed: int = 0) -> nn.Module:

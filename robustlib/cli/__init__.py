@@ -1,13 +1,11 @@
 """The `robustlib` command: its flags are the fields of the specs."""
 
-from __future__ import annotations
-
 import sys
 
 import pydantic
 from cyclopts import CycloptsError
 
-from robustlib.cli import single, stored, studies  # noqa: F401 - each adds its commands
+from robustlib.cli import stored, studies  # noqa: F401 - each adds its commands
 from robustlib.cli.app import app, refuse
 
 

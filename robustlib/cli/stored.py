@@ -1,7 +1,5 @@
 """Commands that show what there is: data sets, results and verdicts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any, Literal
 

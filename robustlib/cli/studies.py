@@ -1,7 +1,5 @@
 """Commands that run many specs: studies, sweeps, batches of a notebook, and your own task."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

@@ -4,8 +4,6 @@ Every step draws its augmentation from a seed of its own, so that a resumed epoc
 step with the batches of the uninterrupted one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -94,10 +92,10 @@ def gather(
     n, pad = len(rows), min(height, width) // 8
     shifts = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator)
     flips = (torch.rand((n, 1), generator=generator) < 0.5).to(where, non_blocking=True)
-    down, right = (
-        _reflect(shift + torch.arange(size, device=where), size)
-        for shift, size in zip(shifts.to(where, non_blocking=True), (height, width), strict=True)
-    )
+    moved = zip(shifts.to(where, non_blocking=True), (height, width), strict=True)
+    places = [(shift + torch.arange(size, device=where), size - 1) for shift, size in moved]
+    # Mirrored at the border pixel, which is not repeated.
+    down, right = (last - (last - place.abs()).abs() for place, last in places)
     if augment == "crop-flip":
         right = torch.where(flips, right.flip(1), right)
     pixels = (own[:, None] * height + down)[:, :, None] * width + right[:, None, :]
@@ -108,11 +106,6 @@ def _pick(x: Tensor, pixels: Tensor) -> Tensor:
     # index_select copies whole pixels: twice as fast as indexing with three tensors.
     flat = x.reshape(-1, *x.shape[3:]).index_select(0, pixels.reshape(-1))
     return flat.view(len(pixels), *x.shape[1:])
-
-
-def _reflect(index: Tensor, size: int) -> Tensor:
-    """Indices mirrored into [0, size), the border pixel not repeated."""
-    return size - 1 - (size - 1 - index.abs()).abs()
 
 
 def _generator(*parts: int) -> torch.Generator:

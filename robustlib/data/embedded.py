@@ -1,8 +1,6 @@
 """The sets that need no network and no data root: scanned `digits`, rendered `glyphs`, and, with
 masks, letters on texture, `glyphs_seg`."""
 
-from __future__ import annotations
-
 import string
 from collections.abc import Callable
 from functools import lru_cache

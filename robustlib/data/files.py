@@ -1,7 +1,5 @@
 """Sets larger than memory: folders of image files, decoded as they are needed by a DataLoader."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """`load` and `load_segmentation`: a data set by name, as tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -13,7 +11,7 @@ import torch
 from robustlib.data import packs, sources
 from robustlib.data.embedded import EMBEDDED
 from robustlib.data.files import imagenet
-from robustlib.data.packs import IGNORE, SPLITS, Pack
+from robustlib.data.packs import IGNORE, SPLITS
 from robustlib.data.splits import (
     Dataset,
     FileSplit,
@@ -89,13 +87,11 @@ def _drawn(
     """The set as it is stored, cut to a label budget of n_train training images, as `load` says."""
     n_train = None if n_train is None else integer("n_train", n_train, 1)
     path = sources.find(name, size, root, masks)
-    if path is None:
-        data = _embedded(name, size)
-    elif path.suffix != ".npz":
-        data = _folder(path, size)
-    else:
+    if path is not None and path.suffix == ".npz":
         stat = path.stat()
-        data = _pack(name, path, masks, stat.st_mtime_ns, stat.st_size)
+        data = _whole(name, path, masks, (stat.st_mtime_ns, stat.st_size))
+    else:
+        data = _whole(name, path, masks, size)
     if n_train is None:
         return data
     if n_train > (n := len(data.train)):
@@ -112,21 +108,13 @@ def _each(data: Dataset, change: Callable[[Any], Split | FileSplit]) -> Dataset:
 
 
 # Whole sets are kept for the process, at the size they are stored in: a study asks for the same few
-# sets again and again, at other seeds. The time and size of the file are part of the key.
+# sets again and again, at other seeds.
 @lru_cache(maxsize=8)
-def _pack(name: str, path: Path, masks: bool, changed: int, size: int) -> Dataset:
-    return _dataset(name, packs.read(path, masks))
-
-
-@lru_cache(maxsize=8)
-def _embedded(name: str, size: int) -> Dataset:
-    return _dataset(name, EMBEDDED[name](size))
-
-
-_folder = lru_cache(maxsize=2)(imagenet)
-
-
-def _dataset(name: str, pack: Pack) -> Dataset:
+def _whole(name: str, path: Path | None, masks: bool, at: Any) -> Dataset:
+    """at: the size that is wanted; of a pack, which has its own, the time and size of its file."""
+    if path is not None and path.suffix != ".npz":
+        return imagenet(path, at)
+    pack = packs.read(path, masks) if path else EMBEDDED[name](at)
     label = "m" if pack.masks else "y"
     own = {key: torch.from_numpy(a) for key, a in pack.arrays.items()}
     parts = {s: Split(own[f"x_{s}"], own[f"{label}_{s}"]) for s in SPLITS if f"x_{s}" in own}

@@ -1,7 +1,5 @@
 """The data sets by name: where each comes from, and the pack it is read from."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable

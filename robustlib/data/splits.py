@@ -1,7 +1,5 @@
 """What a data set is in memory, and how parts of it are drawn: by class and by seed."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass, replace
 from typing import Any

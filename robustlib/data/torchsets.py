@@ -3,8 +3,6 @@
 Nothing is downloaded before a set is asked for; each then becomes a pack.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import tomllib

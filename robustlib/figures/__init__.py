@@ -5,8 +5,6 @@ figure hold.
 """
 
 # ruff: noqa: F401 (what is imported here is offered here)
-from __future__ import annotations
-
 from robustlib.figures.ablations import (
     by_drawing,
     by_mask,
@@ -22,8 +20,10 @@ from robustlib.figures.networks import (
     adversarial_examples,
     attacked,
     attacked_rows,
+    by_class,
     curves,
     robust_accuracy,
+    scenes,
 )
 from robustlib.figures.paper import FIGURES, caption, folder, read, save, section, stored, write
 from robustlib.figures.properties import (
@@ -41,10 +41,13 @@ from robustlib.figures.results import (
     accuracy_vs_sparsity,
     advantage,
     advantage_vs_labels,
+    correlation,
     detail,
     miou_vs_sparsity,
+    overlap,
+    robustness,
+    verdict,
 )
-from robustlib.figures.scenes import by_class, scenes
 from robustlib.figures.style import START, VENUES, looks, venue
 from robustlib.figures.tickets import (
     filters,
@@ -56,6 +59,5 @@ from robustlib.figures.tickets import (
     pair_overlaps,
     patterns,
 )
-from robustlib.figures.words import correlation, overlap, robustness, verdict
 
 __all__ = [name for name, value in list(globals().items()) if callable(value)]

@@ -1,7 +1,5 @@
 """Figures that change one thing of the pipeline: pretraining, ticket, mask, or task."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,19 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from robustlib import stats
-from robustlib.figures import grid
-from robustlib.figures.names import (
-    alike,
-    called,
-    distinct,
-    label,
-    labelled,
-    ordered,
-    shared,
-    titles,
-    with_way,
-)
-from robustlib.figures.style import OTHER, column_width, looks, page_width, style
+from robustlib.figures import grid, names
+from robustlib.figures.style import NATURAL, column_width, looks, page_width, style
 from robustlib.specs import PATTERNS, SCHEMES, n_of_m
 
 _OBJECTIVES = ("pgd", "trades", "free", "smoothing")
@@ -35,28 +22,21 @@ _OF_GAP = ["mode", "sparsity", "n_train"]
 def by_pretraining(frame: pd.DataFrame) -> Figure:
     """What each way to pretrain adds to natural pretraining, in points, by task and mode.
 
-    frame: rows of `sweep` of one sparsity. A line joins the radii (or the sigmas) of one way. Small
-    dots are the seeds, paired with the natural network of the seed; bars their 95 % interval.
+    frame: rows of `sweep` of one sparsity. A line joins the radii (or the sigmas) of one way.
     Raises ValueError when a robust row has no natural partner.
     """
-    alike(frame, "arch", "n_train", "sparsity", "scheme", "pattern")
-    pairs = with_way(labelled(stats.differences(frame)), ["mode", "recalibrate"])
-    distinct(pairs, "task", "way", "label")
+    names.alike(frame, "arch", "n_train", "sparsity", "scheme", "pattern")
+    pairs = names.with_way(names.labelled(stats.differences(frame)), ["mode", "recalibrate"])
+    names.distinct(pairs, "task", "way", "label")
     pairs = pairs.assign(order=pairs.objective.map(_OBJECTIVES.index))
     pairs = pairs.sort_values(["order", "steps", "norm", "eps", "sigma"], kind="stable")
     # None of them is natural: that they are robust goes without saying.
     short, colours = pairs.label.str.removeprefix("robust, "), looks(pairs.label)
     pairs["x"] = pd.Categorical(short, short.unique())
-    rows = grid.measured(pairs, "difference", "difference")
+    joined = pairs.groupby(["objective", "steps", "norm"], sort=False).ngroup()
+    rows = grid.measured(pairs, "difference", "difference", joined=joined)
     rows["ylabel"] = rows.way + "\nrobust − natural (points)"
-    fig, cells, bars = _by_task_and_way(rows, frame, 1.6, colours, apart=0, sharey="row")
-    for ax, own in cells:
-        for _, kind in own.groupby(["objective", "steps", "norm"], sort=False):
-            means = 100 * kind.groupby("x", observed=True).difference.mean()
-            ax.plot(means.index.codes, means, color=OTHER, lw=0.8, zorder=1)
-    note = f"{grid.DOTS}; {bars}" if bars else grid.DOTS
-    fig.supxlabel(f"{shared(frame, 'sparsity', 'n_train', 'seed')}\n{note}", fontsize=6.5)
-    return fig
+    return _by_task_and_way(rows, frame, 1.6, colours, apart=0, sharey="row", named=False)
 
 
 @style()
@@ -64,26 +44,22 @@ def by_mask(frame: pd.DataFrame) -> Figure:
     """Accuracy by whose mask (places on the axis) and whose weights (colours).
 
     frame: rows of `sweep` that differ in mask_from and control, of one sparsity; a panel for each
-    task and mode. Small dots are the seeds, large ones their means; bars the 95 % interval of the
-    difference to the network's own mask, paired by seed.
+    task and mode. Bars are of the difference to the network's own mask.
     """
-    alike(frame, "arch", "n_train", "sparsity", "scheme", "pattern")
+    names.alike(frame, "arch", "n_train", "sparsity", "scheme", "pattern")
     if (frame.control == "reinit").any():
         raise ValueError("control='reinit': its weights are nobody's, draw it by `by_drawing`")
-    rows = with_way(labelled(frame), ["mode", "recalibrate"])
+    rows = names.with_way(names.labelled(frame), ["mode", "recalibrate"])
     rows["mask"] = [mask_label(row) for row in rows.to_dict("records")]
-    distinct(rows, "task", "way", "label", "mask")
+    names.distinct(rows, "task", "way", "label", "mask")
     own = rows["mask"] == rows.label
     rows["worth"] = stats.beside(rows, own, ["task", "way", "label", "seed"], "accuracy")
     places = rows.sort_values(["control", "mask_objective", "mask_eps"])["mask"].unique()
     rows["x"] = pd.Categorical(rows["mask"], places)
-    rows, colours = grid.measured(rows, "accuracy", "worth"), looks(ordered(rows))
+    rows, colours = grid.measured(rows, "accuracy", "worth"), looks(names.ordered(rows))
     of = "of the difference to the own mask, paired by seed"
-    fig, _, bars = _by_task_and_way(rows, frame, 1.4, colours, of=of, sharey=False)
-    fig.supxlabel("mask", fontsize=8)
-    said = shared(frame, "sparsity", "n_train", "seed")
-    grid.legend(fig, colours, said, f"colour: whose weights; {grid.DOTS}", bars)
-    return fig
+    words = {"xlabel": "mask", "of": of, "also": "colour: whose weights"}
+    return _by_task_and_way(rows, frame, 1.4, colours, sharey=False, **words)
 
 
 @style()
@@ -91,40 +67,47 @@ def by_drawing(frame: pd.DataFrame) -> Figure:
     """Accuracy of natural and robust tickets for each way to draw them, and their difference.
 
     frame: rows of `sweep` that differ in pattern or scheme, of one mode. Two rows of panels for
-    each task, a column for each sparsity: above accuracies, below robust minus natural, paired by
-    seed, with 95 % intervals over seeds. Small dots are the seeds. Patterns n:m share one place on
-    the axis. Raises ValueError when a robust row has no natural partner.
+    each task, a column for each sparsity: above accuracies, below robust minus natural. Patterns
+    n:m share one place on the axis. Raises ValueError when a robust row has no natural partner.
     """
-    alike(frame, "mode", "arch", "recalibrate", "n_train", "scope")
-    frame = labelled(_placed(frame))
-    distinct(frame, "task", "sparsity", "place", "label")
-    order = {row["place"]: _order(row) for row in frame.to_dict("records")}
+    names.alike(frame, "mode", "arch", "recalibrate", "n_train", "scope")
+    frame = names.labelled(_placed(frame))
+    names.distinct(frame, "task", "sparsity", "place", "label")
+    # From simple to elaborate, upstream before downstream, natural before adversarial.
+    order = {
+        row["place"]: (
+            SCHEMES.index(row["scheme"]),
+            row["control"] != "none",
+            _downstream(row),
+            row["ticket_objective"] == "pgd",
+            PATTERNS.index(row["pattern"]),
+        )
+        for row in frame.to_dict("records")
+    }
     frame["x"] = pd.Categorical(frame.place, sorted(order, key=order.__getitem__))
-    names, colours = titles(frame), looks(ordered(frame))
+    tasks, colours = names.titles(frame), looks(names.ordered(frame))
     pairs = grid.measured(stats.differences(frame), "difference", "difference", title="")
-    title = frame.task.map(names) + ", sparsity " + frame.sparsity.map("{:g}".format)
+    title = frame.task.map(tasks) + ", sparsity " + frame.sparsity.map("{:g}".format)
     rows = pd.concat([grid.measured(frame, "accuracy", title=title), pairs])
-    rows["line"] = 2 * rows.task.map(list(names).index) + rows.compared
+    rows["line"] = 2 * rows.task.map(list(tasks).index) + rows.compared
     rows["place"] = rows.sparsity
-    size = page_width() if rows.sparsity.nunique() > 1 else column_width(), 1.3 + 2.3 * len(names)
-    fig, _, bars = grid.panels(rows, *size, colours, sharey="row")
-    fig.align_ylabels()
-    grid.legend(fig, colours, shared(frame, "mode", "n_train", "seed"), grid.DOTS, bars)
-    return fig
+    height, wide = 1.3 + 2.3 * len(tasks), rows.sparsity.nunique() > 1
+    common = ("mode", "n_train", "seed")
+    return grid.panels(rows, height, colours, common, wide=wide, sharey="row")
 
 
 def _by_task_and_way(
     rows: pd.DataFrame, frame: pd.DataFrame, above: float, colours: grid.Looks, **options: Any
-) -> tuple[Figure, grid.Cells, str]:
+) -> Figure:
     """Tasks, in the order of the frame, beside each other as far as the names on the axis have
     room, ways to transfer below each other."""
-    names = titles(frame)
+    tasks = names.titles(frame)
     fit = int(page_width() / (grid.MARGIN + 0.1 * rows.x.nunique())) or 1
-    lines = -(-len(names) // fit)
-    across = -(-len(names) // lines)
-    rows = grid.wrapped(rows.assign(title=rows.task.map(names)), list(names), "task", across)
-    width = page_width() if len(names) > 1 else column_width()
-    return grid.panels(rows, width, above + 1.5 * rows.line.nunique(), colours, **options)
+    lines = -(-len(tasks) // fit)
+    across = -(-len(tasks) // lines)
+    rows = grid.wrapped(rows.assign(title=rows.task.map(tasks)), list(tasks), "task", across)
+    height, common = above + 1.5 * rows.line.nunique(), ("sparsity", "n_train", "seed")
+    return grid.panels(rows, height, colours, common, wide=len(tasks) > 1, **options)
 
 
 def drawing(row: Mapping[str, Any]) -> str:
@@ -150,17 +133,6 @@ def _placed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(place=[row["pattern"] if alone else drawing(row) for row in rows])
 
 
-def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """From simple to elaborate, upstream before downstream, natural before adversarial."""
-    return (
-        SCHEMES.index(row["scheme"]),
-        row["control"] != "none",
-        _downstream(row),
-        row["ticket_objective"] == "pgd",
-        PATTERNS.index(row["pattern"]),
-    )
-
-
 def _downstream(row: Mapping[str, Any]) -> bool:
     return row["dataset"] not in ("", None) and not pd.isna(row["dataset"])  # nan: from a file
 
@@ -172,11 +144,11 @@ def gap(rows: pd.DataFrame) -> Figure:
     rows: those of `gap_rows`. Points are tasks; bars their 95 % intervals: over resampled images to
     the side, over seeds upwards.
     """
-    rows = labelled(rows)
+    rows = names.labelled(rows)
     colours = looks(rows.label)
     fig = grid.plain(page_width(), column_width())
     ax = fig.subplots()
-    grid.no_difference(ax)
+    ax.axhline(0, color=NATURAL, lw=1, zorder=0)
     for name, look in colours.items():
         own = rows[rows.label == name].sort_values("gap")
         # The interval is not made from the point, and might leave it out.
@@ -186,7 +158,7 @@ def gap(rows: pd.DataFrame) -> Figure:
         ax.errorbar(own.gap, 100 * own["mean"], **bars, **(look | {"ls": ""}))
         # Names stand at the ends of the bars, in turn above and below: near tasks are close.
         ends = 100 * own[["high", "low"]].T.fillna(own["mean"]).T
-        for i, task in enumerate(own.task.map(called)):
+        for i, task in enumerate(own.task.map(names.called)):
             up = 1 - 2 * (i % 2)
             place: Any = {"xytext": (0, 2 * up), "textcoords": "offset points", "fontsize": 6}
             place |= {"rotation": 40 * up, "va": "bottom" if up > 0 else "top"}
@@ -200,7 +172,7 @@ def gap(rows: pd.DataFrame) -> Figure:
     ax.set_ylim(low - room, top + room)
     ax.set_xlabel("Fréchet distance of the task to the source")
     ax.set_ylabel("robust − natural (points)")
-    grid.legend(fig, colours, f"{shared(rows, *_OF_GAP)}, {seeds}", note)
+    grid.legend(fig, colours, f"{names.shared(rows, *_OF_GAP)}, {seeds}", note)
     return fig
 
 
@@ -212,11 +184,11 @@ def gap_rows(frame: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
     extractor and one number of images, with columns `against` (task), frechet_infinity, low, high,
     n and key. Raises ValueError for a task without a gap, or rows that differ in what has no place.
     """
-    alike(frame, *_OF_GAP, "recalibrate", "arch", "scheme", "pattern", "scope")
-    alike(gaps, "n")
+    names.alike(frame, *_OF_GAP, "recalibrate", "arch", "scheme", "pattern", "scope")
+    names.alike(gaps, "n")
     if gaps.against.duplicated().any():
         raise ValueError("gaps: several are given for one task, of one network they are one")
-    distinct(labelled(frame), "task", "label")
+    names.distinct(names.labelled(frame), "task", "label")
     own = gaps.rename(columns={"against": "task", "frechet_infinity": "gap"})
     own = own.rename(columns={name: f"gap_{name}" for name in ("low", "high", "n", "key")})
     if missing := sorted(set(frame.task) - set(own.task)):
@@ -232,7 +204,9 @@ def mask_rows(frame: pd.DataFrame) -> pd.DataFrame:
     which other mask (`mask`)."""
     effects = stats.mask_effects(frame)
     rows = effects.to_dict("records")
-    return effects.assign(weights=[label(r) for r in rows], mask=[mask_label(r) for r in rows])
+    return effects.assign(
+        weights=[names.label(r) for r in rows], mask=[mask_label(r) for r in rows]
+    )
 
 
 def mask_label(row: Mapping[str, Any]) -> str:
@@ -241,4 +215,4 @@ def mask_label(row: Mapping[str, Any]) -> str:
     row: anything with the columns of a ticket.
     """
     named = {name: row[f"mask_{name}"] for name in stats.PRETRAINING}
-    return label(named) + ", shuffled" * (row["control"] == "shuffle")
+    return names.label(named) + ", shuffled" * (row["control"] == "shuffle")

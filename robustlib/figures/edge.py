@@ -1,7 +1,5 @@
 """Figures of what tickets cost where they are deployed."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
@@ -27,8 +25,7 @@ def edge(frame: pd.DataFrame) -> Figure:
     """Accuracy against each cost, in percent of the dense network's, on one log scale: a column of
     panels for each pattern, a line of them for each cost.
 
-    frame: rows of `deployment.measure`, of one task. Large dots are means over seeds, with their
-    sparsity; bars the 95 % interval of the difference to natural, paired by seed. What is hollow is
+    frame: rows of `deployment.measure`, of one task. Means stand with their sparsity. Hollow is
     int8, for which parameters and multiply-adds are those of fp32. Raises ValueError for no rows or
     several tasks.
     """

@@ -1,9 +1,9 @@
 """The grammar of the figures: panels by columns of rows, and in each the marks of every network.
 
-seaborn lays out the panels. Its estimators know no intervals paired by seed, so `marks` draws them.
+Small dots are seeds, large ones their means, joined by a line on an axis of numbers; bars are 95 %
+intervals over seeds, of differences paired by seed where accuracies are compared. seaborn lays out
+the panels; its estimators know no such intervals, so `marks` draws them.
 """
-
-from __future__ import annotations
 
 import math
 import textwrap
@@ -19,10 +19,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from robustlib import stats
-from robustlib.figures.style import NATURAL
+from robustlib.figures.names import shared
+from robustlib.figures.style import NATURAL, OTHER, column_width, page_width
 
 Looks = Mapping[Any, Mapping[str, Any]]
 Cells = list[tuple[Axes, pd.DataFrame]]
+Line = tuple[str, Any, Sequence[str]]
+"""Of images, each [H, W, 3] in [0, 1] or numbers [H, W]: a name, they, what stands above each."""
 
 DOTS = "small dots: single seeds"
 OVER_SEEDS = "over seeds"
@@ -131,31 +134,46 @@ def measured(
 
 def panels(
     rows: pd.DataFrame,
-    width: float,
     height: float,
     looks: Looks,
+    common: Sequence[str],
     *,
+    wide: bool = True,
+    xlabel: str = "",
     axis: Callable[[Axes, pd.DataFrame], None] = by_name,
     of: str = OVER_SEEDS,
+    also: str = "",
     apart: float | None = None,
+    named: bool = True,
     **options: Any,
-) -> tuple[Figure, Cells, str]:
-    """`facets` of rows that are `measured`, with their `marks`, and a line for natural where they
-    are differences to it; also returns what a note must say of bars.
+) -> Figure:
+    """`facets` of rows that are `measured`, with their `marks`, a line for natural where they are
+    differences to it, and a `legend` that says what the columns `common` are for all rows, what
+    dots and bars are, and `also`.
 
-    axis: makes the axis of a panel, of the column `x` of its rows; of: what the intervals are of.
+    height: in inches; wide: as a page, else as a column; axis: makes the axis of a panel, of the
+    column `x` of its rows; of: what the intervals are of; named: colours have a legend; else what
+    it says stands below.
     """
+    width = page_width() if wide else column_width()
     fig, cells = facets(rows, width, height, "line", "place", **options)
     kinds: dict[tuple[bool, float], list[Axes]] = {}
     for ax, own in cells:
         axis(ax, own)
         compared, scale = own.compared.iloc[0], own.scale.iloc[0]
         if compared:
-            no_difference(ax)
+            ax.axhline(0, color=NATURAL, lw=1, zorder=0)
         marks(ax, own, looks, apart)
         kinds.setdefault((compared, scale), []).append(ax)
     bars = [fit(axes, kind[0], 0.005 * kind[1], of) for kind, axes in kinds.items()]
-    return fig, cells, max(bars, key=len)
+    fig.align_ylabels()
+    dots = f"{also}; {DOTS}" if also else DOTS
+    notes = shared(rows, *common), dots, max(bars, key=len)
+    if named:
+        legend(fig, looks, *notes)
+    if below := xlabel if named else "\n".join(filter(None, notes)):
+        fig.supxlabel(below, fontsize=8 if named else 6.5)
+    return fig
 
 
 def wrapped(rows: pd.DataFrame, values: Sequence[Any], column: str, across: int) -> pd.DataFrame:
@@ -170,11 +188,15 @@ def marks(ax: Axes, rows: pd.DataFrame, looks: Looks, apart: float | None = None
     """Of each label the seeds as small dots and their means as large ones, with the interval of
     `spread` over seeds, at the column `x`: names of a categorical, or, joined by a line, numbers.
 
-    rows: `measured`; apart: how far the labels stand from each other, in decades on a log axis.
+    rows: `measured`; names of one value of a column `joined` have a line through their means;
+    apart: how far the labels stand from each other, in decades on a log axis.
     """
     log, n, scale = ax.get_xscale() == "log", len(looks), rows.scale.iloc[0]
     if isinstance(rows.x.dtype, pd.CategoricalDtype):
         rows = rows.assign(x=rows.x.cat.codes.astype(int))
+    for _, own in rows.groupby("joined", sort=False) if "joined" in rows else ():
+        means = scale * own.groupby("x").y.mean()
+        ax.plot(means.index, means, color=OTHER, lw=0.8, zorder=1)
     if apart is None:
         apart = min(0.04, 0.12 / n) if log else 0.3 / max(1, n - 1)
 
@@ -211,14 +233,26 @@ def curves(ax: Axes, rows: pd.DataFrame, x: str, y: str, looks: Looks, scale: fl
         ax.plot(means.index, scale * means, **look)
 
 
-def pictures(down: int, across: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """A figure of down x across panels for images, without ticks."""
+def pictures(
+    lines: Sequence[Line], width: float, height: float, size: float | None = None, **shown: Any
+) -> Figure:
+    """A figure of images, a row of panels for each line, all as long as the first at most. size: of
+    the letters above an image, in red where these say that a network errs; shown: how numbers
+    become colours."""
     fig = plain(width, height)
-    axes = fig.subplots(down, across, squeeze=False)
-    for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
-        ax.grid(visible=False)
-    return fig, axes
+    axes = fig.subplots(len(lines), len(lines[0][1]), squeeze=False)
+    for row, (name, images, titles) in zip(axes, lines, strict=True):
+        row[0].set_ylabel(name)
+        for i, ax in enumerate(row):
+            ax.set(xticks=[], yticks=[])
+            ax.grid(visible=False)
+            if i >= len(images):
+                ax.set_axis_off()
+                continue
+            ax.imshow(images[i], **shown)
+            red = "#B2182B" if "✗" in titles[i] else "black"
+            ax.set_title(titles[i], fontsize=size, color=red)
+    return fig
 
 
 def fit(axes: Iterable[Axes], zero: bool = False, least: float = 0.5, of: str = OVER_SEEDS) -> str:
@@ -252,11 +286,6 @@ def fit(axes: Iterable[Axes], zero: bool = False, least: float = 0.5, of: str = 
                     cut = True
         some = some or bool(bars)
     return (f"bars: 95 % interval {of}" + ", cut off at an arrowhead" * cut) if some else ""
-
-
-def no_difference(ax: Axes) -> None:
-    """The line of natural pretraining, where differences to it are drawn."""
-    ax.axhline(0, color=NATURAL, lw=1, zorder=0)
 
 
 def legend(fig: Figure, looks: Looks, *notes: str) -> None:

@@ -1,7 +1,5 @@
 """What figures call things: ways to pretrain, tasks, what rows have in common."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

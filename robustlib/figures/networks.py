@@ -1,6 +1,4 @@
-"""Figures of pretrained networks: how they were trained, and what fools them."""
-
-from __future__ import annotations
+"""Figures of networks: how they were trained, what fools them, and how they label pixels."""
 
 import itertools
 import math
@@ -10,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
+import torch
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from robustlib import stats
 from robustlib.figures import grid
-from robustlib.figures.names import labelled, shared
+from robustlib.figures.names import alike, labelled, ordered, shared
 from robustlib.figures.style import column_width, looks, page_width, style, written
 from robustlib.specs import columns
 from robustlib.store import Artifact
@@ -48,6 +49,7 @@ def curves(frame: pd.DataFrame) -> Figure:
     return fig
 
 
+IGNORED = "#FFFFFF"
 LONGEST = 12
 """Letters of a class name that are shown."""
 
@@ -68,27 +70,25 @@ def adversarial_examples(
     images = images.cpu()
     attacked = {name: (new.cpu(), old, now) for name, (new, old, now) in attacked.items()}
     factor = _amplification([new - images for new, *_ in attacked.values()])
-    across, rows = len(images), 1 + 2 * len(attacked)
-    side = page_width() / (across + 1)
+    side = page_width() / (len(images) + 1)
     # A name and an arrow are as wide as an image; a letter of 6 points is some 0.6 of that wide.
     longest = min(LONGEST, int(72 * side / (0.6 * 6)) - 3)
     names = [_short(name, longest) for name in class_names]
-    lines = [("image and class", images, [names[int(label)] for label in truth])]
+    lines = [("image and class", _seen(images), [names[int(label)] for label in truth])]
     for name, (adversarial, before, after) in attacked.items():
-        change = 0.5 + factor * (adversarial - images)
-        lines.append((f"{name}\nchange × {factor:g}", change, [""] * across))
+        change = _seen(0.5 + factor * (adversarial - images))
+        lines.append((f"{name}\nchange × {factor:g}", change, [""] * len(images)))
         said = [
             f"{names[int(b)]} →\n{_judged(names, int(a), int(label))}"
             for b, a, label in zip(before, after, truth, strict=True)
         ]
-        lines.append(("attacked image\nand prediction", adversarial, said))
+        lines.append(("attacked image\nand prediction", _seen(adversarial), said))
     with style(class_names):
-        fig, axes = grid.pictures(rows, across, page_width(), 0.4 + rows * (side + 0.12))
-        for line, (name, pictures, said) in zip(axes, lines, strict=True):
-            line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=6.5)
-            _show(line, pictures, said, 6)
-        for ax in axes.flat:
+        height = 0.4 + len(lines) * (side + 0.12)
+        fig = grid.pictures(lines, page_width(), height, size=6)
+        for ax in fig.axes:
             ax.spines[:].set_visible(False)
+            ax.yaxis.label.set(rotation=0, ha="right", va="center", fontsize=6.5)
         if note:
             fig.suptitle(note, fontsize=6.5)
     return fig
@@ -109,16 +109,16 @@ def attacked(
     around grey: changes by one factor, each gradient by its own largest values.
     """
     factor = _amplification([new - image for new, *_ in networks.values()])
-    names = list(map(_short, class_names))
+    names, lines = list(map(_short, class_names)), []
+    for name, (new, gradient, *says) in networks.items():
+        said = [f"{_judged(names, int(p.argmax()), truth)} {p.max():.0%}" for p in says]
+        titles = [f"image: {said[0]}", f"attacked: {said[1]}"]
+        titles += [f"change × {factor:g}", "gradient of the loss"]
+        slope = 0.5 + 0.5 * gradient / float(gradient.abs().flatten().quantile(0.995) or 1)
+        drawn = torch.stack([image, new, 0.5 + factor * (new - image), slope])
+        lines.append((name, _seen(drawn), titles))
     with style(class_names):
-        fig, axes = grid.pictures(len(networks), 4, page_width(), 0.45 + 1.75 * len(networks))
-        for line, (name, (new, gradient, *says)) in zip(axes, networks.items(), strict=True):
-            line[0].set_ylabel(name, fontsize=7)
-            said = [f"{_judged(names, int(p.argmax()), truth)} {p.max():.0%}" for p in says]
-            titles = [f"image: {said[0]}", f"attacked: {said[1]}"]
-            titles += [f"change × {factor:g}", "gradient of the loss"]
-            slope = 0.5 + 0.5 * gradient / float(gradient.abs().flatten().quantile(0.995) or 1)
-            _show(line, (image, new, 0.5 + factor * (new - image), slope), titles, 7)
+        fig = grid.pictures(lines, page_width(), 0.45 + 1.75 * len(networks), size=7)
         fig.suptitle(f"class {names[truth]}{'; ' * bool(note)}{note}", fontsize=8)
     return fig
 
@@ -172,15 +172,64 @@ def attacked_rows(found: Iterable[Artifact]) -> pd.DataFrame:
     return pd.DataFrame(rows).drop_duplicates(ignore_index=True)
 
 
+def scenes(
+    images: Tensor,
+    masks: Tensor,
+    predicted: Mapping[str, Tensor],
+    class_names: Sequence[str],
+    ignore: int = 255,
+) -> Figure:
+    """Images, their masks, and what each network predicts, a row each; white has no class.
+
+    images: uint8 [N, H, W, 3]; masks, predicted: integers [N, H, W], labels of class_names.
+    """
+    labels, n = {"truth": masks, **predicted}, len(images)
+    # 60 colours: VOC has 21 classes, and twenty would give two of them one.
+    maps: list[Any] = [colormaps[name] for name in ("tab20", "tab20b", "tab20c")]
+    colours = [colour for part in maps for colour in part.colors]
+    own = [colours[i % len(colours)] for i in range(len(class_names))]
+    known = ListedColormap(own).with_extremes(bad=IGNORED)
+    present = [i for i in range(len(own)) if any(bool((m == i).any()) for m in labels.values())]
+    lines: list[grid.Line] = [("image", images.numpy(), [""] * n)]
+    lines += [(k, np.ma.masked_equal(m.numpy(), ignore), [""] * n) for k, m in labels.items()]
+    with style(class_names):
+        height = len(lines) * (page_width() / n * images.shape[1] / images.shape[2] + 0.08) + 0.5
+        scale: dict[str, Any] = {"cmap": known, "vmin": -0.5, "vmax": len(own) - 0.5}
+        fig = grid.pictures(lines, page_width(), height, **scale)
+        for ax in fig.axes[:n]:
+            ax.images[0].set_interpolation("auto")
+        patches = [Patch(fc=known(i), label=written(class_names[i])) for i in present]
+        fig.legend(handles=patches, loc="outside upper center", ncols=6)
+    return fig
+
+
+def by_class(frame: pd.DataFrame) -> Figure:
+    """IoU of each class, natural against robust, one panel for each sparsity.
+
+    frame: a row for each network and class, with the columns of its Transfer, name (of the class)
+    and iou. Classes that no test image has are left out. Raises ValueError for rows that differ in
+    what has no place here, the task for one.
+    """
+    alike(frame, "task", "arch", "n_train", "scheme", "pattern", "scope")
+    rows = labelled(frame.dropna(subset=["iou"]))
+    names, natural = rows["name"].map(written), rows.label == "natural"
+    rows["ahead"] = stats.beside(rows, natural, ["name", "sparsity", "seed"], "iou")
+    title = "sparsity " + rows.sparsity.map("{:g}".format)
+    x = pd.Categorical(names, names.unique())
+    rows = grid.measured(rows, "iou", "ahead", x=x, title=title, line=rows.sparsity)
+    colours, height = looks(ordered(rows)), 1.2 + 1.2 * rows.sparsity.nunique()
+    with style(rows["name"].unique()):
+        wide = names.nunique() > 6
+        return grid.panels(rows, height, colours, ("task", "seed"), wide=wide, of=grid.TO_NATURAL)
+
+
 def _judged(names: Sequence[str], said: int, truth: int) -> str:
     return f"{names[said]} {'✓' if said == truth else '✗'}"
 
 
-def _show(axes: Iterable[Axes], pictures: Iterable[Tensor], titles: list[str], size: float) -> None:
-    """Images [3, H, W], each below its title, which is red where it says that a network errs."""
-    for ax, picture, title in zip(axes, pictures, titles, strict=True):
-        ax.imshow(picture.clamp(0, 1).permute(1, 2, 0).cpu().numpy())
-        ax.set_title(title, fontsize=size, color="#B2182B" if "✗" in title else "black")
+def _seen(images: Tensor) -> np.ndarray:
+    """Images [N, 3, H, W] as `grid.pictures` takes them."""
+    return images.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _amplification(changes: Any) -> float:

@@ -1,7 +1,5 @@
 """Every figure by its name: how it is drawn from its rows, what its caption says, and its files."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,10 +13,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from robustlib import __version__, claims, profiles, stats, store
-from robustlib.figures import ablations, results, table, tickets
+from robustlib.figures import ablations, networks, results, table, tickets
 from robustlib.figures.edge import channels, edge
 from robustlib.figures.names import called, in_words, labelled, ordered
-from robustlib.figures.networks import adversarial_examples, curves, robust_accuracy
 from robustlib.figures.properties import (
     certified,
     corruptions,
@@ -29,7 +26,6 @@ from robustlib.figures.properties import (
     reliability,
     table_rows,
 )
-from robustlib.figures.scenes import by_class, scenes
 from robustlib.figures.style import VENUES, style, venue
 from robustlib.files import sha256, whole
 from robustlib.specs import Evaluation, Transfer, columns, one_of
@@ -81,7 +77,7 @@ FIGURES = {
     "batchnorm": Named(results.accuracy_vs_sparsity, TO_NATURAL, None, "batchnorm"),
     "ranking": Named(results.accuracy_vs_sparsity, TO_NATURAL, None, "ranking"),
     "segmentation": Named(results.miou_vs_sparsity, TO_NATURAL, None, "segmentation"),
-    "segmentation_classes": Named(by_class, TO_NATURAL),
+    "segmentation_classes": Named(networks.by_class, TO_NATURAL),
     "gap": Named(
         ablations.gap, f"{OVER_SEEDS} (upwards); bootstrap over images (sideways)", study="gap"
     ),
@@ -92,17 +88,17 @@ FIGURES = {
     "layers": Named(layers, study="properties"),
     "edge": Named(edge, TO_NATURAL),
     "channels": Named(channels),
-    "training_curves": Named(curves),
-    "robust_accuracy": Named(robust_accuracy, EXACT),
+    "training_curves": Named(networks.curves),
+    "robust_accuracy": Named(networks.robust_accuracy, EXACT),
     "layer_density": Named(tickets.layer_density),
     "mask_overlap": Named(tickets.mask_overlap),
     "masks_by_scheme": Named(tickets.overlaps),
     "masks_by_pattern": Named(tickets.patterns, needs=_NETWORKS.format("02_ticket_extraction")),
     "filters": Named(tickets.filters, needs=_NETWORKS.format("02_ticket_extraction")),
     "adversarial_examples": Named(
-        adversarial_examples, needs=_NETWORKS.format("01_robust_pretraining")
+        networks.adversarial_examples, needs=_NETWORKS.format("01_robust_pretraining")
     ),
-    "scenes": Named(scenes, needs=_NETWORKS.format("04_segmentation")),
+    "scenes": Named(networks.scenes, needs=_NETWORKS.format("04_segmentation")),
     "claims": Named(table=table.verdicts, bars="95 %, over seeds and tasks, as its estimand says"),
     "rates": Named(table=table.rates, bars=OVER_SEEDS, study="rates"),
     "grey": Named(table=table.by_colour, bars=TO_NATURAL, study="grey"),
@@ -171,23 +167,21 @@ def write(
         profiles.profile(profile)
     elif not rows.is_dir():
         raise ValueError(f"rows={str(rows)!r}: must be a folder of the CSVs behind figures")
-    return _written(names, out, rows, profile, where)
 
+    def written() -> Iterator[tuple[str, Figure | None, str]]:
+        for name in names or FIGURES:
+            entry, file = FIGURES[name], rows / f"{name}.csv"
+            frame = stored(name, profile) if profile else read(file) if file.is_file() else None
+            if not entry.needs and frame is not None:
+                with venue(where):
+                    figure = entry.draw(frame) if entry.draw else None
+                save(figure, out, name, frame, None if profile else file)
+                yield name, figure, caption(name, frame)
+            elif names:
+                missing = f"not all of it is stored, profile {profile}" if profile else f"no {file}"
+                yield name, None, f"{name}: {entry.needs or missing}"
 
-def _written(
-    names: list[str], out: Path | None, rows: Path, profile: str, where: str
-) -> Iterator[tuple[str, Figure | None, str]]:
-    for name in names or FIGURES:
-        entry, file = FIGURES[name], rows / f"{name}.csv"
-        frame = stored(name, profile) if profile else read(file) if file.is_file() else None
-        if not entry.needs and frame is not None:
-            with venue(where):
-                figure = entry.draw(frame) if entry.draw else None
-            save(figure, out, name, frame, None if profile else file)
-            yield name, figure, caption(name, frame)
-        elif names:
-            missing = f"not all of it is stored, profile {profile}" if profile else f"no {file}"
-            yield name, None, f"{name}: {entry.needs or missing}"
+    return written()
 
 
 def folder(name: str) -> Path | None:

@@ -1,11 +1,10 @@
 """Figures and tables of what tickets are like beyond accuracy."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -54,8 +53,7 @@ def properties(frames: Frames) -> Figure:
     """Each property of natural and robust tickets against sparsity, a panel each.
 
     frames: rows of evaluations by the name of what was asked (`profiles.evaluations`), of one task,
-    or their `property_rows`. Lines join means over seeds, small dots are the seeds, bars 95 %
-    intervals of the mean.
+    or their `property_rows`. Bars are intervals of the mean.
     """
     rows = labelled(_long(frames))
     rows = rows[~rows.property.isin(IN_TABLE_ALONE)].assign(x=1 / (1 - rows.sparsity))
@@ -66,16 +64,18 @@ def properties(frames: Frames) -> Figure:
     first, second = (text.map(lambda line: textwrap.fill(line, letters)) for text in said)
     rows["title"] = first.str.replace("_", " ") + "\n" + second
     rows["line"], rows["place"] = at.ngroup() // ACROSS, at.ngroup() % ACROSS
-    size, colours = (page_width(), 0.8 + 1.35 * (rows.line.max() + 1)), looks(ordered(rows))
-    fig, cells, bars = grid.panels(
-        rows, *size, colours, axis=grid.by_sparsity, sharex=False, sharey=False
-    )
-    for ax, _ in cells:
-        ax.title.set_fontsize(7 if page_width() > 6 else 6)
-    fig.supxlabel(grid.SPARSITY, fontsize=8)
-    note = "; ".join(filter(None, [grid.DOTS, bars, "arrows: better"]))
-    grid.legend(fig, colours, shared(rows, "task", "seed"), note)
-    return fig
+    with plt.rc_context({"axes.titlesize": 7 if page_width() > 6 else 6}):
+        return grid.panels(
+            rows,
+            0.8 + 1.35 * (rows.line.max() + 1),
+            looks(ordered(rows)),
+            ("task", "seed"),
+            also="arrows: better",
+            xlabel=grid.SPARSITY,
+            axis=grid.by_sparsity,
+            sharex=False,
+            sharey=False,
+        )
 
 
 def property_table(frames: Frames) -> pd.DataFrame:
@@ -226,9 +226,7 @@ def reliability(rows: pd.DataFrame) -> Figure:
 def corruptions(rows: pd.DataFrame) -> Figure:
     """Accuracy on each corruption at the highest sparsity, severities averaged.
 
-    rows: `table_rows` of the table `corruptions` of corruption evaluations. Small dots are the
-    seeds, large ones their means; bars the 95 % interval of the difference to natural, paired by
-    seed.
+    rows: `table_rows` of the table `corruptions` of corruption evaluations.
     """
     alike(rows, "task")
     rows = rows[rows.sparsity == rows.sparsity.max()]
@@ -237,10 +235,8 @@ def corruptions(rows: pd.DataFrame) -> Figure:
     each["ahead"] = stats.beside(each, each.label == "natural", own[1:], "accuracy")
     names = each.corruption.str.replace("_", " ")
     each = grid.measured(each, "accuracy", "ahead", x=pd.Categorical(names, names.unique()))
-    fig, _, bars = grid.panels(each, page_width(), 2.6, colours, of=grid.TO_NATURAL)
-    said = shared(rows, "task", "sparsity", "seed")
-    grid.legend(fig, colours, f"{said}; {grid.DOTS}", bars)
-    return fig
+    each = each.assign(task=rows.task.iloc[0], sparsity=rows.sparsity.iloc[0])
+    return grid.panels(each, 2.6, colours, ("task", "sparsity", "seed"), of=grid.TO_NATURAL)
 
 
 def _by_sparsity(

@@ -4,8 +4,6 @@ Natural is blue with circles; robust networks run from orange to brown as eps gr
 marker and a dash of its own. No text is below 6 points, on a figure as wide as the venue has it.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Iterator

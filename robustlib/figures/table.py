@@ -1,7 +1,5 @@
 """Tables of a study as text, in percent and points, and as LaTeX."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable

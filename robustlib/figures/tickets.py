@@ -1,16 +1,13 @@
 """Figures of tickets: which weights they keep, where, and in common with whom."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib import colormaps
+from matplotlib import colormaps, colors
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -96,25 +93,26 @@ def filters(
     largest magnitude. masks: what a ticket keeps of each, shaped alike; drawn as a second row that
     `note` names; of: of which data set and seed they are. At most 64 filters are drawn.
     """
-    rows = {"": weights}
+    drawn = {"": weights}
     if masks is not None:
-        rows[f"\n{note}"] = {name: w.cpu() * masks[name] for name, w in weights.items()}
+        drawn[f"\n{note}"] = {name: w.cpu() * masks[name] for name, w in weights.items()}
     across, side = len(weights), max(w.shape[-1] + 1 for w in weights.values())
     tall = max(-(-min(64, len(w)) // 8) for w in weights.values())
-    width = page_width() if across > 2 else column_width()
-    height = len(rows) * (0.35 + width / across * tall / 8) + 0.1
-    fig, axes = grid.pictures(len(rows), across, width, height)
-    fig.set_layout_engine("constrained", wspace=0.08)
-    for line, (below, drawn) in zip(axes, rows.items(), strict=True):
-        for ax, (name, w) in zip(line, drawn.items(), strict=True):
+    lines: list[grid.Line] = []
+    for below, networks in drawn.items():
+        sheets = []
+        for name, w in networks.items():
             scale = 2 * float(weights[name].detach().abs().max()) or 1.0
-            sheet = np.ones((tall * side - 1, 8 * side - 1, 3))
+            sheets.append(np.ones((tall * side - 1, 8 * side - 1, 3)))
             for i, one in enumerate((0.5 + w.detach().cpu() / scale)[:64]):
                 y, x, k = i // 8 * side, i % 8 * side, one.shape[-1]
-                sheet[y : y + k, x : x + k] = one.permute(1, 2, 0).numpy()
-            ax.imshow(sheet)
-            ax.set_title(name + below)
-            ax.set_axis_off()
+                sheets[-1][y : y + k, x : x + k] = one.permute(1, 2, 0).numpy()
+        lines.append(("", sheets, [name + below for name in networks]))
+    width = page_width() if across > 2 else column_width()
+    fig = grid.pictures(lines, width, len(lines) * (0.35 + width / across * tall / 8) + 0.1)
+    fig.set_layout_engine("constrained", wspace=0.08)
+    for ax in fig.axes:
+        ax.set_axis_off()
     fig.suptitle(f"{of}; zero is grey" if of else "zero is grey", fontsize=6.5)
     return fig
 
@@ -149,7 +147,7 @@ def masks(
     densities = (100 * table[f"density_{side}"] for side in ("first", "second"))
     for line, heights in zip(below.lines, (100 * table.chance, *densities), strict=True):
         line.set_ydata(heights)
-    title = f"sparsity {a.sparsity:.3g}; {_layer_name(layer)}{_cut(a[layer])}; kept:"
+    title = f"sparsity {a.sparsity:.3g}; {layer.removesuffix('.weight')}{_cut(a[layer])}; kept:"
     fig.legends[0].get_title().set_text(title)
     return fig
 
@@ -174,7 +172,9 @@ def _two_tickets(
         large = 3 * float(weights[name].std()) or 1.0
         kernels = _sheet(weights[name])
         fig.add_subplot(above[i]).imshow(kernels, cmap=_KERNELS, vmin=-large, vmax=large)
-    _show(fig.add_subplot(above[2]), np.zeros(kernels.shape), colours)
+    fig.add_subplot(above[2]).imshow(
+        np.zeros(kernels.shape), cmap=colors.ListedColormap(colours), vmin=0, vmax=3
+    )
     for ax in fig.axes:
         ax.set(xticks=[], yticks=[])
         ax.set_xlabel("input channels", fontsize=7)
@@ -206,19 +206,17 @@ def patterns(masks: Mapping[str, Mask], layer: str, note: str = "") -> Figure:
     layer: a parameter name of all; note: of which network they are. An output channel is a row of
     kernels and an input channel a column; of wide layers the first CHANNELS are drawn.
     """
-    across = min(5, len(masks))
-    down = -(-len(masks) // across)
-    fig, axes = grid.pictures(
-        down, across, page_width(), 0.6 + down * (0.3 + 0.92 * page_width() / across)
-    )
-    for ax in axes.flat[len(masks) :]:
-        ax.set_axis_off()
-    for ax, (name, mask) in zip(axes.flat, masks.items(), strict=False):
-        _show(ax, overlay(mask[layer], mask[layer]) > 0, [WHITE, "#000000"])
-        ax.set_title(f"{name}\n{100 * float(mask[layer].float().mean()):.0f} % kept")
+    across, shown = min(5, len(masks)), {name: mask[layer] for name, mask in masks.items()}
+    drawn = [_sheet(kept) for kept in shown.values()]
+    titles = [f"{name}\n{100 * float(m.float().mean()):.0f} % kept" for name, m in shown.items()]
+    starts = range(0, len(masks), across)
+    lines = [("", drawn[i : i + across], titles[i : i + across]) for i in starts]
+    height = 0.6 + len(lines) * (0.3 + 0.92 * page_width() / across)
+    black = colors.ListedColormap([WHITE, "#000000"])
+    fig = grid.pictures(lines, page_width(), height, cmap=black, vmin=0, vmax=1)
     fig.suptitle(f"{note}; black: kept" if note else "black: kept", fontsize=8)
     wide = next(iter(masks.values()))[layer]
-    fig.supxlabel(f"input channels of {_layer_name(layer)}{_cut(wide)}", fontsize=8)
+    fig.supxlabel(f"input channels of {layer.removesuffix('.weight')}{_cut(wide)}", fontsize=8)
     fig.supylabel("output channels", fontsize=8)
     return fig
 
@@ -293,11 +291,6 @@ def _of(rows: pd.DataFrame) -> str:
     return f"tickets of {said}" if (said := shared(rows, "source", "seed", "scope")) else ""
 
 
-def _show(ax: Axes, picture: np.ndarray, colours: Sequence[str]) -> None:
-    """Whole numbers as these colours."""
-    ax.imshow(picture, cmap=ListedColormap(colours), vmin=0, vmax=len(colours) - 1)
-
-
 def _by_layer(rows: pd.DataFrame) -> tuple[Figure, grid.Cells]:
     """Panels over the layers of a network: a row a sparsity, a column for each `what` of the
     rows."""
@@ -314,10 +307,6 @@ def _by_layer(rows: pd.DataFrame) -> tuple[Figure, grid.Cells]:
 
 def _layer_axis(ax: Axes, layers: Sequence[str]) -> None:
     every = -(-len(layers) // 24)
-    names = [_layer_name(name) for name in layers[::every]]
+    names = [name.removesuffix(".weight") for name in layers[::every]]
     ax.set_xticks(range(0, len(layers), every), names, rotation=90, fontsize=6)
     ax.grid(axis="x", visible=False)
-
-
-def _layer_name(parameter: str) -> str:
-    return parameter.removesuffix(".weight")

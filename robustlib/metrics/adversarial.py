@@ -1,7 +1,5 @@
 """Accuracy under attack: our PGD and AutoAttack (Croce and Hein, 2020)."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Whether a network is right as often as it says: calibration error and temperature scaling."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from typing import Any

@@ -1,7 +1,5 @@
 """Randomized smoothing (Cohen et al., 2019): a radius within which no attack changes the answer."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

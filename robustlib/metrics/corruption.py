@@ -1,7 +1,5 @@
 """Accuracy on the common corruptions of Hendrycks and Dietterich (2019), each set made once."""
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from collections.abc import Iterator

@@ -14,8 +14,6 @@ do not do so, or need what is not at hand, this departs from them, and so do the
 - fog is a sum of octaves of noise in place of the diamond-square algorithm.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import cache
@@ -103,7 +101,8 @@ def snow(x: Tensor, severity: int, draws: Draws) -> Tensor:
     flakes = matrix @ flakes @ matrix.T
     flakes = torch.where(flakes < floor, 0.0, flakes).clamp(0, 1)
     flakes = _moved(flakes, radius * _scale(x), sigma * _scale(x), angles)
-    grey = _grey(x)
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    grey = x if x.shape[1] == 1 else (x * weights).sum(1, True)
     x = keep * x + (1 - keep) * torch.maximum(x, grey * 1.5 + 0.5)
     return x + flakes + flakes.rot90(2, (2, 3))
 
@@ -206,11 +205,6 @@ def floats(x: Tensor) -> Tensor:
 def as_bytes(x: Tensor) -> Tensor:
     """The inverse of `floats`: clipped and rounded."""
     return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def _grey(x: Tensor) -> Tensor:
-    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
-    return x if x.shape[1] == 1 else (x * weights).sum(1, True)
 
 
 def _filtered(x: Tensor, kernel: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """How far a task is from the source, and whether that goes with what robust pretraining adds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Whether a network knows what it was not made for: telling a task's images from others."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which images of a split a measure looks at: the same for every network and every seed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

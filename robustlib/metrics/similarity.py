@@ -1,9 +1,6 @@
 """How alike two networks represent the same images: linear CKA (Kornblith et al., 2019)."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,20 +69,15 @@ def _gram(x: Tensor) -> Tensor:
 
 
 def _cka(k: Tensor, m: Tensor) -> tuple[float, float]:
-    return _normalised(_hsic, k, m), _normalised(_hsic_unbiased, k, m)
+    def plain(k: Tensor, m: Tensor) -> float:
+        return float((k * m).sum())  # the matrices are centred, and scale cancels
 
+    def unbiased(k: Tensor, m: Tensor) -> float:
+        n = len(k)
+        k, m = (g - torch.diag(g.diagonal()) for g in (k, m))
+        across = k.sum() * m.sum() / ((n - 1) * (n - 2))
+        return float((k * m).sum() + across - 2 / (n - 2) * (k.sum(0) * m.sum(0)).sum())
 
-def _normalised(hsic: Callable[[Tensor, Tensor], float], k: Tensor, m: Tensor) -> float:
-    both = hsic(k, k) * hsic(m, m)
-    return hsic(k, m) / math.sqrt(both) if both > 0 else math.nan
-
-
-def _hsic(k: Tensor, m: Tensor) -> float:
-    return float((k * m).sum())  # the matrices are centred, and scale cancels
-
-
-def _hsic_unbiased(k: Tensor, m: Tensor) -> float:
-    n = len(k)
-    k, m = (g - torch.diag(g.diagonal()) for g in (k, m))
-    across = k.sum() * m.sum() / ((n - 1) * (n - 2))
-    return float((k * m).sum() + across - 2 / (n - 2) * (k.sum(0) * m.sum(0)).sum())
+    both = [(hsic(k, m), hsic(k, k) * hsic(m, m)) for hsic in (plain, unbiased)]
+    first, second = (a / math.sqrt(b) if b > 0 else math.nan for a, b in both)
+    return first, second

@@ -7,4 +7,3 @@ Nothing here imports torch: the command line answers from it alone.
 from robustlib.specs.checks import *  # noqa: F403 - the names of one room
 from robustlib.specs.identity import *  # noqa: F403 - the names of one room
 from robustlib.specs.kinds import *  # noqa: F403 - the names of one room
-from robustlib.specs.lineage import *  # noqa: F403 - the names of one room

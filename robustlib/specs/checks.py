@@ -1,7 +1,5 @@
 """What bad input is answered with: one line that names the value and what is allowed."""
 
-from __future__ import annotations
-
 import difflib
 import math
 import re
@@ -31,10 +29,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 
 
-def reason(error: BaseException, limit: int = 300) -> str:
+def reason(error: BaseException) -> str:
     """What a library says is wrong, on one line and no longer than a person would read."""
     text = printable(str(error)) or type(error).__name__
-    return text if len(text) <= limit else f"{text[:limit]}..."
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> Any:

@@ -1,31 +1,22 @@
 """How a field of a spec says what it may be, and what a bad value is answered with."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from dataclasses import field, is_dataclass
-from typing import Annotated, Any, NamedTuple, dataclass_transform, get_args, get_type_hints
+from typing import Any, NamedTuple, dataclass_transform, get_args, get_type_hints
 
 import pydantic
 
-from robustlib.specs.checks import flag, integer, number, numbers, one_of, shown
+from robustlib.specs.checks import integer, number, one_of, shown
 
 
-def _read(check: Callable[..., Any], *limits: float, **more: bool) -> pydantic.BeforeValidator:
+def read(check: Callable[..., Any], *limits: float, **more: bool) -> pydantic.BeforeValidator:
     """A check as what reads a field, whose name it is given."""
     return pydantic.BeforeValidator(lambda v, info: check(info.field_name, v, *limits, **more))
 
 
-Whole, Between = functools.partial(_read, integer), functools.partial(_read, number)
+Whole, Between = functools.partial(read, integer), functools.partial(read, number)
 """An int, a float in [low, high]; "8/255" is a float too."""
-Count = Annotated[int, Whole(1)]
-Natural = Annotated[int, Whole(0)]
-Radius = Annotated[float, Between(0, 1000)]
-Noise = Annotated[float, Between(0, 10)]
-Share = Annotated[float, Between(0, 1, open_high=True)]
-Switch = Annotated[bool, _read(flag)]
-Shares = Annotated[tuple[Share, ...], _read(numbers)]
 
 
 class UsedBy(NamedTuple):

@@ -4,26 +4,19 @@ What a field may be stands in its type, so a spec is checked where it is made. A
 default does not enter the key: a default, once released, never changes.
 """
 
-from __future__ import annotations
-
 from dataclasses import field
 from typing import Annotated, Literal, get_args
 
-from robustlib.specs.checks import shown
-from robustlib.specs.declare import (
-    Between,
-    Count,
-    Natural,
-    Noise,
-    Radius,
-    Share,
-    Shares,
-    Switch,
-    UsedBy,
-    Whole,
-    check_uses,
-    spec,
-)
+from robustlib.specs.checks import flag, numbers, shown
+from robustlib.specs.declare import Between, UsedBy, Whole, check_uses, read, spec
+
+Count = Annotated[int, Whole(1)]
+Natural = Annotated[int, Whole(0)]
+Radius = Annotated[float, Between(0, 1000)]
+Noise = Annotated[float, Between(0, 10)]
+Share = Annotated[float, Between(0, 1, open_high=True)]
+Switch = Annotated[bool, read(flag)]
+Shares = Annotated[tuple[Share, ...], read(numbers)]
 
 Arch = Literal["resnet10s", "resnet18s", "resnet18", "resnet50"]
 Objective = Literal["natural", "pgd", "trades", "free", "smoothing"]

@@ -1,7 +1,5 @@
 """Evaluations: a measure beyond accuracy, of the network that another spec ends with."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

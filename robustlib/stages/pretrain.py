@@ -1,7 +1,5 @@
 """Pretraining: a source network, trained here or published."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """run(spec): the one place where a spec meets the store, its parents and the code of its kind."""
 
-from __future__ import annotations
-
 import time
 
 import torch

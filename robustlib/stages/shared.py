@@ -1,7 +1,5 @@
 """What the stages share: the images that training needs at least, and columns of rows."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any

@@ -1,7 +1,5 @@
 """Tickets: the mask of a subnetwork, and the weights that it is put on."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 from typing import Any

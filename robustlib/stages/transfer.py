@@ -1,7 +1,5 @@
 """Transfer: a ticket on a downstream task."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 from torch import nn

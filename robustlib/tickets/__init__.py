@@ -1,24 +1,9 @@
 """Tickets: which weights of a pretrained network are kept, and how that is decided."""
 
-from __future__ import annotations
-
-from robustlib.tickets.iterative import imp_round
 from robustlib.tickets.learned import lmp
-from robustlib.tickets.magnitude import dense, omp, random
+from robustlib.tickets.magnitude import dense, imp_round, omp, random
 from robustlib.tickets.mask import Mask, pack, prunable, unpack
 from robustlib.tickets.patterns import left_dense, masked, shuffled
 
-__all__ = [
-    "Mask",
-    "dense",
-    "imp_round",
-    "left_dense",
-    "lmp",
-    "masked",
-    "omp",
-    "pack",
-    "prunable",
-    "random",
-    "shuffled",
-    "unpack",
-]
+__all__ = ["Mask", "dense", "imp_round", "left_dense", "lmp", "masked", "omp", "pack"]
+__all__ += ["prunable", "random", "shuffled", "unpack"]

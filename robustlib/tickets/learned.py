@@ -1,7 +1,5 @@
 """Tickets whose mask is learned on a task while the weights stay as they are (lmp)."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,10 +1,13 @@
-"""Tickets drawn at once: by magnitude (omp), at random, or not at all (dense)."""
+"""Tickets drawn by magnitude, at once (omp) or in rounds (imp); at random; or dense."""
 
-from __future__ import annotations
+import copy
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from robustlib import objectives, training
+from robustlib.data import Split
 from robustlib.specs import Pattern, Scope, Score, Ticket, n_of_m
 from robustlib.tickets import patterns
 from robustlib.tickets.mask import Mask, prunable
@@ -40,6 +43,29 @@ def omp(
             gone = ~patterns.grouped(before[name], pattern).to(p.device)
             scores[name] = scores[name].masked_fill(gone, -1.0)
     return _drawn(model, scores, how)
+
+
+def imp_round(
+    model: nn.Module,
+    split: Split,
+    spec: Ticket,
+    before: Mask | None = None,
+    checkpoint: Path | None = None,
+) -> tuple[Mask, list[dict[str, float]]]:
+    """One round of iterative magnitude pruning (Frankle and Carbin, 2019): trains what the round
+    before kept, prunes the smallest of it to `spec.sparsity`, and forgets the training.
+
+    model: at the weights that every round starts from, its head that of the split; left as it is.
+    before: the mask of the round before; None: dense. Trained with the objective of the spec,
+    adversarial for A-IMP. Returns the mask, nested in `before`, and the curve.
+    """
+    before = before or dense(model)
+    trained = patterns.masked(copy.deepcopy(model), before, spec.pattern)
+    label = f"imp {spec.objective} {before.sparsity:.3g} to {spec.sparsity:.3g}"
+    objective = objectives.from_spec(spec)
+    curve = training.fit(trained, split, objective, spec, checkpoint=checkpoint, label=label)
+    pattern, scope, score = spec.pattern, spec.scope, spec.score
+    return omp(trained, spec.sparsity, pattern, scope, score, spec.min_channels, before), curve
 
 
 def random(

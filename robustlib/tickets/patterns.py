@@ -5,8 +5,6 @@ dimension), a kernel, an output channel. Scores and choices have one entry a gro
 convolution's weight [O, I, KH, KW] they are shaped [O, I, KH, KW], [O, I, KH], [O, I] or [O].
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Which convolution a norm is fed by, found by tracing the model (torch.fx)."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections import defaultdict

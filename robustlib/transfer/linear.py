@@ -1,7 +1,5 @@
 """Linear evaluation: a logistic regression on a ticket's frozen features."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Segmentation: all weights of a ticket are trained to label every pixel."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

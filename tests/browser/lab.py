@@ -1,7 +1,5 @@
 """JupyterLab as a person has it before them: started as `make lab` does, used by mouse and keys."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

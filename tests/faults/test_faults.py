@@ -8,8 +8,6 @@ Jobs run in processes that a nursery forks: it has torch imported and runs nothi
 is cheap and sound. Where a store must be kept from being finished too soon, the test holds a lock.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import itertools

@@ -1,8 +1,6 @@
 """The whole pipeline on a set that is read file by file (`FileSplit`): ImageNet, or any in its
 layout. Here three classes, of pictures of several sizes."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import killed_at
 from PIL import Image
 
 from robustlib import deployment, models, specs, stages, store, training
@@ -166,17 +165,10 @@ def test_its_ticket_is_deployed():
 
 
 def test_unfinished_training_goes_on_to_the_same_bits(monkeypatch):
-    spec, monitor = replace(PRETRAIN, epochs=2), pretrain._monitor
-    expected, epochs = run(spec).tensors(), []
+    spec, (interrupting, epochs) = replace(PRETRAIN, epochs=2), killed_at(2, pretrain._monitor)
+    expected = run(spec).tensors()
     shutil.rmtree(store.path(spec))
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-
-    def interrupting(*args):
-        epochs.append(1)
-        if len(epochs) == 2:
-            raise KeyboardInterrupt
-        return monitor(*args)
-
     monkeypatch.setattr(pretrain, "_monitor", interrupting)
     with pytest.raises(KeyboardInterrupt):
         run(spec)

@@ -5,8 +5,6 @@ Each defect that they found is an @example or a plain test of its own. HYPOTHESI
 times as many examples, other ones on every call.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import io

@@ -1,8 +1,6 @@
 """Sets too small for what is done with them are refused before anything is computed, by the name
 of the field and with the least number; with that number it works."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

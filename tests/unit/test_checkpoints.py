@@ -1,7 +1,5 @@
 """Checkpoints: every layout reads to the same network, and nothing hostile or damaged is read."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import os

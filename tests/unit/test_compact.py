@@ -1,7 +1,5 @@
 """Compaction: a channel ticket's small network is the ticket, computes as it does, trains as it."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """Masks of one network on another's weights, and the controls: a shuffle, fresh weights."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace
@@ -9,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import members
+from helpers import members, store_of
 
 from robustlib import specs, stages, store, tickets
 from robustlib.specs import Pretrain, Ticket, Transfer
@@ -23,11 +21,7 @@ TICKET = Ticket(NATURAL, sparsity=0.7)
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pretrained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROBUSTLIB_STORE", str(folder))
-        run(NATURAL), run(ROBUST)
-    return folder
+    return store_of(tmp_path_factory, NATURAL, ROBUST)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import killed_at
 from torch import nn
 
 from robustlib import models, objectives, run, store, training
@@ -107,15 +108,9 @@ def test_images_that_are_on_the_card_already_give_the_same_bits(data):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_stopped_and_run_again_it_ends_with_the_same_bits(data, tmp_path, monkeypatch, precision):
-    path, recipe, calls = tmp_path / "run.pt", replace(RECIPE, precision=precision), []
+    path, recipe = tmp_path / "run.pt", replace(RECIPE, precision=precision)
     whole, curve = trained(data.train, recipe=recipe)
-
-    def stop(model, x, y):
-        calls.append(1)
-        if len(calls) > 10:
-            raise KeyboardInterrupt
-        return natural(model, x, y)
-
+    stop, _ = killed_at(11, natural)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "CHECKPOINT_SECONDS", -1)
         trained(data.train, Objective(stop), recipe, checkpoint=path)
@@ -134,14 +129,7 @@ def bytes_of(path: Path):
 
 
 def test_a_training_begun_on_the_card_goes_on_on_the_cpu(data, tmp_path, monkeypatch):
-    path, calls = tmp_path / "run.pt", []
-
-    def stop(model, x, y):
-        calls.append(1)
-        if len(calls) > 10:
-            raise KeyboardInterrupt
-        return natural(model, x, y)
-
+    path, (stop, _) = tmp_path / "run.pt", killed_at(11, natural)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "CHECKPOINT_SECONDS", -1)
         trained(data.train, Objective(stop), checkpoint=path)

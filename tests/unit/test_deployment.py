@@ -1,7 +1,5 @@
 """Deployment: costs are those of the network that is deployed, over those of its dense one."""
 
-from __future__ import annotations
-
 import tempfile
 from dataclasses import replace
 

@@ -1,13 +1,12 @@
 """Evaluations and segmentations as specs: what they refuse, what they need, what is stored."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import store_of
 
 from robustlib import models, profiles, specs, stats, store, sweeps, tickets, training
 from robustlib.data import load, load_segmentation
@@ -35,12 +34,7 @@ EACH = [
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory):
     """A store that holds LINEAR and SCENES."""
-    folder = tmp_path_factory.mktemp("computed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROBUSTLIB_STORE", str(folder))
-        run(LINEAR)
-        run(SCENES)
-    return folder
+    return store_of(tmp_path_factory, LINEAR, SCENES)
 
 
 @pytest.fixture

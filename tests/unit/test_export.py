@@ -1,7 +1,5 @@
 """Export: the files compute what the network does, and their cost is counted, not reckoned."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math

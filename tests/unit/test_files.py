@@ -1,7 +1,5 @@
 """Whole files: a reader meets what was there before, or all of the new; nothing else is left."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """A folder and a budget become a network: chosen by its rule, exported, and used by its script."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import math

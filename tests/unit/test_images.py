@@ -234,7 +234,7 @@ def test_a_folder_is_checked_once_and_again_when_it_changes(tmp_path: Path, monk
     monkeypatch.setattr(files, "read_image", counted)
 
     def again() -> int:
-        loading._folder.cache_clear()  # as another process would
+        loading._whole.cache_clear()  # as another process would
         opened.clear()
         load("imagenet", size=SIDE, root=tmp_path)
         return len(opened)

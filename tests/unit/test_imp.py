@@ -1,7 +1,5 @@
 """IMP: every round is a ticket of its own, and starts from the weights that the ticket has."""
 
-from __future__ import annotations
-
 import copy
 import math
 import shutil
@@ -10,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import killed_at, store_of
 
 from robustlib import attacks, objectives, specs, stages, store, tickets, training
 from robustlib.data import batches, load
@@ -28,11 +27,7 @@ def imp(sparsity: float, **fields) -> Ticket:
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pretrained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROBUSTLIB_STORE", str(folder))
-        run(PRETRAIN)
-    return folder
+    return store_of(tmp_path_factory, PRETRAIN)
 
 
 @pytest.fixture(autouse=True)
@@ -225,17 +220,11 @@ def test_adversarial_rounds_attack_and_draw_another_mask(monkeypatch):
 @pytest.mark.parametrize("rewind", [0, 1])
 def test_a_killed_round_goes_on_to_the_same_mask(rewind, monkeypatch, tmp_path):
     ticket = imp(0.36, epochs=2, rewind=rewind)
-    expected, steps, rate = stages.mask(ticket), [], training.learning_rate
-
-    def killing(*args):
-        steps.append(args[1])
-        if len(steps) == kill:
-            raise KeyboardInterrupt
-        return rate(*args)
-
+    expected = stages.mask(ticket)
     per_round = 2 * batches.steps(load("digits", size=8, n_train=150).train, 50)
     early = per_round // 2 * rewind
     kill = early + per_round + per_round - 1
+    killing, calls = killed_at(kill, training.learning_rate)
     for folder in store.root().glob("ticket*"):
         shutil.rmtree(folder)
     assert not store.has(ticket)
@@ -247,6 +236,7 @@ def test_a_killed_round_goes_on_to_the_same_mask(rewind, monkeypatch, tmp_path):
     assert store.checkpoint(ticket).exists()
     assert stages.mask(ticket) == expected
     # It went on from the step at which it was killed, in the round in which it was.
+    steps = [step for _, step, _ in calls]
     assert len(steps) == kill + 2 and steps[kill] == steps[kill - 1] == per_round - 2
     assert not store.checkpoint(ticket).exists()
 

@@ -1,14 +1,12 @@
 """LMP: the mask is learned, straight through, while no weight moves."""
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
-from helpers import NETS, SCOPES, basic, fits, members, odd, sparsity_of
+from helpers import NETS, SCOPES, basic, fits, killed_at, members, odd, sparsity_of
 from torch import nn
 from torch.func import functional_call
 
@@ -181,21 +179,15 @@ def test_a_learned_ticket_is_the_pretrained_network_behind_a_mask(monkeypatch):
 
 
 def test_a_killed_one_goes_on_to_the_same_mask(split, tmp_path, monkeypatch):
-    spec, steps, rate = ticket("row", 0.5, epochs=3, lr=0.5), [], training.learning_rate
+    spec = ticket("row", 0.5, epochs=3, lr=0.5)
     expected = lmp(basic(), split, spec)[0]
-
-    def killing(*args):
-        steps.append(args[1])
-        if len(steps) == 6:
-            raise KeyboardInterrupt
-        return rate(*args)
-
+    killing, calls = killed_at(6, training.learning_rate)
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(training, "learning_rate", killing)
     with pytest.raises(KeyboardInterrupt):
         lmp(basic(), split, spec, tmp_path / "half.pt")
     assert lmp(basic(), split, spec, tmp_path / "half.pt")[0] == expected
-    assert steps[:6] == [0, 1, 2, 3, 4, 5] and steps[6] == 5
+    assert [step for _, step, _ in calls[:7]] == [0, 1, 2, 3, 4, 5, 5]
 
 
 @pytest.mark.parametrize("objective", ["natural", "pgd"])

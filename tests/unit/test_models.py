@@ -1,7 +1,5 @@
 """Models: torchvision's function, normalisation inside, and counts that can be checked by hand."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

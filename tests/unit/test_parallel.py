@@ -7,8 +7,6 @@ near zero, turn rounding into steps. So the comparisons are made in double preci
 growth leaves the order of sums far below what any error of sharing does (both are measured here).
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os
@@ -24,6 +22,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from helpers import killed_at
 from torch import Tensor, nn
 
 from robustlib import attacks, models, objectives, parallel, run, store, training
@@ -109,14 +108,8 @@ def trained(
 
 def interrupted(path: Path, at: int) -> None:
     """Leaves the checkpoint that `free` has after `at` steps, `at` odd: within a replay."""
-    objective, steps = OBJECTIVES["free"](), []
-
-    def stop(model, x, y):
-        steps.append(1)
-        if len(steps) > at:
-            raise KeyboardInterrupt
-        return objective.loss(model, x, y)
-
+    objective = OBJECTIVES["free"]()
+    stop, _ = killed_at(at + 1, objective.loss)
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
         patch.setattr(training, "CHECKPOINT_SECONDS", -1)
         trained(replace(objective, loss=stop), checkpoint=path)

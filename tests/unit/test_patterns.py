@@ -1,7 +1,5 @@
 """Patterns: what is removed as one goes as one, by rank, in every scheme that draws a mask."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

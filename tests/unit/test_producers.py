@@ -1,7 +1,5 @@
 """Norms and biases go with the channels that alone feed them, however the model is written."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 

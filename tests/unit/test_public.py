@@ -1,7 +1,5 @@
 """The public face: what a newcomer imports, and masks of networks that are none of ours."""
 
-from __future__ import annotations
-
 import inspect
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Dense prediction: the loss, the heads, the measures, and a ticket that learns to segment."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Sets for dense prediction: masks belong to their images, in every split, scale and crop."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The specs: what they refuse, what they are as data, and the key that results are stored under."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """run(spec): computed once, stored whole, built on what it names, and the same every time."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import time
@@ -13,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import killed_at, store_of
 from PIL import Image
 from torch import nn
 
@@ -32,11 +31,7 @@ STAGES = {m.__name__.rpartition(".")[2]: m for m in (pretrain, ticket, transfer)
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory) -> Path:
     """A store that holds PRETRAIN."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROBUSTLIB_STORE", str(folder))
-        run(PRETRAIN)
-    return folder
+    return store_of(tmp_path_factory, PRETRAIN)
 
 
 @pytest.fixture
@@ -255,14 +250,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(trained, tmp_path, mon
     expected = run(PRETRAIN)
     monkeypatch.setenv("ROBUSTLIB_STORE", str(tmp_path / "other"))
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    monitor, epochs = pretrain._monitor, []
-
-    def interrupting(*args):
-        epochs.append(1)
-        if len(epochs) == 2:
-            raise KeyboardInterrupt
-        return monitor(*args)
-
+    interrupting, epochs = killed_at(2, pretrain._monitor)
     monkeypatch.setattr(pretrain, "_monitor", interrupting)
     with pytest.raises(KeyboardInterrupt):
         run(PRETRAIN)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_sweep_computes_once_and_goes_on_past_a_failure():
     assert list(frame.sparsity) == [0.0, 0.5]
     assert list(frame.key) == [specs.key(s) for s in wanted]
     # What is stored needs nothing below it.
-    store.remove(wanted[0].ticket)
+    shutil.rmtree(store.path(wanted[0].ticket))
     sweep(wanted, workers=1)
     assert not store.has(wanted[0].ticket)
 
@@ -92,7 +93,7 @@ def test_a_data_set_is_loaded_once_in_a_process(monkeypatch):
     made = embedded.EMBEDDED["digits"]
     counted = {"digits": lambda size: calls.append(size) or made(size)}
     monkeypatch.setattr(loading, "EMBEDDED", embedded.EMBEDDED | counted)
-    loading._embedded.cache_clear()
+    loading._whole.cache_clear()
     for spec in transfers():
         run(spec)
     assert len(calls) == 1

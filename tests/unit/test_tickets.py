@@ -1,7 +1,5 @@
 """Tickets: exactly the weights that should go are gone, and they stay gone."""
 
-from __future__ import annotations
-
 import copy
 import math
 import time

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import killed_at
 from torch import Tensor, nn
 
 from robustlib import devices, models, objectives, run, store, training
@@ -156,14 +157,7 @@ def test_killed_in_an_epoch_and_run_again_it_ends_with_the_same_bits(spec, kill_
 
 def interrupted(split: Split, path: Path, at: int = 4, recipe: Recipe = RECIPE, **kw) -> None:
     """Leaves the checkpoint that a run has after `at` steps."""
-    calls = []
-
-    def stop(model, x, y):
-        calls.append(1)
-        if len(calls) > at:
-            raise KeyboardInterrupt
-        return natural(model, x, y)
-
+    stop, _ = killed_at(at + 1, natural)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "CHECKPOINT_SECONDS", -1)
         fit(network(), split, Objective(stop), recipe, checkpoint=path, **kw)

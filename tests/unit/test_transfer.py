@@ -1,7 +1,5 @@
 """Transfer: the frozen stays frozen, C is chosen on val, the stored network is the row's."""
 
-from __future__ import annotations
-
 import importlib
 from collections import Counter
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The zoo: networks that come with the package are what the manifest says, or are refused."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import warnings
