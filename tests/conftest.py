@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Gives notebooks their parameters, as papermill does after the cell with the defaults.
 
     `pytest notebooks` does not come by here: it runs them as they are committed."""
-    from helpers import small_profile, parameters_of
+    from helpers import parameters_of, small_profile
 
     folder = Path(tempfile.mkdtemp())
     config.add_cleanup(lambda: shutil.rmtree(folder))

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pandas
 import papermill
 import pytest
-from helpers import small_profile, parameters_of
+from helpers import parameters_of, small_profile
 
 from robustlib import figures, models, specs, tickets
 from robustlib.batch import NOTEBOOKS
