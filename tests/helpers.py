@@ -37,7 +37,7 @@ GIVEN = {
     "02_ticket_extraction": {"epochs": 1},
     "05_ablations": {"gap_images": 50},
     "07_edge_deployment": {"rounds": 2},
-    "08_your_task": {"n_train": 60},
+    "08_your_task": {"n_train": 30},
 }
 
 

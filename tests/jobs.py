@@ -1,8 +1,9 @@
-"""Jobs of tests that workers run: a module without robustlib and torch, which take them seconds."""
+"""What tests have other processes do: a module that imports little, which each of them would."""
 
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -28,3 +29,15 @@ def hog() -> None:
     while True:
         got.append(bytearray(os.urandom(2**20)) * 32)
         time.sleep(0.01)
+
+
+def failing(how: str) -> None:
+    """Of two processes that train together one fails."""
+    import torch
+    import torch.distributed as dist
+
+    if dist.get_rank() == 1:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("lr=3: too much")
+    dist.all_reduce(torch.zeros(1))  # for ever, if nobody ended it
