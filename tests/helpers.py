@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import re
 from collections import OrderedDict
 from collections.abc import Collection
@@ -15,18 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from jobs import PATH, ROOT, TESTS  # noqa: F401 - ROOT and TESTS are for others
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from robustlib import models, specs, stats
 from robustlib.profile_files import PROFILES
 from robustlib.specs import Pretrain, Ticket, Transfer
-
-TESTS = Path(__file__).parent
-ROOT = TESTS.parent
-# For processes that import a test file by its name, as the workers of a sweep do.
-PATH = os.pathsep.join(map(str, [*sorted(p for p in TESTS.iterdir() if p.is_dir()), TESTS, ROOT]))
-
 
 LEAST = {
     **{"epochs": 1, "n_train": 100, "limit": 10, "draws": 20},

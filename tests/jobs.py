@@ -7,6 +7,11 @@ import signal
 import time
 from pathlib import Path
 
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+# For processes that import a test file by its name, as the workers of a sweep do.
+PATH = os.pathsep.join(map(str, [*sorted(p for p in TESTS.iterdir() if p.is_dir()), TESTS, ROOT]))
+
 
 def note(file: Path, text: str, seconds: float = 0.0) -> None:
     time.sleep(seconds)

@@ -30,11 +30,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import nbformat
 import pandas as pd
 import psutil
 import pytest
-from helpers import PATH
+from jobs import PATH
 
 from robustlib import files, specs, store
 from robustlib.specs import Pretrain, Ticket, Transfer, closure
@@ -784,6 +783,8 @@ def test_a_scheduler_that_dies_ends_the_sweep_and_the_next_one_goes_on(
 def test_a_notebook_whose_kernel_is_killed_is_run_again(
     forks, tmp_path, reference, recovers, point
 ):
+    import nbformat  # not by the processes of this module, which would take a second each
+
     folder, csv, path = tmp_path / "store", tmp_path / "rows.csv", str(tmp_path / "study.ipynb")
     text = (
         "from test_faults import WANTED\n"
