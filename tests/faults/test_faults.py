@@ -683,7 +683,7 @@ def held(folder: Path, name: str) -> Iterator[None]:
             yield
 
 
-def until(done: Callable[[], object], what: str, seconds: float = 60) -> object:
+def until(done: Callable[[], object], what: str, seconds: float = 180) -> object:
     deadline = time.monotonic() + seconds
     while not (found := done()):
         assert time.monotonic() < deadline, f"after {seconds} s: not {what}"
