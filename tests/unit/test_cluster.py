@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import dask
 import dask_jobqueue  # noqa: F401  (its defaults enter Dask's configuration)
+import distributed
 import pytest
 from helpers import (
     _workers_import_tests,  # noqa: F401
@@ -193,7 +194,9 @@ def test_workers_with_several_threads_are_refused():
         ("slurm", "workers=None: must say how many"),
     ],
 )
-def test_a_place_that_is_none_is_refused_and_leaves_nothing(scheduler, says, tmp_path):
+def test_a_place_that_is_none_is_refused_and_leaves_nothing(scheduler, says, tmp_path, monkeypatch):
+    client = distributed.Client  # a twentieth of the patience
+    monkeypatch.setattr(distributed, "Client", lambda a, timeout: client(a, timeout=timeout / 20))
     with pytest.raises(ValueError, match=says):
         sweep(transfers(), scheduler=scheduler)
     assert not (tmp_path / "store").exists()
