@@ -213,7 +213,7 @@ def _optimum(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _property(suite: str, column: str, sign: int = 1) -> Effects:
     def effects(rows: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
-        if "task" not in evaluations:  # none is of a transfer
+        if "sparsity" not in evaluations:  # none is of a transfer
             return {}
         own = evaluations[(evaluations.suite == suite) & evaluations.task.isin(rows.task)]
         if suite == "calibration":

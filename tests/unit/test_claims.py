@@ -193,6 +193,14 @@ def test_without_an_evaluation_of_a_transfer_no_property_is_run(grids):
     )
 
 
+def test_transfers_without_any_evaluation_are_no_properties():
+    grid = profiles.grid("quick:properties")
+    rows = simulated(grid, lambda s: 0.0).to_dict("records")
+    for spec, row in zip(grid, rows, strict=True):
+        store.put(spec, row | {"key": specs.key(spec), "n": 9})
+    assert set(claims.of_profile("quick").verdict) == {"not run"}
+
+
 def test_properties_and_their_signs(grids):
     transfers = grids["properties"]
     asked = [e for own in profiles.evaluations("cpu:properties", transfers).values() for e in own]
