@@ -213,6 +213,9 @@ def test_properties_and_their_signs(grids):
     found = verdicts({"properties": frame}, pd.DataFrame(rows))
     assert found["C9a", ""] == found["C9b", ""] == found["C9d", ""] == "supported"
     assert found["C9c", ""] == "contradicted"  # a higher calibration error is worse
+    # No distance of a task is among them.
+    main = simulated(grids[""], lambda s: 0.0)
+    assert verdicts({"": main}, pd.DataFrame(rows))["C7", ""] == "not run"
 
 
 def test_mask_and_weights_are_told_apart(grids):
