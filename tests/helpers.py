@@ -29,6 +29,7 @@ LEAST = {
 GIVEN = {
     "01_robust_pretraining": {"n_images": 20},
     "02_ticket_extraction": {"epochs": 1},
+    "05_ablations": {"gap_images": 50},
     "07_edge_deployment": {"rounds": 2},
     "08_your_task": {"n_train": 30},
 }
