@@ -125,8 +125,7 @@ def of_profile(profile: str) -> pd.DataFrame:
             asked.setdefault(group[0].suite, []).extend(group)
     measured = [s for group in asked.values() if all(map(store.has, group)) for s in group]
     measured += filter(store.has, profiles.gaps(profile))
-    none = None if measured else ["suite", "objective", "task", "against", "frechet_infinity"]
-    found = pd.DataFrame([store.get(s).row for s in measured], columns=none)
+    found = pd.DataFrame([store.get(s).row for s in measured])
     return table({study: stored_rows(profile, study) for study in studies}, found)
 
 
@@ -186,6 +185,8 @@ def _a_imp(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _gap(rows: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    if "frechet_infinity" not in evaluations:
+        return {}
     own = evaluations[(evaluations.suite == "domain_gap") & (evaluations.objective == "natural")]
     x = own.groupby("against").frechet_infinity.mean().rename("x")
     pairs = _advantage(rows[rows.sparsity == 0.9])
@@ -211,7 +212,7 @@ def _optimum(rows: pd.DataFrame, _: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _property(suite: str, column: str, sign: int = 1) -> Effects:
     def effects(rows: pd.DataFrame, evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
-        if "task" not in evaluations:  # none is of a transfer
+        if "sparsity" not in evaluations:  # none is of a transfer
             return {}
         own = evaluations[(evaluations.suite == suite) & evaluations.task.isin(rows.task)]
         if suite == "calibration":

@@ -1,6 +1,9 @@
 """What every test stands on: a store of its own, one thread, and data packs if there are any."""
 
 import os
+import re
+import shutil
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -39,6 +42,23 @@ def data_root() -> Path:
     if not Path(root).is_dir():
         pytest.fail(f"ROBUSTLIB_DATA={root!r} is not a folder")
     return Path(root)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Gives notebooks their parameters, as papermill does after the cell with the defaults.
+
+    `pytest notebooks` does not come by here: it runs them as they are committed."""
+    from helpers import parameters_of, small_profile
+
+    folder = Path(tempfile.mkdtemp())
+    config.add_cleanup(lambda: shutil.rmtree(folder))
+    profile = folder / "small.toml"
+    profile.write_text(small_profile(), "utf-8")
+    for item in items:
+        if "parameters" in getattr(item, "cell", {}).get("metadata", {}).get("tags", ()):
+            defaults = re.findall(r"^\w+", item.cell.source, re.MULTILINE)
+            values = parameters_of(item.path.stem, defaults, profile).items()
+            item.cell.source += "".join(f"\n{name} = {value!r}" for name, value in values)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

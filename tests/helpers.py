@@ -2,9 +2,9 @@
 
 import itertools
 import math
-import os
+import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,16 +12,46 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from jobs import PATH, ROOT, TESTS  # noqa: F401 - ROOT and TESTS are for others
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from robustlib import models, run, specs, stats
+from robustlib.profile_files import PROFILES
 from robustlib.specs import Pretrain, Ticket, Transfer
 
-TESTS = Path(__file__).parent
-ROOT = TESTS.parent
-# For processes that import a test file by its name, as the workers of a sweep do.
-PATH = os.pathsep.join(map(str, [*sorted(p for p in TESTS.iterdir() if p.is_dir()), TESTS, ROOT]))
+LEAST = {
+    **{"epochs": 1, "n_train": 100, "limit": 10, "draws": 20},
+    **{"width": 8, "size": 32, "detail": 32},
+}
+GIVEN = {
+    "01_robust_pretraining": {"n_images": 20},
+    "02_ticket_extraction": {"epochs": 1},
+    "05_ablations": {"gap_images": 50},
+    "07_edge_deployment": {"rounds": 2},
+    "08_your_task": {"n_train": 30},
+}
+
+
+def small_profile() -> str:
+    """The profile `quick`, its numbers smaller: all of its grids, figures and tables in seconds."""
+
+    def fewer(field: re.Match) -> str:
+        return re.sub(r"\d+", lambda n: str(min(int(n[0]), LEAST[field[1]])), field[0])
+
+    text = (PROFILES / "quick.toml").read_text(encoding="utf-8")
+    text = re.sub(rf"\b({'|'.join(LEAST)}) = (\d+|\[[^]]*\])", fewer, text)
+    return text.replace("seeds = [0, 1, 2]", "seeds = [0, 1]")
+
+
+def parameters_of(notebook: str, defaults: Collection[str], profile: Path) -> dict[str, object]:
+    """What a notebook is tested with where its defaults would take minutes."""
+    own: dict[str, object] = {"profile": str(profile), "workers": 1}
+    if notebook == "01_robust_pretraining":  # of quick it shows networks that were trained here
+        own["profile"] = f"{profile}:pretraining"
+    elif notebook == "09_paper_figures":  # from the committed rows
+        own = {}
+    return {k: v for k, v in own.items() if k in defaults} | GIVEN.get(notebook, {})
 
 
 SCOPES = ("global", "layer")

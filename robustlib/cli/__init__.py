@@ -8,6 +8,11 @@ from cyclopts import CycloptsError
 from robustlib.cli import stored, studies  # noqa: F401 - each adds its commands
 from robustlib.cli.app import app, refuse
 
+# Reading Markdown is an eighth of the time of `robustlib --help`, which has none.
+app.help_format = "plaintext"
+for _name in app:
+    app[_name].help_format = "markdown"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line; returns the exit code.

@@ -28,11 +28,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import nbformat
 import pandas as pd
 import psutil
 import pytest
-from helpers import PATH
+from jobs import PATH
 
 from robustlib import files, specs, store
 from robustlib.specs import Pretrain, Ticket, Transfer, closure
@@ -682,7 +681,7 @@ def held(folder: Path, name: str) -> Iterator[None]:
             yield
 
 
-def until(done: Callable[[], object], what: str, seconds: float = 60) -> object:
+def until(done: Callable[[], object], what: str, seconds: float = 180) -> object:
     deadline = time.monotonic() + seconds
     while not (found := done()):
         assert time.monotonic() < deadline, f"after {seconds} s: not {what}"
@@ -782,6 +781,8 @@ def test_a_scheduler_that_dies_ends_the_sweep_and_the_next_one_goes_on(
 def test_a_notebook_whose_kernel_is_killed_is_run_again(
     forks, tmp_path, reference, recovers, point
 ):
+    import nbformat  # not by the processes of this module, which would take a second each
+
     folder, csv, path = tmp_path / "store", tmp_path / "rows.csv", str(tmp_path / "study.ipynb")
     text = (
         "from test_faults import WANTED\n"

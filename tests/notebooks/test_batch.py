@@ -29,6 +29,11 @@ wanted = [Transfer(Ticket(source, sparsity=sparsity), task, "linear", n_train=n_
 frame = sweep(wanted, workers or None)
 frame.to_csv(Path(figures) / "rows.csv", index=False)
 frame.assign(used=workers)[["accuracy", "used"]].to_csv(Path(figures) / "other.csv", index=False)"""
+QUICK = """from pathlib import Path
+if strict and sparsity > 0.8:
+    raise KeyError("too much\\nto lose")
+Path(figures, "rows.csv").write_text(f"task,sparsity\\n{task},{sparsity}\\n")"""
+"""Computes nothing: for what is asked of whoever runs it."""
 
 
 def notebook(path, parameters=PARAMETERS, body=BODY, tags=("parameters",)):
@@ -59,21 +64,26 @@ def test_every_point_is_run_once_and_its_rows_are_those_of_run(tmp_path, capsys,
     other = pd.read_csv("runs/batch/mine/other.csv")
     assert list(other) == ["sparsity", "task", "accuracy", "used"]
     assert set(other.used) == {1}
-    # A second call runs nothing, another value only that point; a changed notebook runs anew.
-    executed = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/batch/mine/points/*/n*.ipynb")}
-    assert len(executed) == 2
-    out = tmp_path / "runs/batch/mine"
+
+
+def test_a_second_call_runs_only_what_is_new(tmp_path):
+    book, out = notebook(tmp_path / "mine.ipynb", body=QUICK), tmp_path / "out"
+    batch(book, {"sparsity": [0.5], "task": ["digits"]}, out, {"n_train": 40})
+    executed = {p: p.stat().st_mtime_ns for p in out.glob("points/*/notebook.ipynb")}
+    assert len(executed) == 1
+    # Another value is another point; a changed notebook runs anew.
     axes = {"sparsity": [0.5], "task": ["glyphs", "digits"]}
     rows = batch(book, axes, out, {"n_train": 40}, workers=2)["rows"]
     assert list(rows.task) == ["glyphs", "digits"]
+    assert len(list(out.glob("points/*/notebook.ipynb"))) == 2
     assert all(p.stat().st_mtime_ns == t for p, t in executed.items())
-    notebook(book, body=BODY.replace("workers or None", "1"))
+    notebook(book, body=QUICK + "\nchanged = True")
     batch(book, {"sparsity": [0.5], "task": ["digits"]}, out, {"n_train": 40})
-    assert len(list(out.glob("points/*/notebook.ipynb"))) == 4
+    assert len(list(out.glob("points/*/notebook.ipynb"))) == 3
 
 
 def test_a_failed_point_is_told_with_its_traceback_and_only_it_is_run_again(tmp_path, capsys):
-    book, out = notebook(tmp_path / "mine.ipynb"), tmp_path / "out"
+    book, out = notebook(tmp_path / "mine.ipynb", body=QUICK), tmp_path / "out"
     axes = {"sparsity": [0.5, 0.9]}
     with pytest.raises(SweepFailed, match="1 of 2 failed") as failure:
         batch(book, axes, out, {"strict": True}, workers=2)

@@ -1,17 +1,20 @@
 """The notebooks as they are committed: short, without outputs, each parameter explained.
 
-That they run is pytest's own business: it collects notebooks/ through nbval.
+That they run is pytest's own business: it collects notebooks/ through nbval, and conftest.py gives
+them the parameters of `helpers.parameters_of` after their own.
 """
 
 import ast
 import json
 import re
+import tomllib
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas
 import papermill
 import pytest
+from helpers import parameters_of, small_profile
 
 from robustlib import figures, models, specs, tickets
 from robustlib.batch import NOTEBOOKS
@@ -83,13 +86,50 @@ def test_parameters_are_scalars_with_type_and_comment(path):
     assert set(inspected) <= used
 
 
-def checks(path, **given):
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_what_they_are_tested_with_is_theirs_and_less_than_their_own(path):
+    inspected = papermill.inspect_notebook(str(path))
+    own = {name: ast.literal_eval(p["default"]) for name, p in inspected.items()}
+    less = parameters_of(path.stem, own, "small.toml")
+    assert set(less) <= set(own)
+    if path.stem != "09_paper_figures":
+        assert {"profile", "workers"} & set(own) <= set(less)
+    for name in set(less) - {"profile", "workers"}:
+        assert type(less[name]) is type(own[name]) and 0 < less[name] < own[name]
+    # As they are committed they begin as well: on the grids of `quick`.
+    checks(path)
+
+
+def test_the_profile_that_they_are_tested_with_is_quick_with_smaller_numbers():
+    def alike(small, quick):
+        assert type(small) is type(quick)
+        if isinstance(quick, dict):
+            assert small.keys() == quick.keys()
+            for key in quick:
+                alike(small[key], quick[key])
+        elif isinstance(quick, list):
+            assert len(small) == len(quick)
+            for pair in zip(small, quick, strict=True):
+                alike(*pair)
+        elif isinstance(quick, int) and not isinstance(quick, bool):
+            assert 0 <= small <= quick
+        else:
+            assert small == quick
+
+    quick = tomllib.loads((PROFILES / "quick.toml").read_text(encoding="utf-8"))
+    small = tomllib.loads(small_profile())
+    assert small.pop("seeds") == quick.pop("seeds")[:2]
+    alike(small, quick)
+    assert small != quick
+
+
+def checks(path, **own):
     """Runs what follows the parameters, as papermill would have set them; what it has defined."""
     _, _, code = load(path)
     scope = {}
     exec(code[0]["text"], scope)
-    assert set(given) <= set(scope)
-    scope |= given
+    assert set(own) <= set(scope)
+    scope |= own
     exec(code[1]["text"], scope)
     return scope
 

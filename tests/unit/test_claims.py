@@ -193,6 +193,14 @@ def test_without_an_evaluation_of_a_transfer_no_property_is_run(grids):
     )
 
 
+def test_transfers_without_any_evaluation_are_no_properties():
+    grid = profiles.grid("quick:properties")
+    rows = simulated(grid, lambda s: 0.0).to_dict("records")
+    for spec, row in zip(grid, rows, strict=True):
+        store.put(spec, row | {"key": specs.key(spec), "n": 9})
+    assert set(claims.of_profile("quick").verdict) == {"not run"}
+
+
 def test_properties_and_their_signs(grids):
     transfers = grids["properties"]
     asked = [e for own in profiles.evaluations("cpu:properties", transfers).values() for e in own]
@@ -205,6 +213,9 @@ def test_properties_and_their_signs(grids):
     found = verdicts({"properties": frame}, pd.DataFrame(rows))
     assert found["C9a", ""] == found["C9b", ""] == found["C9d", ""] == "supported"
     assert found["C9c", ""] == "contradicted"  # a higher calibration error is worse
+    # No distance of a task is among them.
+    main = simulated(grids[""], lambda s: 0.0)
+    assert verdicts({"": main}, pd.DataFrame(rows))["C7", ""] == "not run"
 
 
 def test_mask_and_weights_are_told_apart(grids):

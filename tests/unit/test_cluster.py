@@ -5,37 +5,21 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import dask
 import dask_jobqueue  # noqa: F401  (its defaults enter Dask's configuration)
+import distributed
 import pytest
 from helpers import (
     _workers_import_tests,  # noqa: F401
     transfers,
 )
+from jobs import fail_until, hog, note, tell
 
 from robustlib import specs, store, sweep, sweeps
 from robustlib.cli import main
 from robustlib.sweeps import Job, SweepFailed
-
-
-def note(file, text, seconds=0.0):
-    time.sleep(seconds)
-    with open(file, "a") as f:
-        f.write(f"{text}\n")
-
-
-def tell(file, *names):
-    note(file, " ".join(f"{n}={os.environ.get(n)}" for n in names), 0.5)
-
-
-def fail_until(file, times):
-    note(file, "try")
-    if len(Path(file).read_text().splitlines()) <= times:
-        raise OSError(f"no luck, {times} times")
 
 
 def jobs_of(file, *rows):
@@ -95,13 +79,6 @@ def test_a_worker_is_one_process_of_one_thread_within_its_share_of_memory():
         assert set(client.run(os.environ.get, "OMP_NUM_THREADS").values()) == {"1"}
         # Dask's own setting of it nearly doubles the time of a training on a CPU.
         assert set(client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_").values()) == {None}
-
-
-def hog():
-    got = []
-    while True:
-        got.append(bytearray(os.urandom(2**20)) * 32)
-        time.sleep(0.01)
 
 
 def test_a_job_that_takes_more_memory_than_its_share_fails_and_the_others_do_not(
@@ -217,7 +194,9 @@ def test_workers_with_several_threads_are_refused():
         ("slurm", "workers=None: must say how many"),
     ],
 )
-def test_a_place_that_is_none_is_refused_and_leaves_nothing(scheduler, says, tmp_path):
+def test_a_place_that_is_none_is_refused_and_leaves_nothing(scheduler, says, tmp_path, monkeypatch):
+    client = distributed.Client  # a twentieth of the patience
+    monkeypatch.setattr(distributed, "Client", lambda a, timeout: client(a, timeout=timeout / 20))
     with pytest.raises(ValueError, match=says):
         sweep(transfers(), scheduler=scheduler)
     assert not (tmp_path / "store").exists()

@@ -291,7 +291,7 @@ def fitted(tmp_path_factory):
         patch.setenv("ROBUSTLIB_DATA", str(where / "data"))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(fit, "TICKETS", FEW)
-        patch.setattr(fit, "EFFORTS", {"quick": replace(fit.EFFORTS["quick"], epochs=8)})
+        patch.setattr(fit, "EFFORTS", {"quick": replace(fit.EFFORTS["quick"], epochs=4)})
         planned = fit.plan(folder, Budget(bytes=250_000), workers=1)
         with pytest.raises(KeyboardInterrupt):
             fit.fit(planned, say=interrupted)

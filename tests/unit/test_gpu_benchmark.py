@@ -1,5 +1,6 @@
 """The measurements of a GPU: every section runs on a CPU too, and what goes wrong is a row."""
 
+import argparse
 import csv
 import importlib.util
 import subprocess
@@ -41,8 +42,20 @@ def measured(tmp_path: Path, *options: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_every_section_runs_and_only_what_a_cpu_cannot_do_fails(gpu, tmp_path):
-    found = measured(tmp_path)
+def test_every_section_runs_and_only_what_a_cpu_cannot_do_fails(gpu, tmp_path, monkeypatch):
+    """One after the other in this process: that each has a process of its own is tested below."""
+
+    def together(names, args, seconds):
+        for name in names:
+            gpu.section(name, args.device, args.smoke, time.monotonic() + seconds, args.out)
+
+    monkeypatch.setattr(gpu, "together", together)
+    for name, value in {"ROBUSTLIB_DEVICE": "cpu", "TQDM_DISABLE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    wanted = {"device": torch.device("cpu"), "smoke": True, "seconds": 520.0, "only": None}
+    args = argparse.Namespace(**wanted, out=tmp_path / "gpu.csv", logs=None)
+    assert gpu.everything(args) == 1
+    found = rows(args.out)
     by = {name: [r for r in found if r["section"] == name] for name in gpu.SECTIONS}
     assert all(by.values()) and sum(map(len, by.values())) == len(found)
     (failed,) = [r for r in found if r["passed"] == "False"]

@@ -23,6 +23,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import killed_at
+from jobs import failing
 from torch import Tensor, nn
 
 from robustlib import attacks, models, objectives, parallel, run, store, training
@@ -355,14 +356,6 @@ def test_run_with_two_processes_stores_what_one_does(monkeypatch):
 
 
 # What cannot be done, and what fails
-
-
-def failing(how: str) -> None:
-    if parallel.rank() == 1:
-        if how == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise ValueError("lr=3: too much")
-    dist.all_reduce(torch.zeros(1))  # for ever, if nobody ended it
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import PATH, TINY, transfers
+from helpers import TINY, transfers
 
 from robustlib import Pretrain, Ticket, Transfer, costs, specs, store, sweep
 from robustlib.cli import main
@@ -101,15 +101,13 @@ def test_a_data_set_is_loaded_once_in_a_process(monkeypatch):
 
 def test_two_sweeps_at_once_on_one_store_train_each_network_once(tmp_path):
     """Two transfers that share a ticket never both draw it, whoever asks for them."""
-    code = (
-        "import sys, test_sweeps\n"
-        "from robustlib import sweep\n"
-        "sweep(test_sweeps.transfers(seed=int(sys.argv[1])), workers=2)\n"
-    )
-    script = tmp_path / "two.py"
-    script.write_text(code)
-    env = {**os.environ, "PYTHONPATH": PATH}
-    both = [subprocess.Popen([sys.executable, str(script), s], env=env) for s in "12"]
+    code = "import sys; from robustlib.cli import main; sys.exit(main())"
+    env, both = {**os.environ, "PYTHONPATH": str(ROOT)}, []
+    for seed in (1, 2):
+        file = tmp_path / f"{seed}.json"
+        file.write_text(json.dumps([{"transfer": specs.to_dict(s)} for s in transfers(seed=seed)]))
+        call = [sys.executable, "-c", code, "sweep", str(file), "--workers", "1"]
+        both.append(subprocess.Popen(call, env=env))
     assert [p.wait(300) for p in both] == [0, 0]
     rows = {kind: len(store.frame(cls)) for kind, cls in specs.KINDS.items()}
     assert rows == {"pretrain": 1, "ticket": 2, "transfer": 4, "evaluation": 0}
