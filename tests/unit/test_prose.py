@@ -305,6 +305,29 @@ def colour() -> list[str]:
     ]
 
 
+def device() -> list[str]:
+    frame = rows("edge")
+    found = (
+        100
+        * stats.advantage(frame[frame.form == "fp32"], ["pattern", "sparsity"]).set_index(
+            ["pattern", "sparsity"]
+        )[["mean", "low", "high"]]
+    )
+    assert (found["mean"] < 0).all() and found.index[found.high < 0].tolist() == [("row", 0.5)]
+    mean = frame.groupby(["pattern", "sparsity", "form"]).mean(numeric_only=True)
+    dense, int8 = (mean.loc["unstructured", 0.0, form] for form in ("fp32", "int8"))
+    ticket = mean.loc["channel", 0.75, "fp32"]
+    still = mean.drop(index=["channel"]).xs("fp32", level="form").query("sparsity > 0")
+    assert (still.latency_1_ratio > 1).all() and 0.24 < int8.bytes_ratio < 0.27
+    assert 0.45 < int8.latency_1_ratio < 0.55 and int8.accuracy >= dense.accuracy
+    assert 0.005 < dense.accuracy - ticket.accuracy < 0.015
+    return [
+        f"by {span(-found['mean'])} points, decided for rows at sparsity 0.5 alone",
+        f"have {ticket.bytes_ratio:.2f} of the bytes and take {ticket.latency_1_ratio:.2f} of the "
+        "time at batch 1",
+    ]
+
+
 def rates() -> list[str]:
     frame = rows("rates")
     mean = frame.groupby("lr").val_accuracy.mean()
@@ -410,6 +433,7 @@ PAGES = {
         properties,
         pretraining,
         ranking,
+        device,
         rates,
         outlook,
     ),
