@@ -1,7 +1,7 @@
 """What a transfer costs beside what it must: a whole trade-off curve, and a finetuning.
 
-    python benchmarks/curve.py --out benchmarks/curve.csv         # 2 minutes, embedded digits
-    python benchmarks/curve.py --task cifar10 --out ...           # with packs
+    python benchmarks/curve.py --out benchmarks/curve.csv         # embedded digits
+    python benchmarks/curve.py --task cifar10 --out ...           # with packs: 5 minutes a round
     python benchmarks/curve.py --smoke                            # tiny: does it run?
 
 The curve is a linear evaluation of natural and robust tickets of three networks of the zoo at
@@ -86,11 +86,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What a transfer costs beside what it must.")
     parser.add_argument("--task", default="digits", help="the set that tickets go to")
     parser.add_argument("--out", type=Path, default=Path("runs", "curve.csv"), help="the CSV")
+    parser.add_argument("--rounds", type=int, default=3, help="how often all is timed, in turn")
     parser.add_argument("--smoke", action="store_true", help="tiny: does it run?")
     args = parser.parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
-    rounds, n, seeds, epochs = (1, 100, 1, 1) if args.smoke else (3, 1000, 3, 20)
+    rounds, n, seeds, epochs = (1, 100, 1, 1) if args.smoke else (args.rounds, 1000, 3, 20)
     sparsities = SPARSITIES[-2:] if args.smoke else SPARSITIES
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as os.environ["CURVES"]:
