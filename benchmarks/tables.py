@@ -84,7 +84,7 @@ def front(frame: pd.DataFrame) -> str:
             if recipe == "plain":
                 cells.append(f"{values.mean():.1f} %")
                 continue
-            mean, low, high = stats.mean_interval(values - plain[name])
+            mean, low, high = stats.mean_interval((values - plain[name]).dropna())
             cells.append(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]")
         lines.append(cells)
     return table(["way", "speed", "passes", *what], lines)

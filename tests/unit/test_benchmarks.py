@@ -178,6 +178,10 @@ def test_tables_stand_between_their_marks_and_come_again_the_same(tmp_path):
     # Differences of a seed with itself: +1 and -1 points; transfer: +10 and 0.
     line = "| resize | 2.50 | 1.0 | +0.0 [-12.7, +12.7] | +0.0 [+0.0, +0.0] | +5.0 [-58.5, +68.5] |"
     assert line in found
+    frame[frame.seed.eq(0) | frame.recipe.eq("plain")].to_csv(tmp_path / "front.csv", index=False)
+    fewer = tables.filled(page, tmp_path)  # one seed of two: a difference, and no interval
+    assert "| resize | 2.00 | 1.0 | +1.0 [" in fewer and "+nan [" not in fewer
+    frame.to_csv(tmp_path / "front.csv", index=False)
     assert tables.filled(found, tmp_path) == found and found.count("<!-- end -->") == 5
     with pytest.raises(ValueError, match="found 0 times"):
         tables.filled("", tmp_path)
