@@ -24,6 +24,9 @@ from robustlib.data.splits import (
 )
 from robustlib.specs import integer
 
+Stored = tuple[str, Path | None, bool, Any]
+"""Of a set: its name, the path of its pack or folder, whether it is of masks; and the size that is
+wanted, or of a pack, which has its own, the time and size of its file."""
 VOC_SIZE = 480  # px: the crops that torchvision's own segmentation networks are trained on
 
 
@@ -49,7 +52,18 @@ def load(
     there is. FileNotFoundError: a set that is not here and cannot be fetched.
     """
     size = integer("size", size, 8, 4096)
-    data = _drawn(name, size, n_train, seed, root, masks=False)
+    budget = None if n_train is None else integer("n_train", n_train, 1)
+    stored = _stored(name, size, root, masks=False)
+    return _sized(stored, size, budget, seed if budget else 0, detail, grey)
+
+
+# A stage asks for its set twice or thrice, and tickets of one network that are transferred one
+# after the other for the same: to scale it takes as long as to read its features.
+@lru_cache(maxsize=2)
+def _sized(
+    stored: Stored, size: int, n_train: int | None, seed: int, detail: int | None, grey: bool
+) -> Dataset:
+    data = _drawn(stored, n_train, seed)
     if isinstance(data.train, FileSplit):
         return _each(data, lambda split: replace(split, detail=detail, grey=grey))
     if detail and detail < data.native:
@@ -73,7 +87,8 @@ def load_segmentation(
     images, not of classes. Labels are masks, `ignore` is 255. Raises as `load`.
     """
     size = None if size is None else integer("size", size, 8, 4096)
-    data = _drawn(name, size or VOC_SIZE, n_train, seed, root, masks=True)
+    n_train = None if n_train is None else integer("n_train", n_train, 1)
+    data = _drawn(_stored(name, size or VOC_SIZE, root, masks=True), n_train, seed)
     if size is None:
         return data
     shape = cast(Split, data.train).x.shape[1:3]
@@ -81,17 +96,17 @@ def load_segmentation(
     return _each(data, lambda split: resized(split, height, width))
 
 
-def _drawn(
-    name: str, size: int, n_train: int | None, seed: int, root: str | Path | None, masks: bool
-) -> Dataset:
-    """The set as it is stored, cut to a label budget of n_train training images, as `load` says."""
-    n_train = None if n_train is None else integer("n_train", n_train, 1)
+def _stored(name: str, size: int, root: str | Path | None, masks: bool) -> Stored:
     path = sources.find(name, size, root, masks)
-    if path is not None and path.suffix == ".npz":
-        stat = path.stat()
-        data = _whole(name, path, masks, (stat.st_mtime_ns, stat.st_size))
-    else:
-        data = _whole(name, path, masks, size)
+    if path is None or path.suffix != ".npz":
+        return name, path, masks, size
+    stat = path.stat()
+    return name, path, masks, (stat.st_mtime_ns, stat.st_size)
+
+
+def _drawn(stored: Stored, n_train: int | None, seed: int) -> Dataset:
+    """The set as it is stored, cut to a label budget of n_train training images, as `load` says."""
+    data = _whole(*stored)
     if n_train is None:
         return data
     if n_train > (n := len(data.train)):
@@ -111,7 +126,6 @@ def _each(data: Dataset, change: Callable[[Any], Split | FileSplit]) -> Dataset:
 # sets again and again, at other seeds.
 @lru_cache(maxsize=8)
 def _whole(name: str, path: Path | None, masks: bool, at: Any) -> Dataset:
-    """at: the size that is wanted; of a pack, which has its own, the time and size of its file."""
     if path is not None and path.suffix != ".npz":
         return imagenet(path, at)
     pack = packs.read(path, masks) if path else EMBEDDED[name](at)

@@ -633,6 +633,7 @@ def test_imagenet_is_read_file_by_file(tmp_path: Path) -> None:
         assert x.shape[1:] == (3, 24, 24) and torch.equal((x.amax((1, 2, 3)) > 0.3).long(), y)
     os.rename(tmp_path / "imagenet/val/n02", tmp_path / "imagenet/val/n03")
     loading._whole.cache_clear()
+    loading._sized.cache_clear()
     with pytest.raises(ValueError, match="n02, n03"):
         load("imagenet", size=24, root=tmp_path)
 

@@ -235,6 +235,7 @@ def test_a_folder_is_checked_once_and_again_when_it_changes(tmp_path: Path, monk
 
     def again() -> int:
         loading._whole.cache_clear()  # as another process would
+        loading._sized.cache_clear()
         opened.clear()
         load("imagenet", size=SIDE, root=tmp_path)
         return len(opened)

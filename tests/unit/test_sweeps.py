@@ -85,18 +85,24 @@ def test_cost_orders_by_work():
     assert cost(transfers()[0]) < cost(Transfer(Ticket(TINY), "digits", "finetune", n_train=50))
 
 
-def test_a_data_set_is_loaded_once_in_a_process(monkeypatch):
+def test_a_data_set_is_loaded_and_scaled_once_in_a_process(monkeypatch):
     from robustlib import run
     from robustlib.data import embedded, loading
 
-    calls = []
-    made = embedded.EMBEDDED["digits"]
+    calls, scaled = [], []
+    made, resized = embedded.EMBEDDED["digits"], loading.resized
     counted = {"digits": lambda size: calls.append(size) or made(size)}
     monkeypatch.setattr(loading, "EMBEDDED", embedded.EMBEDDED | counted)
+    monkeypatch.setattr(
+        loading, "resized", lambda split, *to: scaled.append(to) or resized(split, *to)
+    )
     loading._whole.cache_clear()
+    loading._sized.cache_clear()
     for spec in transfers():
         run(spec)
     assert len(calls) == 1
+    # Train, val and test, of the network's budget and of the task's.
+    assert scaled == [(32, 32)] * 6
 
 
 def test_two_sweeps_at_once_on_one_store_train_each_network_once(tmp_path):
