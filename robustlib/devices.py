@@ -21,8 +21,8 @@ _BF16 = ("amx_bf16", "avx512_bf16", "bf16")
 
 def device() -> torch.device:
     """Where to run: $ROBUSTLIB_DEVICE if set, else a GPU if there is one, else the CPU."""
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(os.environ.get("ROBUSTLIB_DEVICE", default))
+    given = os.environ.get("ROBUSTLIB_DEVICE")
+    return torch.device(given or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _flags() -> frozenset[str]:

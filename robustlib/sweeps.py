@@ -30,6 +30,8 @@ SCHEMES = ("tcp://", "tls://", "ucx://", "ws://", "wss://")
 PASSED_ON = ("ROBUSTLIB_DATA", "ROBUSTLIB_DEVICE")
 BAR: dict[str, Any] = {"desc": "sweep", "leave": True}
 BAR["bar_format"] = "{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}"
+IMPORTED = ["distributed", "pandas", "sklearn.linear_model", "robustlib.stages"]
+"""Modules that workers have from the start."""
 WORKER = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "ROBUSTLIB_DEVICES": "1"}
 
 
@@ -226,6 +228,8 @@ def connect(
             except (OSError, ValueError) as e:
                 raise ValueError(f"scheduler={scheduler!r}: does not answer ({e})") from None
         elif client is None:
+            if not scheduler:
+                stack.enter_context(_starting())
             cluster = slurm(workers or 0) if scheduler else _local(workers, jobs)
             client = stack.enter_context(Client(stack.enter_context(cluster)))
         for address, n in client.nthreads().items():
@@ -265,7 +269,7 @@ def gpus() -> list[str]:
 
 @cache
 def _leave_main_alone() -> None:
-    """From now on Dask's workers do not run this program's file again, as spawned processes do: a
+    """From now on Dask's workers do not run this program's file again, as other processes do: a
     script without a guard of its main would start itself. Jobs name their functions by module."""
     whole = spawn.get_preparation_data
 
@@ -276,13 +280,28 @@ def _leave_main_alone() -> None:
     spawn.get_preparation_data = without_main
 
 
-def _local(workers: int | None, jobs: int) -> Any:
+def _starting() -> Any:
+    """A context in which Dask's workers are copies of one process that has imported what jobs need:
+    that takes seconds, and is done once for all workers and sweeps of this process."""
     import dask
+    from distributed.utils import get_mp_context
+
+    _leave_main_alone()
+    # Not Dask's MALLOC_TRIM_THRESHOLD_: memory that goes back to the system after every layer makes
+    # a training on a CPU take 1.8 times as long. What else Dask would set is in `environment`.
+    own: dict[str, Any] = {"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": "1"}}
+    # With GPUs each imports for itself: that a copy may use one was not tried.
+    own["distributed.worker.multiprocessing-method"] = "spawn" if gpus() else "forkserver"
+    starting = dask.config.set(own)
+    get_mp_context().set_forkserver_preload(IMPORTED)
+    return starting
+
+
+def _local(workers: int | None, jobs: int) -> Any:
     from dask.system import CPU_COUNT
     from distributed import Nanny, Scheduler, SpecCluster
     from distributed.system import MEMORY_LIMIT
 
-    _leave_main_alone()
     own = gpus()
     n = min(workers or len(own) or CPU_COUNT, jobs)
     # A worker over its share is ended, and its job tried again elsewhere. It is not paused before:
@@ -291,17 +310,16 @@ def _local(workers: int | None, jobs: int) -> Any:
 
     options = {"nthreads": 1, "memory_limit": MEMORY_LIMIT // n, "host": "127.0.0.1"}
     options |= {"config": memory, "silence_logs": logging.CRITICAL}
+    # As it is now: what they are copies of has that of the first sweep. No name can be taken away.
+    here = dict.fromkeys(PASSED_ON, "") | os.environ | WORKER
     nannies = {}
     for i in range(n):
-        environment = WORKER | ({"CUDA_VISIBLE_DEVICES": own[i % len(own)]} if own else {})
+        environment = here | ({"CUDA_VISIBLE_DEVICES": own[i % len(own)]} if own else {})
         nannies[i] = {"cls": Nanny, "options": options | {"env": environment}}
     # Any free port: another sweep may have the usual one.
     ports = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
     scheduler = {"cls": Scheduler, "options": ports}
-    # Not Dask's MALLOC_TRIM_THRESHOLD_: memory that goes back to the system after every layer makes
-    # a training on a CPU take 1.8 times as long. What else Dask would set is in `environment`.
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": "1"}}):
-        return SpecCluster(nannies, scheduler=scheduler, silence_logs=logging.ERROR)
+    return SpecCluster(nannies, scheduler=scheduler, silence_logs=logging.ERROR)
 
 
 def slurm(workers: int = 0) -> Any:

@@ -697,8 +697,14 @@ def family(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
 
+def origin_of(pid: int) -> psutil.Process:
+    """The process that the workers of a sweep are copies of."""
+    (found,) = [p for p in psutil.Process(pid).children() if "forkserver" in str(p.cmdline())]
+    return found
+
+
 def workers_of(pid: int) -> list[psutil.Process]:
-    return [p for p in family(pid) if "spawn_main" in " ".join(p.cmdline())]
+    return origin_of(pid).children()
 
 
 def end_without_parent(processes: list[psutil.Process]) -> bool:
@@ -725,6 +731,16 @@ def test_a_sweep_outlives_its_workers_and_they_do_not_outlive_it(forks, tmp_path
             for worker in workers_of(pid):
                 worker.kill()
         assert forks.end(pid) == 0, said(folder)
+        recovers(folder)
+    with point("what workers are copies of"):
+        shutil.rmtree(folder)
+        with held(folder, "finetune"):
+            pid = forks.start(swept, 2, into=folder)
+            until(lambda: stored(folder) == ARTIFACTS - 1, "all but one")
+            left = workers_of(pid)
+            origin_of(pid).kill()
+        assert forks.end(pid) == 0, said(folder)
+        assert end_without_parent(left)
         recovers(folder)
 
 

@@ -81,6 +81,26 @@ def test_a_worker_is_one_process_of_one_thread_within_its_share_of_memory():
         assert set(client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_").values()) == {None}
 
 
+def test_workers_are_copies_of_one_process_with_the_environment_of_each_sweep(
+    tmp_path, monkeypatch
+):
+    file, names, parents = tmp_path / "told", ("ROBUSTLIB_DATA", "OTHER"), set()
+    for data, other in (("/a", "1"), (None, "2"), ("/b", None)):
+        for name, value in zip(names, (data, other), strict=True):
+            monkeypatch.delenv(name, raising=False)
+            if value:
+                monkeypatch.setenv(name, value)
+        job = Job("told", "told", tell, (file, *names))
+        assert sweeps.compute([job], workers=1) == []
+        with sweeps.connect(workers=2) as client:
+            parents |= set(client.run(os.getppid).values())
+            assert all(client.run(lambda: "sklearn.linear_model" in sys.modules).values())
+    assert len(parents - {os.getpid()}) == 1
+    # A name that is gone is empty where this library reads it.
+    first, second, _ = file.read_text().splitlines()
+    assert [first, second] == ["ROBUSTLIB_DATA=/a OTHER=1", "ROBUSTLIB_DATA= OTHER=2"]
+
+
 def test_a_job_that_takes_more_memory_than_its_share_fails_and_the_others_do_not(
     tmp_path, monkeypatch
 ):
