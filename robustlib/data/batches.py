@@ -54,10 +54,18 @@ def epoch(
     yield from _moved(pairs, device)
 
 
+def of_pass(device: torch.device | str) -> int:
+    """Images of a pass without gradients. On a CPU more do not fit its caches: with 500 an image
+    takes 1.4 to 1.6 times as long, to the same bits."""
+    return 500 if torch.device(device).type == "cuda" else 100
+
+
 def ordered(
-    split: Split | FileSplit, batch_size: int = 500, device: torch.device | str = "cpu"
+    split: Split | FileSplit, batch_size: int | None = None, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """All of the split in its own order, nothing dropped or augmented, for evaluation."""
+    """All of the split in its own order, nothing dropped or augmented, for evaluation; batch_size
+    None: `of_pass`."""
+    batch_size = batch_size or of_pass(device)
     if isinstance(split, FileSplit):
         rows = torch.arange(len(split)).split(batch_size)
         yield from _moved(files.stream(split, rows, device=device), device)

@@ -61,13 +61,15 @@ def certified(
     CERTIFY of Cohen et al. (2019): the class is guessed from n0 draws of Gaussian noise of standard
     deviation sigma (pixel units of [0, 1] images; images are not clipped), its probability bounded
     from below with n fresh ones. Each image's radius holds with probability 1 - alpha, in L2 and
-    pixel units. The noise of an image follows from the seed, its place in the split and batch_size.
+    pixel units. The noise of an image follows from the seed, its place in the split and batch_size,
+    the draws that are made at once.
     Raises NotFinite for outputs that are not finite.
     """
     with torch.random.fork_rng(), training.inference(model) as where:
         images = (image for x, _ in batches.ordered(split, device=where) for image in x)
         noisy = _noisy(images, sigma, (n0, n), batch_size, seed)
-        answers = torch.cat([_answers(model, x) for x in _regrouped(noisy, batch_size)])
+        passes = _regrouped(noisy, batches.of_pass(where))
+        answers = torch.cat([_answers(model, x) for x in passes])
     found = []
     for guesses, drawn in (a.split([n0, n]) for a in answers.view(-1, n0 + n)):
         guess = int(torch.bincount(guesses).argmax())

@@ -112,6 +112,20 @@ def test_the_global_generator_is_neither_read_nor_moved() -> None:
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, feed(split), strict=True))
 
 
+def test_passes_without_gradients_are_small_on_a_cpu_and_change_no_bit(monkeypatch) -> None:
+    from robustlib import models, training
+
+    torch.manual_seed(0)
+    model = models.build("resnet10s", 3, width=8)
+    split = Split(torch.randint(0, 256, (230, 24, 24, 3), dtype=torch.uint8), torch.arange(230) % 3)
+    sizes = []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    small, _ = training.outputs(model, split)
+    monkeypatch.setattr(batches, "of_pass", lambda device: 500)
+    large, _ = training.outputs(model, split)
+    assert sizes == [100, 100, 30, 230] and torch.equal(small, large)
+
+
 def test_ordered_is_all_of_it_in_order() -> None:
     split = noise(23)
     pairs = list(batches.ordered(split, 10))

@@ -169,15 +169,18 @@ def test_draws_follow_from_the_seed_and_not_from_other_images_or_the_caller():
     assert certified(model, split, SIGMA, 30, 200, seed=2) != first
 
 
-@pytest.mark.parametrize(("n0", "n", "most"), [(30, 100, 500), (30, 700, 200), (3, 10, 7)])
-def test_passes_are_shared_by_images_and_each_keeps_its_own_noise(n0, n, most):
-    """By hand: an image at a time, its draws at most `most` at once."""
+@pytest.mark.parametrize(
+    ("n0", "n", "most", "large"), [(30, 100, 500, 100), (30, 700, 200, 500), (3, 10, 7, 7)]
+)
+def test_passes_are_shared_by_images_and_each_keeps_its_own_noise(n0, n, most, large, monkeypatch):
+    """By hand: an image at a time, its draws at most `most` at once; passes are `large`."""
+    monkeypatch.setattr(batches, "of_pass", lambda where: large)
     model, split, _ = linear_case([110, 120, 124, 130, 135, 150])
     passes, guesses = [], []
     model.register_forward_hook(lambda _, inputs, out: passes.append(len(out)))
     found = certified(model, split, SIGMA, n0, n, seed=3, batch_size=most)
     total = len(split) * (n0 + n)
-    assert sum(passes) == total and passes[:-1] == [most] * (math.ceil(total / most) - 1)
+    assert sum(passes) == total and passes[:-1] == [large] * (math.ceil(total / large) - 1)
     for i, (x, _) in enumerate(batches.ordered(split, 1)):
         draws = torch.Generator().manual_seed(seed_for("smoothing", 3, i))
         met = []

@@ -131,7 +131,7 @@ def theirs(model: nn.Module, split: Split, norm: str, eps: float, suite: str) ->
         attack.apgd_targeted.n_target_classes = 3
         for part in (attack.apgd, attack.apgd_targeted):
             part.n_iter, part.n_iter_2, part.n_iter_min, part.size_decr = 20, 4, 1, 1
-    ((x, y),) = batches.ordered(split)
+    ((x, y),) = batches.ordered(split, 500)
     with torch.random.fork_rng():
         x_adv, _ = attack.run_standard_evaluation(x.contiguous(), y)
     with torch.no_grad():
