@@ -34,7 +34,6 @@ from hypothesis import strategies as st
 import robustlib
 from robustlib import (
     batch,
-    bench,
     checkpoints,
     cli,
     models,
@@ -755,7 +754,7 @@ def said(argv: list[str]) -> tuple[int, str]:
         patch.setattr(batch, "run_study", no_work)
         patch.setattr(sweeps, "sweep", no_work)
         patch.setattr(batch.sweeps, "compute", no_work)
-        patch.setattr(bench, "main", no_work)
+        patch.setattr("runpy.run_path", no_work)
         before = listing(here)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = cli.main(argv)

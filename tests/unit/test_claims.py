@@ -109,7 +109,7 @@ def grids() -> dict[str, list[Transfer]]:
 def verdicts(rows, evaluations=None) -> dict[tuple[str, str], str]:
     none = pd.DataFrame(columns=[*specs.columns(Evaluation()), "frechet_infinity"])
     table = claims.table(rows, none if evaluations is None else evaluations)
-    found = table.these_tasks.fillna(table.verdict)
+    found = table.these_tasks.astype(object).fillna(table.verdict)
     return dict(zip(zip(table.claim, table.part, strict=True), found, strict=True))
 
 
