@@ -723,22 +723,14 @@ def test_a_sweep_outlives_its_workers_and_they_do_not_outlive_it(forks, tmp_path
             assert forks.end(pid) == KILLED
             assert end_without_parent(left)
             assert 2 <= stored(folder) < ARTIFACTS and lines(outcome(folder))
-    with point("a worker mid-sweep"):
+    with point("all workers mid-sweep, and what they are copies of"):
         with held(folder, "finetune"):
             pid = forks.start(swept, 2, into=folder)
             until(lambda: stored(folder) == ARTIFACTS - 1, "all but one")
+            left = [*workers_of(pid), origin_of(pid)]
             # One of them is at the last; which one does not show.
-            for worker in workers_of(pid):
-                worker.kill()
-        assert forks.end(pid) == 0, said(folder)
-        recovers(folder)
-    with point("what workers are copies of"):
-        shutil.rmtree(folder)
-        with held(folder, "finetune"):
-            pid = forks.start(swept, 2, into=folder)
-            until(lambda: stored(folder) == ARTIFACTS - 1, "all but one")
-            left = workers_of(pid)
-            origin_of(pid).kill()
+            for process in left:
+                process.kill()
         assert forks.end(pid) == 0, said(folder)
         assert end_without_parent(left)
         recovers(folder)

@@ -21,12 +21,13 @@ workers: int = 0  # processes
 figures: str = ""  # folder
 strict: bool = False  # whether to fail"""
 BODY = """from pathlib import Path
-from robustlib import Pretrain, Ticket, Transfer, sweep
+import pandas as pd
+from robustlib import Pretrain, Ticket, Transfer, run
 if strict and sparsity > 0.8:
     raise KeyError("too much\\nto lose")
 source = Pretrain(source="digits", width=4, n_train=100, epochs=1, batch_size=50)
-wanted = [Transfer(Ticket(source, sparsity=sparsity), task, "linear", n_train=n_train)]
-frame = sweep(wanted, workers or None)
+wanted = Transfer(Ticket(source, sparsity=sparsity), task, "linear", n_train=n_train)
+frame = pd.DataFrame([run(wanted).row])
 frame.to_csv(Path(figures) / "rows.csv", index=False)
 frame.assign(used=workers)[["accuracy", "used"]].to_csv(Path(figures) / "other.csv", index=False)"""
 QUICK = """from pathlib import Path
