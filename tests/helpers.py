@@ -209,8 +209,10 @@ def texts(fig):
     return [t.get_text() for t in fig.findobj(plt.Text) if t.get_text().strip()]
 
 
-def inside(fig):
-    """Whether all that is drawn lies within the figure, nothing clipped."""
-    fig.draw_without_rendering()
+def inside(fig, drawn=False):
+    """Whether all that is drawn lies within the figure, nothing clipped. drawn: it is already,
+    which takes as long again."""
+    if not drawn:
+        fig.draw_without_rendering()
     box, size = fig.get_tightbbox(), fig.get_size_inches()
     return min(box.x0, box.y0) > -0.01 and box.x1 < size[0] + 0.01 and box.y1 < size[1] + 0.01
