@@ -52,16 +52,14 @@ def load(
     there is. FileNotFoundError: a set that is not here and cannot be fetched.
     """
     size = integer("size", size, 8, 4096)
-    budget = None if n_train is None else integer("n_train", n_train, 1)
-    stored = _stored(name, size, root, masks=False)
-    return _sized(stored, size, budget, seed if budget else 0, detail, grey)
+    return _sized(*_asked(name, size, n_train, seed, root, masks=False), size, detail, grey)
 
 
 # A stage asks for its set twice or thrice, and tickets of one network that are transferred one
 # after the other for the same: to scale it takes as long as to read its features.
 @lru_cache(maxsize=2)
 def _sized(
-    stored: Stored, size: int, n_train: int | None, seed: int, detail: int | None, grey: bool
+    stored: Stored, n_train: int | None, seed: int, size: int, detail: int | None, grey: bool
 ) -> Dataset:
     data = _drawn(stored, n_train, seed)
     if isinstance(data.train, FileSplit):
@@ -87,8 +85,7 @@ def load_segmentation(
     images, not of classes. Labels are masks, `ignore` is 255. Raises as `load`.
     """
     size = None if size is None else integer("size", size, 8, 4096)
-    n_train = None if n_train is None else integer("n_train", n_train, 1)
-    data = _drawn(_stored(name, size or VOC_SIZE, root, masks=True), n_train, seed)
+    data = _drawn(*_asked(name, size or VOC_SIZE, n_train, seed, root, masks=True))
     if size is None:
         return data
     shape = cast(Split, data.train).x.shape[1:3]
@@ -96,12 +93,15 @@ def load_segmentation(
     return _each(data, lambda split: resized(split, height, width))
 
 
-def _stored(name: str, size: int, root: str | Path | None, masks: bool) -> Stored:
-    path = sources.find(name, size, root, masks)
-    if path is None or path.suffix != ".npz":
-        return name, path, masks, size
-    stat = path.stat()
-    return name, path, masks, (stat.st_mtime_ns, stat.st_size)
+def _asked(
+    name: str, size: int, n_train: int | None, seed: int, root: str | Path | None, masks: bool
+) -> tuple[Stored, int | None, int]:
+    """What `_drawn` takes; the same where a seed draws nothing."""
+    n_train = None if n_train is None else integer("n_train", n_train, 1)
+    path, at = sources.find(name, size, root, masks), cast(Any, size)
+    if path is not None and path.suffix == ".npz":
+        at = path.stat().st_mtime_ns, path.stat().st_size
+    return (name, path, masks, at), n_train, seed if n_train else 0
 
 
 def _drawn(stored: Stored, n_train: int | None, seed: int) -> Dataset:
