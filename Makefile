@@ -9,6 +9,9 @@ ARGS    ?=
 ROBUSTLIB_STORE ?= $(CURDIR)/runs/store
 export ROBUSTLIB_STORE
 
+# A container may forbid it. Then each of the many processes of a study compiles what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 READY := .venv/.ready
 RUN   := .venv/bin/python -m
 

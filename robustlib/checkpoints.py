@@ -10,6 +10,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -202,6 +203,20 @@ def _stem(shapes: Mapping[str, torch.Size]) -> str:
     return "imagenet" if tuple(shapes.get("conv1.weight", ())[2:]) == (7, 7) else "small"
 
 
+def _empty(
+    arch: str, n_classes: int, width: int, stem: str, stem_stride: int = 1
+) -> models.ResNet:
+    """A network of neither memory nor random numbers."""
+    with torch.device("meta"):
+        return models.build(arch, n_classes, width, stem_stride, stem=stem)
+
+
+@lru_cache(maxsize=64)
+def _shapes(arch: str, n_classes: int, width: int, stem: str) -> dict[str, torch.Size]:
+    """What the state_dict of a network holds. Kept: many networks of a study are alike."""
+    return {k: v.shape for k, v in _empty(arch, n_classes, width, stem).state_dict().items()}
+
+
 def _fit(
     where: Path | str, shapes: dict[str, torch.Size], stem_stride: int
 ) -> tuple[str, models.ResNet]:
@@ -217,9 +232,7 @@ def _fit(
     misfits, stem = {}, _stem(shapes)
     # A resnet18s can be a resnet18 to the last weight: then it is called by the plain name.
     for arch in sorted(ARCHS, key=lambda a: a.endswith("s") == (stem == "imagenet")):
-        with torch.device("meta"):  # neither memory nor random numbers
-            model = models.build(arch, n_classes, width, stem_stride, stem=stem)
-        expected = {k: v.shape for k, v in model.state_dict().items()}
+        expected = _shapes(arch, n_classes, width, stem)
         misfits[arch] = misfit = {
             "missing": [k for k in expected if k not in shapes and not k.endswith(COUNTER)],
             "unexpected": [plain(k) for k in shapes if k not in expected],
@@ -230,7 +243,7 @@ def _fit(
             ],
         }
         if not any(misfit.values()):
-            return arch, model
+            return arch, _empty(arch, n_classes, width, stem, stem_stride)
     nearest = min(misfits, key=lambda arch: sum(map(len, misfits[arch].values())))
     reasons = [
         f"{kind}: {', '.join(keys[:4])}" + (f" and {len(keys) - 4} more" if keys[4:] else "")

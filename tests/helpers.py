@@ -30,6 +30,7 @@ GIVEN = {
     "05_ablations": {"gap_images": 50},
     "07_edge_deployment": {"rounds": 2},
     "08_your_task": {"n_train": 30},
+    "09_paper_figures": {"names": "detail,patterns,rates"},  # test_paper.py draws all of them
 }
 
 

@@ -94,8 +94,10 @@ def test_what_they_are_tested_with_is_theirs_and_less_than_their_own(path):
     assert set(less) <= set(own)
     if path.stem != "09_paper_figures":
         assert {"profile", "workers"} & set(own) <= set(less)
-    for name in set(less) - {"profile", "workers"}:
+    for name in set(less) - {"profile", "workers", "names"}:
         assert type(less[name]) is type(own[name]) and 0 < less[name] < own[name]
+    if "names" in less:
+        assert set(less["names"].split(",")) < set(figures.FIGURES) and own["names"] == ""
     # As they are committed they begin as well: on the grids of `quick`.
     checks(path)
 
