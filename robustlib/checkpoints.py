@@ -203,9 +203,7 @@ def _stem(shapes: Mapping[str, torch.Size]) -> str:
     return "imagenet" if tuple(shapes.get("conv1.weight", ())[2:]) == (7, 7) else "small"
 
 
-def _empty(
-    arch: str, n_classes: int, width: int, stem: str, stem_stride: int = 1
-) -> models.ResNet:
+def _empty(arch: str, n_classes: int, width: int, stem: str, stem_stride: int = 1) -> models.ResNet:
     """A network of neither memory nor random numbers."""
     with torch.device("meta"):
         return models.build(arch, n_classes, width, stem_stride, stem=stem)
