@@ -35,6 +35,10 @@ IMPORTED = ["distributed", "pandas", "sklearn.linear_model", "robustlib.stages"]
 WORKER = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "ROBUSTLIB_DEVICES": "1"}
 
 
+LEAST_MEMORY = 2**30
+"""Bytes for each worker, unless so many are asked for that they have less: torch takes half."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A call that a worker makes. name: what it is, in a line. after: keys of the jobs that must be
@@ -137,9 +141,15 @@ def compute(
     for the bar. The rest as in `connect`."""
     from distributed import as_completed
 
+    from robustlib.data.sources import data_root
+
     own = uuid.uuid4().hex  # Two sweeps on one scheduler must not take each other's jobs.
     environment = {"ROBUSTLIB_STORE": str(store.root().resolve())}
     environment |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    if "ROBUSTLIB_DATA" in environment:  # a worker may be in another folder
+        environment["ROBUSTLIB_DATA"] = str(data_root().absolute())
+    if "ROBUSTLIB_DEVICE" in environment:  # cuda:1 is a worker's own GPU, the first that it sees
+        environment["ROBUSTLIB_DEVICE"] = environment["ROBUSTLIB_DEVICE"].partition(":")[0]
     futures: dict[str, Any] = {}
     failed: dict[str, Failure] = {}
     running: set[str] = set()
@@ -191,9 +201,15 @@ def compute(
 def _call(topic: str, environment: dict[str, str], job: Job, _after: list[None]) -> None:
     from distributed import get_worker
 
-    os.environ.update(environment)
     get_worker().log_event(topic, job.key)
-    job.call(*job.args)
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        job.call(*job.args)
+    finally:  # the worker may be another's, and its next sweep one without these
+        for name, value in before.items():
+            del os.environ[name]
+            os.environ |= {} if value is None else {name: value}
 
 
 def _failure(job: Job, future: Any, failed: dict[str, Failure]) -> Failure:
@@ -204,6 +220,8 @@ def _failure(job: Job, future: Any, failed: dict[str, Failure]) -> Failure:
             return Failure(job, f"not done: needs {failed[name].job.name}")
     error, trace = future.exception(), future.traceback()
     text = "".join(traceback.format_exception_only(error)).strip()
+    if type(error).__name__ == "KilledWorker":
+        text += " (A worker that takes more than its share of the memory is ended: try fewer.)"
     # A note is a notebook's traceback, beside which that of the call says nothing.
     own = trace is not None and not hasattr(error, "__notes__")
     return Failure(job, text, "".join(traceback.format_tb(trace)).rstrip() if own else "")
@@ -216,9 +234,10 @@ def connect(
     """A Dask client with workers of one thread behind it, for as long as the context lasts.
 
     client: is used as it is. scheduler: "" starts `workers` processes here (None: one a GPU, or
-    else one a core; never more than jobs), each bounded to its share of the memory; "slurm" starts
-    them there; tcp://HOST:PORT runs already, with workers. Raises ValueError for a scheduler that
-    does not answer, and for workers with several threads."""
+    else one a core and LEAST_MEMORY; never more than jobs), each bounded to its share of the
+    memory; "slurm" starts them there; tcp://HOST:PORT runs already, with workers. Raises ValueError
+    for a scheduler that does not answer, and for workers that are threads, which share the random
+    numbers of a process."""
     from distributed import Client
 
     with ExitStack() as stack:
@@ -235,6 +254,8 @@ def connect(
         for address, n in client.nthreads().items():
             if n != 1:
                 raise ValueError(f"{address}: has {n} threads; start workers with --nthreads 1")
+            if address.startswith("inproc:"):
+                raise ValueError(f"{address}: is in this process; start workers with processes")
         yield client
 
 
@@ -260,11 +281,13 @@ def gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
-    if os.environ.get("ROBUSTLIB_DEVICE", "cuda").startswith("cpu"):
+    kind, _, index = os.environ.get("ROBUSTLIB_DEVICE", "cuda").partition(":")
+    if kind == "cpu":
         return []
     named = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
     count = torch.cuda.device_count()
-    return named[:count] or [str(i) for i in range(count)]
+    found = named[:count] or [str(i) for i in range(count)]
+    return found[int(index) :][:1] if index else found
 
 
 @cache
@@ -303,7 +326,7 @@ def _local(workers: int | None, jobs: int) -> Any:
     from distributed.system import MEMORY_LIMIT
 
     own = gpus()
-    n = min(workers or len(own) or CPU_COUNT, jobs)
+    n = min(workers or len(own) or min(CPU_COUNT, MEMORY_LIMIT // LEAST_MEMORY or 1), jobs)
     # A worker over its share is ended, and its job tried again elsewhere. It is not paused before:
     # what it holds are the data sets that its jobs need, so it would wait for ever.
     memory = {f"distributed.worker.memory.{what}": False for what in ("pause", "spill", "target")}

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing import current_process
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -83,10 +84,12 @@ def stream(
     from torch.utils.data import DataLoader
 
     batches = [batch.tolist() for batch in rows]
+    # None for a batch or two, nor where none may be started: a sweep's workers are daemons.
+    n = 0 if current_process().daemon else min(16, torch.get_num_threads(), len(batches) // 2)
     yield from DataLoader(
         _Decoded(split, augment, seed, epoch),
         batch_sampler=batches,
-        num_workers=min(16, torch.get_num_threads(), len(batches) // 2),  # none for a batch or two
+        num_workers=n,
         pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator(),  # else the loader draws from the global one
     )

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 VAL_FRACTION, VAL_CAP = 0.1, 5_000
 LEAST_FOR_VAL = 6
 """Images from which `holdout` cuts one, if a class has two of them; from fewer it cuts none."""
-RESIZE_CHUNK = 512
+RESIZE_CHUNK = 512  # images at a time: the floats of a whole set may not fit memory
 
 
 def seed_for(*parts: object) -> int:
@@ -146,8 +146,10 @@ def greyed(split: Split) -> Split:
 
     if split.x.shape[3] == 1:
         return split
-    grey = rgb_to_grayscale(split.x.permute(0, 3, 1, 2), num_output_channels=3)
-    return replace(split, x=grey.permute(0, 2, 3, 1).contiguous())
+    x = torch.empty_like(split.x)
+    for own, out in zip(split.x.split(RESIZE_CHUNK), x.split(RESIZE_CHUNK), strict=True):
+        out.copy_(rgb_to_grayscale(own.permute(0, 3, 1, 2), 3).permute(0, 2, 3, 1))
+    return replace(split, x=x)
 
 
 def resized(split: Split, height: int, width: int) -> Split:
@@ -156,7 +158,7 @@ def resized(split: Split, height: int, width: int) -> Split:
     if split.x.shape[1:3] == (height, width):
         return split
     x = torch.empty((len(split), height, width, split.x.shape[3]), dtype=torch.uint8)
-    for i in range(0, len(x), RESIZE_CHUNK):  # the floats of a whole set may not fit memory
+    for i in range(0, len(x), RESIZE_CHUNK):
         chunk = split.x[i : i + RESIZE_CHUNK].permute(0, 3, 1, 2).float()
         chunk = F.interpolate(chunk, (height, width), mode="bilinear", antialias=True)
         x[i : i + RESIZE_CHUNK] = chunk.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
