@@ -18,6 +18,7 @@ from robustlib.data.splits import FileSplit
 from robustlib.metrics.sample import in_memory
 from robustlib.specs import Evaluation, Pretrain, Ticket, Transfer
 from robustlib.stages import pretrain, run
+from robustlib.sweeps import sweep
 
 PER_CLASS = {"train": 10, "val": 4}
 PRETRAIN = Pretrain(source="imagenet", width=16, epochs=1, batch_size=8)
@@ -100,6 +101,14 @@ def test_every_objective_pretrains(objective):
     pixels = in_memory(load("imagenet", size=32).train).x.numpy() / 255
     for name, expected in (("mean", pixels.mean((0, 1, 2))), ("std", pixels.std((0, 1, 2)))):
         np.testing.assert_allclose(tensors[name].flatten(), expected, rtol=1e-6)
+
+
+def test_a_sweep_of_files_is_what_run_gives(tmp_path, monkeypatch):
+    """Its workers may have no processes of their own to decode in."""
+    spec = replace(PRETRAIN, seed=1)
+    (row,) = sweep([spec], workers=1).to_dict("records")
+    monkeypatch.setenv("ROBUSTLIB_STORE", str(tmp_path / "other"))
+    assert {**row, "seconds": 0} == {**run(spec).row, "seconds": 0}
 
 
 def test_a_network_of_imagenets_kind_pretrains_at_another_size():

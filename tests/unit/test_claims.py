@@ -250,6 +250,23 @@ def test_the_gap_is_a_rank_correlation_over_tasks(grids):
     table = claims.table({"": rows}, gaps).set_index(["claim", "part"]).loc["C7"]
     assert table.verdict.to_dict() == {"finetune": "supported", "linear": "contradicted"}
     assert table["mean"].abs().min() > 0.9
+    # A network whose distance to a task is missing is left out; without any there is no verdict.
+    other = gaps.assign(seed=1, frechet_infinity=-gaps.frechet_infinity)[:-1]
+    again = claims.table({"": rows}, pd.concat([gaps, other])).set_index(["claim", "part"])
+    pd.testing.assert_frame_equal(again.loc["C7"], table)
+    assert claims.table({"": rows}, other).set_index("claim").verdict["C7"] == "not run"
+
+
+@pytest.mark.parametrize("claim", ["C1", "C2", "C3", "C5", "C6"])
+def test_means_over_sparsities_above_zero_leave_out_zero(claim, grids):
+    (own,) = [c for c in claims.CLAIMS if c.name == claim]
+    assert "above 0" in own.estimand
+    grid = [s for s in grids[own.study] if s.ticket.sparsity > 0]
+    even = [s for s in grid if ":" not in s.ticket.pattern]  # 2:4 has a sparsity of its own
+    dense = [replace(s, ticket=replace(s.ticket, sparsity=0.0)) for s in even]
+    rows = simulated([*grid, *dense], lambda s: 0.2 * robust(s) * (s.ticket.sparsity == 0))
+    found = {k: v for k, v in verdicts({own.study: rows}).items() if k[0] == claim}
+    assert set(found.values()) == {"no difference"}
 
 
 def test_the_distances_of_a_profile_are_those_of_its_own_networks(tmp_path, monkeypatch):

@@ -131,8 +131,39 @@ def test_gpus_are_those_that_this_process_may_use(monkeypatch):
     assert sweeps.gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     assert sweeps.gpus() == ["4", "7"]
+    monkeypatch.setenv("ROBUSTLIB_DEVICE", "cuda:1")
+    assert sweeps.gpus() == ["7"]
     monkeypatch.setenv("ROBUSTLIB_DEVICE", "cpu")
     assert sweeps.gpus() == []
+
+
+@pytest.mark.parametrize(("cores", "gib", "n"), [(32, 12, 12), (2, 12, 2), (4, 0.5, 1)])
+def test_no_more_workers_are_started_than_have_memory(cores, gib, n, monkeypatch):
+    monkeypatch.setattr("dask.system.CPU_COUNT", cores)
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", int(gib * 2**30))
+    started = []
+    monkeypatch.setattr("distributed.SpecCluster", lambda workers, **_: started.append(workers))
+    sweeps._local(None, 100), sweeps._local(5, 100)
+    assert [len(workers) for workers in started] == [n, 5]
+
+
+def test_a_sweep_leaves_nothing_in_the_workers_of_a_client(tmp_path, monkeypatch):
+    """Nor does it matter in which folder they are."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ROBUSTLIB_DATA", "mine")
+    monkeypatch.setenv("ROBUSTLIB_DEVICE", "cpu:0")
+    names = ("ROBUSTLIB_DATA", "ROBUSTLIB_DEVICE")
+    with sweeps.connect(1) as client:
+        client.run(lambda: [os.environ.pop(name, None) for name in names])
+        for at in ("first", "second"):
+            job = Job(at, at, tell, (tmp_path / at, *names))
+            assert sweeps.compute([job], client=client) == []
+            for name in names:
+                monkeypatch.delenv(name) if at == "first" else None
+    assert (tmp_path / "first").read_text() == (
+        f"ROBUSTLIB_DATA={tmp_path}/mine ROBUSTLIB_DEVICE=cpu\n"
+    )
+    assert (tmp_path / "second").read_text() == "ROBUSTLIB_DATA=None ROBUSTLIB_DEVICE=None\n"
 
 
 @contextmanager
@@ -203,6 +234,14 @@ def test_workers_with_several_threads_are_refused():
     with running_scheduler(1, nthreads=2) as address:
         with pytest.raises(ValueError, match="has 2 threads; start workers with --nthreads 1"):
             sweep(transfers(), scheduler=address)
+
+
+def test_workers_in_this_process_are_refused():
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(processes=False, **options) as cluster:
+        with distributed.Client(cluster) as client:
+            with pytest.raises(ValueError, match="inproc:.* start workers with processes"):
+                sweep(transfers(), client=client)
 
 
 @pytest.mark.parametrize(
