@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,22 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             with safetensors.safe_open(path, framework="pt") as f:
                 metadata = f.metadata() or {}
                 found = {"": {k: f.get_tensor(k) for k in f.keys()}}  # noqa: SIM118 - f is no dict
+                beside: dict[str, dict] = {}
         except Exception as e:  # noqa: BLE001 - bytes from outside can raise anything
             raise ValueError(f"{path}: truncated, or not safetensors ({reason(e)})") from None
         if not found[""]:
             raise ValueError(f"{path}: holds no tensors")
     else:
         content = _unpickle(path)
-        found = _state_dicts(content) if isinstance(content, dict) else {}
+        found, beside = _state_dicts(content) if isinstance(content, dict) else ({}, {})
         if not found:
             raise ValueError(f"{path}: holds no state_dict, by itself or under {_UNDER}")
     (at, state), *others = ((at, _unwrap(path, _checked(path, s))) for at, s in found.items())
+    for other, weights in beside.items():
+        try:
+            others.append((other, _unwrap(path, _checked(path, weights))))
+        except ValueError:  # another network than any of ours
+            others.append((other, {}))
     for other, weights in others:
         if _differing(state, weights):
             raise ValueError(
@@ -68,22 +75,28 @@ def _differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
     ]
 
 
-def _state_dicts(content: dict) -> dict[str, dict]:
-    """The dicts of weights in a checkpoint, by where they are in it: "model, state_dict"."""
-    found: dict[str, dict] = {}
-    waiting: list[tuple[tuple[str, ...], dict]] = [((), content)]
+def _items(here: dict | list) -> Iterable[tuple[Any, Any]]:
+    return here.items() if isinstance(here, dict) else enumerate(here)
+
+
+def _state_dicts(content: dict) -> tuple[dict[str, dict], dict[str, dict]]:
+    """The dicts of weights in a checkpoint, by where they are in it, "model, state_dict": those
+    that keys say hold the network, and others, which may be another network."""
+    found: tuple[dict[str, dict], dict[str, dict]] = {}, {}
+    waiting: list[tuple[tuple[Any, ...], Any, bool]] = [((), content, False)]
     seen: set[int] = set()
     while waiting:
-        at, here = waiting.pop(0)
+        at, here, other = waiting.pop(0)
         if id(here) in seen or len(at) > 4:  # a dict of a file may hold itself
             continue
         seen.add(id(here))
-        for key, value in here.items():
+        for key, value in _items(here):
             named = isinstance(key, str) and set(key.lower().split("_")) <= _WORDS
-            if named and isinstance(value, dict):
-                waiting.append(((*at, key), value))
-        if any(isinstance(v, Tensor) and str(k).endswith("weight") for k, v in here.items()):
-            found[", ".join(map(plain, at))] = here
+            if isinstance(value, dict | list):
+                waiting.append(((*at, key), value, other or not named))
+        end = ".weight" if other else "weight"  # that of a loss is none of a network
+        if any(isinstance(v, Tensor) and str(k).endswith(end) for k, v in _items(here)):
+            found[other][", ".join(plain(str(key)) for key in at)] = here
     return found
 
 

@@ -68,11 +68,17 @@ def summary(frame: pd.DataFrame, by: Sequence[str], value: str = "accuracy") -> 
     """Mean of `value` and its interval over seeds, in each cell of `by`.
 
     What is neither in `by` nor the seed (tasks, say) is averaged within a seed first, so that the
-    seeds are the independent repetitions. Columns: by, mean, low, high, seeds.
+    seeds are the independent repetitions. Columns: by, mean, low, high, seeds. Raises ValueError
+    where a seed lacks rows that another has: its mean would be one over other things.
     """
     by = list(by)
-    per_seed = frame.groupby([*by, "seed"], dropna=False)[value].mean().reset_index()
-    return _intervals(per_seed, by, value)
+    cells = frame.groupby([*by, "seed"], dropna=False)[value]
+    per_seed = cells.agg(["mean", "count", "size"]).reset_index()
+    for _, own in per_seed.groupby(by, dropna=False) if per_seed["size"].max() > 1 else ():
+        if own["count"].nunique() > 1:
+            where = ", ".join(f"{name}={own[name].iloc[0]}" for name in by)
+            raise ValueError(f"{where}: a seed lacks rows that another has")
+    return _intervals(per_seed, by, "mean")
 
 
 def differences(frame: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
@@ -92,6 +98,8 @@ def differences(frame: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
     robust = frame[frame.objective != "natural"]
     if robust.empty:
         raise ValueError("there is no robust row to compare with natural ones")
+    if robust.duplicated([*twin, *(c for c in RECIPE if c in frame)]).any():
+        raise ValueError("several robust rows differ in no field")
     pairs = robust.merge(natural[[*twin, value]], on=twin, how="left", suffixes=("", "_natural"))
     lonely = pairs[pairs[f"{value}_natural"].isna()]
     if len(lonely):

@@ -32,15 +32,26 @@ app.register_install_completion_command(
 FLAT = Parameter(name="*", consume_multiple=True)
 
 
+def _whole(_: Any, tokens: Any) -> int:
+    """A flag's number as it is: cyclopts makes 31 of 30.7."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} must be a whole number") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+
+
 @dataclass(frozen=True)
 class Where:
     """Where many things are computed."""
 
-    workers: int | None = None
+    workers: Whole | None = None
     """Processes, one thread each (default: one a GPU, or else one a core)."""
     scheduler: str = ""
     """tcp://HOST:PORT of a running Dask scheduler, or slurm (see dask-jobqueue)."""
-    retries: int = 0
+    retries: Whole = 0
     """How many times more is tried what failed."""
 
 

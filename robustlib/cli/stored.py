@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from robustlib.cli.app import app, arranged, check_csv, examples, show, warnings_as_lines
+from robustlib.cli.app import Whole, app, arranged, check_csv, examples, show, warnings_as_lines
 from robustlib.specs import KINDS, one_of
 
 data = App(name="data", help="List the datasets, or build one from a folder of images.")
@@ -27,7 +27,7 @@ def data_list() -> None:
     name="build", help_epilogue=examples("robustlib data build leaves ~/leaves --size 64")
 )
 def data_build(
-    name: str, folder: Path, /, *, size: int = 32, test_fraction: float = 0.2, seed: int = 0
+    name: str, folder: Path, /, *, size: Whole = 32, test_fraction: float = 0.2, seed: Whole = 0
 ) -> None:
     """Build a pack in the data root from a folder of class folders.
 

@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from robustlib.cli.app import FLAT, HERE, Where, app, check_csv, examples, show, warnings_as_lines
+from robustlib.cli.app import (
+    FLAT,
+    HERE,
+    Where,
+    Whole,
+    app,
+    check_csv,
+    examples,
+    show,
+    warnings_as_lines,
+)
 
 
 @app.command(help_epilogue=examples("robustlib study --profile cpu --dry-run"))
@@ -117,8 +127,8 @@ def fit(
     latency: float | None = None,
     effort: Literal["quick", "full"] = "quick",
     out: Path | None = None,
-    n_train: int | None = None,
-    workers: int | None = None,
+    n_train: Whole | None = None,
+    workers: Whole | None = None,
 ) -> None:
     """Choose the best ticket of the zoo for your images and a budget, and write it as ONNX.
 

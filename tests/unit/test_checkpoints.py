@@ -209,6 +209,11 @@ HOLDERS = {
     "state_dict_ema": lambda s: {"state_dict_ema": s, "args": argparse.Namespace(lr=0.1)},
     "net": lambda s: {"net": s, "acc": 93.1},
     "model, state_dict": lambda s: {"model": {"state_dict": s, "depth": 18}},
+    "and a loss with weights": lambda s: {"model": s, "criterion": {"weight": torch.ones(3)}},
+    "and a copy under another name": lambda s: {
+        "model": s,
+        "best": {f"module.{k}": s[k] for k in s},
+    },
     "twice the same": lambda s: {"state_dict": s, "model_ema": {f"module.{k}": s[k] for k in s}},
     "beside a description": lambda s: {"model": {"arch": "resnet18"}, "state_dict": s},
 }
@@ -240,6 +245,17 @@ def renamed(prefix: str) -> dict[str, torch.Tensor]:
         (
             {"state_dict": renamed(""), "state_dict_ema": renamed("") | {"fc.bias": torch.ones(7)}},
             "holds two networks that differ, state_dict and state_dict_ema: save the one",
+        ),
+        *(
+            (
+                {"state_dict": renamed(""), key: value},
+                rf"holds two networks that differ, state_dict and {key}",
+            )
+            for key, value in {
+                "best_state_dict": renamed("module.") | {"module.fc.bias": torch.ones(7)},
+                "teacher": {"features.0.weight": torch.ones(3, 3)},
+                "models": [{"epoch": 1}, renamed("") | {"fc.bias": torch.ones(7)}],
+            }.items()
         ),
         (
             {"model": {"net": renamed("")}} | renamed("") | {"fc.bias": torch.ones(7)},

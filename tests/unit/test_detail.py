@@ -10,8 +10,8 @@ from PIL import Image
 from torch import nn
 
 from robustlib import Pretrain, Ticket, Transfer, models, network, run, specs
-from robustlib.data import batches, load
-from robustlib.data.splits import FileSplit
+from robustlib.data import Split, batches, load, splits
+from robustlib.data.splits import FileSplit, take
 from robustlib.stages import transfer
 
 NET = Pretrain(source="glyphs", width=4, size=32, n_train=460, epochs=1, augment="crop")
@@ -112,6 +112,9 @@ def test_grey_takes_the_colour_of_all_three_splits_and_nothing_else(tmp_path):
         assert (after.x[..., :1].int() - torch.tensor(own).int()[..., None]).abs().max() <= 1
         assert (after.x == after.x[..., :1]).all() and not torch.equal(after.x, before.x)
     assert torch.equal(load("digits", grey=True).test.x, load("digits").test.x)
+    many = Split(torch.tensor(colour).repeat(8, 1, 1, 1), torch.zeros(552).long())  # in two pieces
+    one = splits.greyed(take(many, np.arange(69))).x
+    assert torch.equal(splits.greyed(many).x, one.repeat(8, 1, 1, 1))
 
 
 def test_a_transfer_is_measured_on_the_grey_images_and_its_key_is_another():

@@ -70,8 +70,26 @@ def test_advantage_refuses_rows_without_a_partner():
 
 def test_advantage_refuses_two_partners():
     frame = rows()
-    with pytest.raises(ValueError, match="several natural rows"):
-        stats.advantage(pd.concat([frame, frame[frame.objective == "natural"]]))
+    for side in ("natural", "robust"):
+        twice = frame[(frame.objective == "natural") == (side == "natural")]
+        with pytest.raises(ValueError, match=f"several {side} rows"):
+            stats.advantage(pd.concat([frame, twice[:1]]))
+
+
+@pytest.mark.parametrize("lost", ["a row", "its accuracy"])
+def test_means_over_other_tasks_in_another_seed_are_refused(lost):
+    frame = rows()
+    one = frame.index[(frame.objective == "pgd") & (frame.seed == 1) & (frame.task == "a")][0]
+    frame = (
+        frame.drop(one)
+        if lost == "a row"
+        else frame.assign(accuracy=frame.accuracy.where(frame.index != one))
+    )
+    assert len(stats.advantage(frame)) == len(stats.advantage(rows()))  # of one task each
+    with pytest.raises(ValueError, match="sparsity=0.0: a seed lacks rows that another has"):
+        stats.advantage(frame, ["sparsity"])
+    with pytest.raises(ValueError, match="objective=pgd.*a seed lacks rows that another has"):
+        stats.summary(frame, ["objective", "sparsity"])
 
 
 def test_advantage_pairs_alike_in_all_but_the_recipe():
