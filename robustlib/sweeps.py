@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 import traceback
 import uuid
@@ -251,6 +252,8 @@ def connect(
                 stack.enter_context(_starting())
             cluster = slurm(workers or 0) if scheduler else _local(workers, jobs)
             client = stack.enter_context(Client(stack.enter_context(cluster)))
+            if not scheduler:
+                client.run(_leave_interrupts)
         for address, n in client.nthreads().items():
             if n != 1:
                 raise ValueError(f"{address}: has {n} threads; start workers with --nthreads 1")
@@ -301,6 +304,11 @@ def _leave_main_alone() -> None:
         return {k: v for k, v in whole(name).items() if not (ours and k.startswith("init_main"))}
 
     spawn.get_preparation_data = without_main
+
+
+def _leave_interrupts() -> None:
+    """A terminal interrupts all that it has started: workers end with this process, silently."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _starting() -> Any:

@@ -197,7 +197,7 @@ def _loaded(natural: Transfer | None, robust: Transfer | None) -> _Pair:
         source = checkpoints.pretrain(names[1])
     else:
         source = robust.ticket.pretrain
-        data = load(robust.task, source.size, detail=robust.detail, grey=robust.grey)
+        data = stages.transfer.images(robust)
         label = figures.label(columns(source))
         networks = {"natural": stages.network(natural), label: stages.network(robust)}
     test = in_memory(take(data.test, np.arange(min(IMAGES, len(data.test)))))

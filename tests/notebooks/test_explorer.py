@@ -3,6 +3,7 @@ then the notebook, executed, and in a kernel that lives."""
 
 import io
 import time
+from dataclasses import replace
 
 import nbformat
 import numpy as np
@@ -24,8 +25,10 @@ from robustlib import (
     profiles,
     run,
     specs,
+    stages,
     store,
     tickets,
+    training,
 )
 from robustlib.explorer import background, choices, networks, panel
 
@@ -449,6 +452,24 @@ def test_stored_pairs_are_attacked_at_their_own_norm(tmp_path):
     box.controls["ε"].value = 16 / 255
     image, attacked = (ax.images[0].get_array() for ax in box.figure.axes[:2])
     assert np.abs(attacked - image).max() == pytest.approx(16 / 255, abs=1e-6)
+
+
+def test_attacked_are_the_images_that_a_transfer_is_measured_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBUSTLIB_DATA", str(tmp_path))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3)).astype(np.uint8)
+    pack = {"x_train": pixels[:30], "y_train": np.arange(30) % 2, "x_test": pixels[30:]}
+    names = np.array(["a", "b"])
+    np.savez(tmp_path / "own.npz", **pack, y_test=np.arange(10) % 2, class_names=names)
+    own = {"n_train": 20, "grey": True, "detail": 8}
+    pair = [
+        Transfer(Ticket(replace(TINY, **fields)), "own", "linear", **own)
+        for fields in ({}, {"objective": "pgd", "eps": 0.5})
+    ]
+    shown = networks._loaded(*pair)
+    assert torch.equal(shown.test.x, stages.transfer.images(pair[1]).test.x)
+    assert (shown.test.x == shown.test.x[..., :1]).all()
+    found = training.correct(list(shown.networks.values())[1], shown.test)
+    assert found == run(pair[1]).row["accuracy"] * len(shown.test)
 
 
 # Runs.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -95,6 +96,9 @@ def test_workers_are_copies_of_one_process_with_the_environment_of_each_sweep(
         with sweeps.connect(workers=2) as client:
             parents |= set(client.run(os.getppid).values())
             assert all(client.run(lambda: "sklearn.linear_model" in sys.modules).values())
+            # An interrupt of the terminal is told once, by this process.
+            ignores = client.run(lambda: signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+            assert all(ignores.values())
     assert len(parents - {os.getpid()}) == 1
     # A name that is gone is empty where this library reads it.
     first, second, _ = file.read_text().splitlines()
