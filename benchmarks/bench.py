@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robustlib import devices, models, objectives, store, sweeps, training
+from robustlib import cluster, devices, models, objectives, store, sweeps, training
 from robustlib.attacks import Threat
 from robustlib.data.batches import to_float
 from robustlib.data.splits import Split
@@ -123,7 +123,7 @@ def stored_sweep(n: int = 1000) -> tuple[float, float]:
         for spec in specs:
             store.put(spec, {"accuracy": 0.5, "n": 360})
         swept = _seconds(lambda: sweeps.sweep(specs))
-        with sweeps.connect(workers=1) as client:
+        with cluster.connect(workers=1) as client:
 
             def through(some: list[Transfer]) -> None:
                 jobs = [sweeps.job(spec) for spec in some]

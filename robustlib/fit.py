@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustlib import checkpoints, deployment, files, store, sweeps, takeaway
+from robustlib import checkpoints, cluster, deployment, files, store, sweeps, takeaway
 from robustlib.costs import cost
 from robustlib.data import Dataset, load, sources
 from robustlib.data.images import class_files, image_size
@@ -166,7 +166,7 @@ def fit(plan: Plan, out: str | Path | None = None, say: Callable[[str], None] = 
     data, budget, wanted, tried = plan.data, plan.budget, list(plan.wanted), EFFORTS[plan.effort]
     out = Path(out or store.root().parent / "fit" / plan.task)
     say(str(plan))
-    with sweeps.connect(plan.workers) as client, TemporaryDirectory() as folder:
+    with cluster.connect(plan.workers) as client, TemporaryDirectory() as folder:
         if budget.given():
             say(f"costs: of {len(wanted)} tickets, in two forms; nothing is trained for them")
             wanted = _affordable(wanted, budget, data.n_classes, Path(folder) / "before", client)

@@ -68,7 +68,7 @@ def sweep(
         dry_run: Print how many specs there are, how many are stored, and the script of a Slurm
             job, and run nothing.
     """
-    from robustlib import costs, profiles, store, sweeps
+    from robustlib import cluster, costs, profiles, store, sweeps
 
     sweeps.check(**vars(where))
     check_csv(csv)
@@ -79,7 +79,7 @@ def sweep(
         for line in costs.absent(missing):
             print(line)
         if where.scheduler == "slurm":
-            with sweeps.slurm() as slurm:
+            with cluster.slurm() as slurm:
                 print(slurm.job_script(), end="")
         return
     show(sweeps.sweep(wanted, **vars(where)), csv)

@@ -20,7 +20,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from robustlib import profiles, specs, store, sweeps
+from robustlib import cluster, profiles, specs, store, sweeps
 from robustlib.explorer.choices import as_json
 from robustlib.explorer.panel import REFUSED, Drawn, Panel, button
 from robustlib.specs import Pretrain, Spec, Ticket, Transfer
@@ -50,7 +50,7 @@ def minutes(missing: list[Spec], workers: int) -> tuple[float, list[str]]:
     guess = [1 / profiles.SPEEDS["one core"]]
     pace = {name: statistics.median(found or guess) for name, found in per.items()}
     seconds = [sweeps.job(spec).cost * pace[sort(spec)] for spec in missing]
-    workers = workers or len(sweeps.gpus()) or os.cpu_count() or 1
+    workers = workers or len(cluster.gpus()) or os.cpu_count() or 1
     unknown = [name for name, found in per.items() if not found]
     return max(sum(seconds) / workers, *seconds, 0.0) / 60, unknown
 

@@ -22,6 +22,7 @@ from robustlib.explorer.panel import Drawn, Panel, button, offer
 from robustlib.figures.names import radius
 from robustlib.metrics.sample import in_memory
 from robustlib.specs import Norm, Pretrain, Transfer, closure, columns
+from robustlib.stages import transfer
 from robustlib.transfer import linear
 
 IMAGES = 500
@@ -197,7 +198,7 @@ def _loaded(natural: Transfer | None, robust: Transfer | None) -> _Pair:
         source = checkpoints.pretrain(names[1])
     else:
         source = robust.ticket.pretrain
-        data = stages.transfer.images(robust)
+        data = transfer.images(robust)
         label = figures.label(columns(source))
         networks = {"natural": stages.network(natural), label: stages.network(robust)}
     test = in_memory(take(data.test, np.arange(min(IMAGES, len(data.test)))))

@@ -18,7 +18,7 @@ from helpers import (
 )
 from jobs import fail_until, hog, note, tell
 
-from robustlib import specs, store, sweep, sweeps
+from robustlib import cluster, specs, store, sweep, sweeps
 from robustlib.cli import main
 from robustlib.sweeps import Job, SweepFailed
 
@@ -72,7 +72,7 @@ def test_the_bar_counts_what_is_done_running_failed_and_stored(tmp_path, capsys)
 def test_a_worker_is_one_process_of_one_thread_within_its_share_of_memory():
     from distributed.system import MEMORY_LIMIT
 
-    with sweeps.connect(workers=2) as client:
+    with cluster.connect(workers=2) as client:
         workers = client.scheduler_info()["workers"].values()
         assert [w["nthreads"] for w in workers] == [1, 1]
         assert all(0 < w["memory_limit"] <= MEMORY_LIMIT // 2 for w in workers)
@@ -93,7 +93,7 @@ def test_workers_are_copies_of_one_process_with_the_environment_of_each_sweep(
                 monkeypatch.setenv(name, value)
         job = Job("told", "told", tell, (file, *names))
         assert sweeps.compute([job], workers=1) == []
-        with sweeps.connect(workers=2) as client:
+        with cluster.connect(workers=2) as client:
             parents |= set(client.run(os.getppid).values())
             assert all(client.run(lambda: "sklearn.linear_model" in sys.modules).values())
             # An interrupt of the terminal is told once, by this process.
@@ -118,7 +118,7 @@ def test_a_job_that_takes_more_memory_than_its_share_fails_and_the_others_do_not
 
 
 def test_each_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweeps, "gpus", lambda: ["3", "GPU-5a"])
+    monkeypatch.setattr(cluster, "gpus", lambda: ["3", "GPU-5a"])
     file = tmp_path / "told"
     jobs = [Job(str(i), str(i), tell, (file, "CUDA_VISIBLE_DEVICES")) for i in range(4)]
     assert sweeps.compute(jobs) == []
@@ -132,13 +132,13 @@ def test_gpus_are_those_that_this_process_may_use(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("ROBUSTLIB_DEVICE", raising=False)
-    assert sweeps.gpus() == ["0", "1"]
+    assert cluster.gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert sweeps.gpus() == ["4", "7"]
+    assert cluster.gpus() == ["4", "7"]
     monkeypatch.setenv("ROBUSTLIB_DEVICE", "cuda:1")
-    assert sweeps.gpus() == ["7"]
+    assert cluster.gpus() == ["7"]
     monkeypatch.setenv("ROBUSTLIB_DEVICE", "cpu")
-    assert sweeps.gpus() == []
+    assert cluster.gpus() == []
 
 
 @pytest.mark.parametrize(("cores", "gib", "n"), [(32, 12, 12), (2, 12, 2), (4, 0.5, 1)])
@@ -147,7 +147,7 @@ def test_no_more_workers_are_started_than_have_memory(cores, gib, n, monkeypatch
     monkeypatch.setattr("distributed.system.MEMORY_LIMIT", int(gib * 2**30))
     started = []
     monkeypatch.setattr("distributed.SpecCluster", lambda workers, **_: started.append(workers))
-    sweeps._local(None, 100), sweeps._local(5, 100)
+    cluster._local(None, 100), cluster._local(5, 100)
     assert [len(workers) for workers in started] == [n, 5]
 
 
@@ -157,7 +157,7 @@ def test_a_sweep_leaves_nothing_in_the_workers_of_a_client(tmp_path, monkeypatch
     monkeypatch.setenv("ROBUSTLIB_DATA", "mine")
     monkeypatch.setenv("ROBUSTLIB_DEVICE", "cpu:0")
     names = ("ROBUSTLIB_DATA", "ROBUSTLIB_DEVICE")
-    with sweeps.connect(1) as client:
+    with cluster.connect(1) as client:
         client.run(lambda: [os.environ.pop(name, None) for name in names])
         for at in ("first", "second"):
             job = Job(at, at, tell, (tmp_path / at, *names))
@@ -223,7 +223,7 @@ def test_a_running_scheduler_computes_into_the_store_of_who_asks(tmp_path):
         assert len(sweep([*wanted, *more], scheduler=address)) == 4
         with pytest.raises(ValueError, match="workers=2: tcp.* has workers of its own"):
             sweep(wanted, 2, scheduler=address)
-        with sweeps.connect(scheduler=address) as client:
+        with cluster.connect(scheduler=address) as client:
             assert len(client.scheduler_info()["workers"]) == 2
             # A client of one's own does as well.
             last = type(wanted[0])(**{**vars(wanted[0]), "n_train": 70})
@@ -299,8 +299,8 @@ def test_the_slurm_script_asks_for_what_the_configuration_says(tmp_path, capsys)
 
 
 def test_a_slurm_job_of_several_cores_has_as_many_processes_of_one_thread():
-    with configured(cores=4, processes=2), sweeps.slurm() as cluster:
-        last = cluster.job_script().splitlines()[-1]
+    with configured(cores=4, processes=2), cluster.slurm() as started:
+        last = started.job_script().splitlines()[-1]
     assert "--nworkers 4" in last and "--nthreads 1" in last
 
 
