@@ -46,7 +46,7 @@ def load(
     (or all there are): choosing on val smuggles no labels into a small budget. test is always
     whole. Images are scaled; with `detail`, those of more are reduced to that side first
     (antialiased), so that they show less; with `grey`, their colour is taken. Splits are of
-    `Split`, ImageNet's of `FileSplit`.
+    `Split`, ImageNet's of `FileSplit`. They are kept for the next call: clone what you change.
 
     ValueError: an unknown name (the near ones are named), a bad pack, or n_train beyond what
     there is. FileNotFoundError: a set that is not here and cannot be fetched.
