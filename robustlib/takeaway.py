@@ -44,7 +44,18 @@ here = pathlib.Path(__file__).parent
 card = json.loads((here / "card.json").read_text(encoding="utf-8"))
 run = onnxruntime.InferenceSession(gzip.decompress((here / card["network"]).read_bytes())).run
 for file in sys.argv[1:]:
-    image = ImageOps.exif_transpose(Image.open(file)).convert("RGBA")
+    image = Image.open(file)
+    raw, clear = image.format == "PNG" and image.tile[0][3], image.info.get("transparency")
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        pixels = np.asarray(image)  # of 16 bits the upper 8
+        image = Image.fromarray((pixels >> 8).astype(np.uint8))
+        image.putalpha(Image.fromarray(np.where(pixels == clear, 0, 255).astype(np.uint8)))
+    elif image.mode in ("I", "F") or (clear and raw == "RGB;16B"):
+        sys.exit(f"{file}: {image.mode} pixels of no known range, or 16 bits with a clear colour")
+    elif clear and raw in ("L;2", "L;4"):
+        image.info["transparency"] = clear * (85 if raw == "L;2" else 17)
+    image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     image = ImageOps.fit(image, [card["stored_size"]] * 2, 2).resize([card["size"]] * 2, 2)
     x = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255
@@ -186,8 +197,8 @@ def card(spec: Transfer, data: Any, options: pd.DataFrame, hits: np.ndarray) -> 
         "input": INPUT,
         "size": spec.ticket.pretrain.size,
         "stored_size": data.native,
-        "preprocessing": "8 bits a channel, upright, transparency on white, the middle square "
-        "at stored_size px, scaled to size px, RGB in [0, 1], float32 [N, 3, H, W]",
+        "preprocessing": "8 bits a channel (of 16 the upper), upright, transparency on white, the "
+        "middle square at stored_size px, scaled to size px, RGB in [0, 1], float32 [N, 3, H, W]",
         "ticket": said(own),
         "rule": RULE,
         "test": test | {"interval": "95 % (Clopper and Pearson)"},
