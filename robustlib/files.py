@@ -3,6 +3,7 @@
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,18 @@ def whole(path: str | Path) -> Iterator[IO[bytes]]:
         with suppress(OSError):  # the failure is what to tell of
             part.unlink()
         raise
+
+
+def writable(name: str, folder: str | Path) -> Path:
+    """A folder that `whole` can make, if need be, and write to; nothing is left in it. Raises
+    ValueError that calls it `name` else."""
+    path = Path(folder)
+    try:
+        there = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as e:
+        raise ValueError(f"{name}={str(folder)!r}: must be a folder to write to: {e}") from None
+    return path
 
 
 def sha256(data: bytes | memoryview | Path) -> str:

@@ -93,6 +93,8 @@ EFFORTS = {
 class Plan:
     """What a fit tries, checked."""
 
+    images: str | Path
+    """As they were given: a folder, or the name of a set."""
     task: str
     """The name of the set; a folder has become a pack in the data root."""
     detail: int
@@ -152,7 +154,20 @@ def plan(
         for pattern, s in TICKETS
     )
     own = budget or Budget()
-    return Plan(task, detail, wanted, own, effort, workers, transfer.data(wanted[0]))
+    return Plan(what, task, detail, wanted, own, effort, workers, transfer.data(wanted[0]))
+
+
+def destination(out: str | Path, images: str | Path) -> Path:
+    """The folder that the files of a fit go to, which is not made yet. images: as in `plan`.
+
+    Raises ValueError unless they can be written there, and are not among the images.
+    """
+    folder, own = files.writable("out", out), sources.home(images)
+    if not str(out) or (own.is_dir() and folder.resolve().is_relative_to(own.resolve())):
+        raise ValueError(f"out={str(out)!r}: must be a folder outside of the images, {images}")
+    if taken := [name for name in takeaway.FILES if (folder / name).is_dir()]:
+        raise ValueError(f"out={str(out)!r}: must have room for a file {taken[0]}, not a folder")
+    return folder
 
 
 def fit(plan: Plan, out: str | Path | None = None, say: Callable[[str], None] = print) -> Fitted:
@@ -161,17 +176,18 @@ def fit(plan: Plan, out: str | Path | None = None, say: Callable[[str], None] = 
     out: where card.json, classify.py, the chosen network.onnx.gz, and both its forms go (default:
     fit/NAME beside the store). say: is told what each step costs before it begins.
 
-    Raises ValueError, before any training, for a budget that no ticket is within, and SweepFailed.
+    Raises ValueError, before any training, for a budget that no ticket is within and as
+    `destination` does, and SweepFailed.
     """
     data, budget, wanted, tried = plan.data, plan.budget, list(plan.wanted), EFFORTS[plan.effort]
-    out = Path(out or store.root().parent / "fit" / plan.task)
+    out = store.root().parent / "fit" / plan.task if out is None else out
+    out = destination(out, plan.images)
     say(str(plan))
     with sweeps.connect(plan.workers) as client, TemporaryDirectory() as folder:
         if budget.given():
             say(f"costs: of {len(wanted)} tickets, in two forms; nothing is trained for them")
             wanted = _affordable(wanted, budget, data.n_classes, Path(folder) / "before", client)
             say(f"costs: {len(wanted)} tickets are within the budget")
-        out.mkdir(parents=True, exist_ok=True)
         linear = _computed("linear evaluation", wanted, [], client, say)
         few = [
             replace(wanted[i], mode="finetune", epochs=tried.epochs, lr=RATE, recalibrate=False)

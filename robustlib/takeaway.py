@@ -33,6 +33,8 @@ FIGURES = Path(__file__).parents[1] / "figures"
 GAP_IMAGES = 300
 """Images of each set that the study's domain gaps are of."""
 FORMS = ("fp32", "int8")
+FILES = ("network.onnx.gz", *(f"{form}.onnx" for form in FORMS), "classify.py", "card.json")
+"""What is taken away, in the order in which it is written."""
 _GRAPH, _CHANNEL = 7_000, {"fp32": 5, "int8": 14}
 """Bytes, through gzip, of a file beside its weights: of the graph, and of each output channel its
 bias and, in int8, its scale (measured)."""
@@ -191,7 +193,7 @@ def card(spec: Transfer, data: Any, options: pd.DataFrame, hits: np.ndarray) -> 
     low, high = stats.accuracy_interval(correct.mean(), len(correct))
     test = {"accuracy": float(correct.mean()), "low": low, "high": high, "n": len(correct)}
     return {
-        "network": "network.onnx.gz",
+        "network": FILES[0],
         "form": own.form,
         "classes": list(data.class_names),
         "input": INPUT,

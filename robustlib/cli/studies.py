@@ -116,7 +116,7 @@ def fit(
     bytes: float | None = None,
     latency: float | None = None,
     effort: Literal["quick", "full"] = "quick",
-    out: Path | None = None,
+    out: str | None = None,
     n_train: int | None = None,
     workers: int | None = None,
 ) -> None:
@@ -140,6 +140,8 @@ def fit(
     from robustlib.takeaway import told
 
     budget = fits.Budget(parameters, bytes, latency)
+    if out is not None:
+        fits.destination(out, what)
     with warnings_as_lines():
         planned = fits.plan(what, budget, effort, n_train, workers)
     found = fits.fit(planned, out)

@@ -255,6 +255,39 @@ def test_bad_arguments_are_refused(arguments, says, capsys, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("/sys", "must be a folder to write to"),
+        ("file", "must be a folder to write to"),
+        ("file/in it", "must be a folder to write to"),
+        ("nowhere", "must be a folder to write to"),  # a link
+        ("taken", "a file card.json"),
+        ("", "outside of the images"),
+        ("photos/network", "outside of the images"),
+        ("here/network", "outside of the images"),  # a link to the same
+    ],
+)
+def test_where_nothing_can_be_written_is_refused_before_anything_is_computed(
+    out, says, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos", classes=2, each=5)
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "here").symlink_to(tmp_path / "photos")
+    (tmp_path / "taken" / "card.json").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["fit", "photos", "--out", out]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"robustlib: out={out!r}: ") and says in error
+    assert error.count("\n") == 1 and sorted(tmp_path.rglob("*")) == before
+    planned, said = fit.plan("photos"), []
+    with pytest.raises(ValueError, match=f"out={out!r}.*{says}"):
+        fit.fit(planned, out, say=said.append)
+    assert not said and not (tmp_path / "store").exists()
+
+
 def test_a_folder_is_a_pack_of_its_content(tmp_path):
     folder = photos(tmp_path / "my photos")
     first = fit.plan(folder)
