@@ -35,11 +35,11 @@ def whole(path: str | Path) -> Iterator[IO[bytes]]:
 def writable(name: str, folder: str | Path) -> Path:
     """A folder that `whole` can make, if need be, and write to; nothing is left in it. Raises
     ValueError that calls it `name` else."""
-    path = Path(folder)
     try:
+        path = Path(folder)
         there = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
         tempfile.TemporaryFile(dir=there).close()
-    except OSError as e:
+    except (OSError, TypeError) as e:
         raise ValueError(f"{name}={str(folder)!r}: must be a folder to write to: {e}") from None
     return path
 

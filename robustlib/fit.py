@@ -60,7 +60,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in self.given().items():
-            number(name, value, 1e-9, 1e15)
+            object.__setattr__(self, name, number(name, value, 1e-9, 1e15))
 
     def given(self) -> dict[str, float]:
         """Those that are not None."""
@@ -145,8 +145,9 @@ def plan(
     sweeps.check(workers, "")
     sides = [checkpoints.pretrain(f"zoo/{name}") for name in checkpoints.zoo()]
     task, detail = _task(what, sides[0].size)
-    most = len(load(task, sides[0].size).train)
-    n = min(tried.n_train or most, most) if n_train is None else n_train
+    n = tried.n_train if n_train is None else n_train
+    if n_train is None and n and n >= len(load(task, sides[0].size).train):
+        n = None  # no label budget, so that val is whole too
     wanted = tuple(
         Transfer(Ticket(p, pattern=pattern, sparsity=s), task, "linear", n, recalibrate=True)
         for p in sides

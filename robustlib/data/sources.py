@@ -38,11 +38,13 @@ def data_root(root: str | Path | None = None) -> Path:
 
 
 def home(path: str | Path) -> Path:
-    """The path with ~ as a home. ValueError if there is no such user."""
+    """The path with ~ as a home. ValueError if there is no such user, or it is no path."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
         raise ValueError(f"path={shown(str(path))}: ~ names a user who has no home") from None
+    except TypeError:
+        raise ValueError(f"path={shown(path)}: must be text or a path") from None
 
 
 def find(name: str, size: int, root: str | Path | None = None, masks: bool = False) -> Path | None:

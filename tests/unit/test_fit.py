@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from robustlib import export, figures, fit, specs, stages, stats, store, takeaway
 from robustlib.cli import main
+from robustlib.costs import cost
 from robustlib.data import load
 from robustlib.fit import Budget
 from robustlib.specs import Evaluation, Ticket, Transfer
@@ -111,6 +112,7 @@ def test_a_budget_is_met_only_by_what_meets_all_of_it():
     for bad in (0, -1, math.nan, math.inf, "few", True):
         with pytest.raises(ValueError, match="latency="):
             Budget(latency=bad)
+    assert Budget(bytes="6").met(forms).tolist() == [True, False, True]
 
 
 def test_only_channel_tickets_have_fewer_parameters_and_zeros_compress(monkeypatch):
@@ -188,11 +190,23 @@ def test_full_tries_each_network_of_the_zoo_on_all_images():
     assert {s.ticket.pretrain.checkpoint for s in full.wanted} == {
         f"zoo/{name}" for name in fit.checkpoints.zoo()
     }
-    whole = len(load("digits", 64).train)
     assert {s.n_train for s in quick.wanted} == {1000} and {s.n_train for s in full.wanted} == {
-        whole
+        None
     }
     assert "images: 1000 train, 144 val, 359 test; 4 tickets" in str(quick)
+
+
+def test_without_a_label_budget_the_own_validation_images_are_all_used(tmp_path):
+    """The cost of what is trained on all images is known too, of a folder that is new."""
+    for name in ("one", "two"):
+        for split, each in (("train", 8), ("val", 10), ("test", 5)):
+            photos(tmp_path / name / split, classes=2, each=each, side=40 + len(name + split))
+        planned = fit.plan(tmp_path / name)
+        assert [len(getattr(planned.data, s)) for s in ("train", "val", "test")] == [16, 20, 10]
+        assert all(cost(spec) > 16 * 1e6 for spec in planned.wanted)
+    assert fit.plan(tmp_path / "one", effort="full").data.val.y.numel() == 20
+    cut = fit.plan(tmp_path / "one", n_train=16)
+    assert len(cut.data.val) == 4 and {s.n_train for s in cut.wanted} == {16}
 
 
 # Bad folders
@@ -286,6 +300,12 @@ def test_where_nothing_can_be_written_is_refused_before_anything_is_computed(
     with pytest.raises(ValueError, match=f"out={out!r}.*{says}"):
         fit.fit(planned, out, say=said.append)
     assert not said and not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("what", [None, 5])
+def test_what_is_no_path_is_no_set(what):
+    with pytest.raises(ValueError, match=f"{what}: must be text or a path"):
+        fit.plan(what)
 
 
 def test_a_folder_is_a_pack_of_its_content(tmp_path):
