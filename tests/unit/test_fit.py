@@ -130,7 +130,10 @@ def test_only_channel_tickets_have_fewer_parameters_and_zeros_compress(monkeypat
 @pytest.mark.parametrize(
     ("budget", "says"),
     [
-        (["--bytes", "1000"], r"bytes=1000 \(the least is [\d,]+: \S+, channel, .*int8\)"),
+        (
+            ["--bytes", "1000"],
+            r"bytes=1000 \(the least is estimated at [\d,]+: \S+, channel, .*int8\)",
+        ),
         (["--parameters", "100"], r"parameters=100 \(the least is [\d,]+: \S+, channel"),
         (["--parameters", "1e9", "--bytes", "9"], r"parameters=1e\+09 .*bytes=9 \(the least"),
     ],
@@ -140,6 +143,28 @@ def test_a_budget_that_nothing_meets_is_refused_before_any_training(budget, says
     error = capsys.readouterr().err.splitlines()[-1]
     assert pd.Series([error]).str.contains(says).all() and "no ticket of the zoo" in error
     assert not (tmp_path / "store" / "transfer").exists() and not (tmp_path / "fit").exists()
+
+
+def test_what_may_be_within_the_budget_is_tried_where_nothing_is_for_sure(monkeypatch, tmp_path):
+    """An estimate is no fact: a file may be smaller than it, which is known once it is written."""
+    planned = fit.plan("digits", n_train=60)
+    sizes = {"natural-0": 100, "robust-0": 105}
+
+    def estimates(spec, n_classes):
+        row = takeaway._named(spec)
+        least = sizes[row["network"]] * (1 if spec.ticket.pattern == "channel" else 9)
+        return [row | {"form": form, "bytes": least} for form in ("fp32", "int8")]
+
+    monkeypatch.setattr(takeaway, "estimates", estimates)
+
+    def able(size):
+        own = fit._affordable(list(planned.wanted), Budget(bytes=size), 10, tmp_path, None)
+        return [planned.wanted.index(spec) for spec in own]
+
+    assert able(109) == [1, 3] and able(104) == [1]
+    assert able(102) == [1, 3] and able(95) == [1]
+    with pytest.raises(ValueError, match=r"bytes=92 \(the least is estimated at 103: natural-0"):
+        able(92)
 
 
 def test_zeros_in_place_are_timed_once_and_what_is_too_slow_is_left_out(monkeypatch, tmp_path):
@@ -176,7 +201,7 @@ def test_zeros_in_place_are_timed_once_and_what_is_too_slow_is_left_out(monkeypa
     assert able(latency=0.4, bytes=1_000_000) == [1, 5]
     assert len(timed) == 6
     with pytest.raises(
-        ValueError, match=r"latency=0.4 \(the least is 0.550 ms: \S+, channel.*int8"
+        ValueError, match=r"latency=0.4 \(the least is estimated at 0.550 ms: \S+, channel.*int8"
     ):
         able(latency=0.4, parameters=500_000)
 
