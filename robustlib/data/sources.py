@@ -114,9 +114,9 @@ def build_folder(
     classes = sorted({c for own in found.values() for c in own})
     for split, own in found.items():
         if missing := set(classes) - own.keys():
-            raise ValueError(f"{name}: {split} has no folder {', '.join(sorted(missing)[:5])}")
+            raise ValueError(f"{folder}: {split} has no folder {', '.join(sorted(missing)[:5])}")
     if lone := [c for c, files in found.get("all", {}).items() if len(files) < 2]:
-        raise ValueError(f"{name}: class {lone[0]!r} has 1 image; 2 are needed, 1 for test")
+        raise ValueError(f"{folder}: class {lone[0]!r} has 1 image; 2 are needed, 1 for test")
     splits = {}
     for split, own in found.items():
         files = [(file, k) for k, c in enumerate(classes) for file in own[c]]
@@ -129,7 +129,8 @@ def build_folder(
     if len({x.shape[3] for x, _ in splits.values()}) > 1:  # one split is grey throughout
         splits = {s: (np.broadcast_to(x, (*x.shape[:3], 3)), y) for s, (x, y) in splits.items()}
     pack = Pack.of(splits, classes, "folder")
-    packs.validate(pack, path)  # before the data root is made: a refusal leaves nothing there
+    # Before the data root is made: a refusal names the folder, and leaves nothing there.
+    packs.validate(pack, home(folder))
     ensure(path, lambda: packs.write(path, pack))
     return path
 
