@@ -176,8 +176,9 @@ def destination(out: str | Path, images: str | Path) -> Path:
 def fit(plan: Plan, out: str | Path | None = None, say: Callable[[str], None] = print) -> Fitted:
     """Chooses, finetunes and exports the best ticket of the zoo for a plan.
 
-    out: where card.json, classify.py, the chosen network.onnx.gz, and both its forms go (default:
-    fit/NAME beside the store). say: is told what each step costs before it begins.
+    out: where card.json, classify.py, the chosen network.onnx.gz, and both its forms go, in place
+    of those of an earlier fit (default: fit/NAME beside the store). say: is told what each step
+    costs before it begins.
 
     Raises ValueError as `destination` does, and for a budget that no ticket is within: before any
     training, by estimates, or after it, by the files, where estimates leave it open. SweepFailed.
@@ -186,6 +187,8 @@ def fit(plan: Plan, out: str | Path | None = None, say: Callable[[str], None] = 
     out = store.root().parent / "fit" / plan.task if out is None else out
     out = destination(out, plan.images)
     say(str(plan))
+    if (out / takeaway.FILES[-1]).exists():
+        say(f"{out}: its network will be replaced; another folder (out) keeps both")
     with sweeps.connect(plan.workers) as client, TemporaryDirectory() as folder:
         if budget.given():
             say(f"costs: of {len(wanted)} tickets, in two forms; nothing is trained for them")

@@ -149,7 +149,8 @@ def forms(wanted: Sequence[Transfer], folder: Path, client: Any) -> pd.DataFrame
 
 
 def _write(spec: Transfer, folder: str) -> None:
-    """A worker's job: the files of a network, and the costs that do not depend on the form."""
+    """A worker's job: the files of a network, and the costs that do not depend on the form, zeros
+    included."""
     torch.set_num_threads(1)
     size, data = spec.ticket.pretrain.size, transfer.images(spec)
     model = network(spec) if spec.mode == "finetune" else _untrained(spec, data.n_classes)
@@ -157,6 +158,8 @@ def _write(spec: Transfer, folder: str) -> None:
     for made in (file, deployment.calibrated(file, data.train, spec.seed).path):
         made.with_name(f"{made.name}.gz").write_bytes(packed(made.read_bytes()))
     held = sum(p.numel() for p in model.parameters())
+    for p in model.parameters():
+        p.data.fill_(1)  # zeros in place are multiplied like any number
     row = {"parameters": held, "multiply_adds": models.multiply_adds(model, size)}
     file.with_suffix(".json").write_text(json.dumps(row), encoding="utf-8")
 

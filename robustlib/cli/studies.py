@@ -131,8 +131,8 @@ def fit(
         latency: Milliseconds for one image at most, on one thread of this machine.
         effort: quick tries one natural and one robust network, on 1,000 images at most; full tries
             six, on all images, for longer.
-        out: Folder for the network, its card and classify.py (default: fit/NAME
-            beside the store).
+        out: Folder for the network, its card and classify.py, which replace those of an earlier
+            fit there (default: fit/NAME beside the store, whatever the budget).
         n_train: Training images at most, instead of those of the effort.
         workers: Processes, one thread each (default: one a GPU, or else one a core).
     """

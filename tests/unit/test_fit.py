@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from robustlib import export, figures, fit, specs, stages, stats, store, takeaway
+from robustlib import export, figures, fit, models, specs, stages, stats, store, takeaway
 from robustlib.cli import main
 from robustlib.costs import cost
 from robustlib.data import load
@@ -487,6 +487,36 @@ def test_the_choice_is_drawn(fitted):
     assert sum(line.get_mfc() == "none" for line in drawn) == len(found.options) / 2
     pale = [line.get_alpha() < 1 for line in drawn]
     assert sorted(pale) == sorted((~found.options.met).tolist()) and any(pale)
+
+
+def test_the_card_counts_zeros_in_both_costs(fitted):
+    """Of a ticket with zeros in place both are those of the network without any."""
+    _, found, *_ = fitted
+    own = found.options[found.options.network == "natural-0"]
+    by = own[own.form == "int8"].set_index("pattern")
+    ticket = Ticket(fit.checkpoints.pretrain("zoo/natural-0"), sparsity=0.0)
+    dense = models.swap_head(stages.network(ticket), 3, seed=0)
+    assert by.parameters["unstructured"] == sum(p.numel() for p in dense.parameters())
+    own_zeros = 1e-5  # of the network without a ticket: one weight
+    assert by.multiply_adds["unstructured"] == pytest.approx(
+        models.multiply_adds(dense, 64), rel=own_zeros
+    )
+    assert by.multiply_adds["channel"] < by.multiply_adds["unstructured"]
+
+
+def test_a_fit_that_replaces_another_says_so_first(fitted, monkeypatch):
+    where, found, *_ = fitted
+    monkeypatch.setenv("ROBUSTLIB_STORE", str(where / "store"))
+    monkeypatch.setenv("ROBUSTLIB_DATA", str(where / "data"))
+    said: list[str] = []
+    planned = fit.plan(where / "photos", Budget(bytes=10), workers=1)
+    with pytest.raises(ValueError, match="bytes=10"):
+        fit.fit(planned, where / "out", say=said.append)
+    assert (
+        said[1] == f"{where / 'out'}: its network will be replaced; another folder (out) keeps both"
+    )
+    kept = json.loads((where / "out" / "card.json").read_text(encoding="utf-8"))
+    assert kept == json.loads(json.dumps(found.card))
 
 
 # What the study says
