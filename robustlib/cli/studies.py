@@ -133,7 +133,8 @@ def fit(
             six, on all images, for longer.
         out: Folder for the network, its card and classify.py, which replace those of an earlier
             fit there (default: fit/NAME beside the store, whatever the budget).
-        n_train: Training images at most, instead of those of the effort.
+        n_train: Training images at most, instead of those of the effort, and a quarter as many
+            for validation.
         workers: Processes, one thread each (default: one a GPU, or else one a core).
     """
     from robustlib import fit as fits
