@@ -40,7 +40,8 @@ def writable(name: str, folder: str | Path) -> Path:
         there = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
         tempfile.TemporaryFile(dir=there).close()
     except (OSError, TypeError) as e:
-        raise ValueError(f"{name}={str(folder)!r}: must be a folder to write to: {e}") from None
+        why = getattr(e, "strerror", e)  # without the name of a file that was only a trial
+        raise ValueError(f"{name}={str(folder)!r}: must be a folder to write to: {why}") from None
     return path
 
 
