@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
+from pathlib import Path
 
 from robustlib import specs
 from robustlib.specs import Evaluation, Spec, Ticket, Transfer
@@ -45,12 +46,20 @@ def _forward(arch: str, width: int, stem_stride: int, stem: str, size: int) -> i
     return models.multiply_adds(models.build(arch, 2, width, stem_stride, stem=stem), size)
 
 
-@cache
 def _sizes() -> defaultdict[str, tuple[int, int]]:
     """How many images data sets have for training and test; zeros where one is not there."""
     from robustlib.data import sources
 
-    found = {row.name: (row.n_train, row.n_test) for row in sources.available()}
+    root = sources.data_root()
+    return _listed(root, root.stat().st_mtime_ns if root.is_dir() else 0)
+
+
+@lru_cache(maxsize=1)
+def _listed(root: Path, changed: int) -> defaultdict[str, tuple[int, int]]:
+    """changed: when a pack was added last."""
+    from robustlib.data import sources
+
+    found = {row.name: (row.n_train, row.n_test) for row in sources.available(root)}
     return defaultdict(lambda: (0, 0), found)
 
 

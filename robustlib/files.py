@@ -3,6 +3,7 @@
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,19 @@ def whole(path: str | Path) -> Iterator[IO[bytes]]:
         with suppress(OSError):  # the failure is what to tell of
             part.unlink()
         raise
+
+
+def writable(name: str, folder: str | Path) -> Path:
+    """A folder that `whole` can make, if need be, and write to; nothing is left in it. Raises
+    ValueError that calls it `name` else."""
+    try:
+        path = Path(folder)
+        there = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
+        tempfile.TemporaryFile(dir=there).close()
+    except (OSError, TypeError) as e:
+        why = getattr(e, "strerror", e)  # without the name of a file that was only a trial
+        raise ValueError(f"{name}={str(folder)!r}: must be a folder to write to: {why}") from None
+    return path
 
 
 def sha256(data: bytes | memoryview | Path) -> str:

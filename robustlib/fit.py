@@ -45,6 +45,8 @@ RATE = 0.1
 ROOM = {"parameters": 1.0, "bytes": 1.03, "latency": 1.1}
 """How much more a finetuned ticket may cost than was estimated: by how its weights compress, and
 by the clock, which is read differently each time."""
+HIGH = 1.08
+"""How many times too many bytes are estimated at most (measured: small channel tickets in int8)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in self.given().items():
-            number(name, value, 1e-9, 1e15)
+            object.__setattr__(self, name, number(name, value, 1e-9, 1e15))
 
     def given(self) -> dict[str, float]:
         """Those that are not None."""
@@ -93,6 +95,8 @@ EFFORTS = {
 class Plan:
     """What a fit tries, checked."""
 
+    images: str | Path
+    """As they were given: a folder, or the name of a set."""
     task: str
     """The name of the set; a folder has become a pack in the data root."""
     detail: int
@@ -143,8 +147,9 @@ def plan(
     sweeps.check(workers, "")
     sides = [checkpoints.pretrain(f"zoo/{name}") for name in checkpoints.zoo()]
     task, detail = _task(what, sides[0].size)
-    most = len(load(task, sides[0].size).train)
-    n = min(tried.n_train or most, most) if n_train is None else n_train
+    n = tried.n_train if n_train is None else n_train
+    if n_train is None and n and n >= len(load(task, sides[0].size).train):
+        n = None  # no label budget, so that val is whole too
     wanted = tuple(
         Transfer(Ticket(p, pattern=pattern, sparsity=s), task, "linear", n, recalibrate=True)
         for p in sides
@@ -152,26 +157,43 @@ def plan(
         for pattern, s in TICKETS
     )
     own = budget or Budget()
-    return Plan(task, detail, wanted, own, effort, workers, transfer.data(wanted[0]))
+    return Plan(what, task, detail, wanted, own, effort, workers, transfer.data(wanted[0]))
+
+
+def destination(out: str | Path, images: str | Path) -> Path:
+    """The folder that the files of a fit go to, which is not made yet. images: as in `plan`.
+
+    Raises ValueError unless they can be written there, and are not among the images.
+    """
+    folder, own = files.writable("out", out), sources.home(images)
+    if not str(out) or (own.is_dir() and folder.resolve().is_relative_to(own.resolve())):
+        raise ValueError(f"out={str(out)!r}: must be a folder outside of the images, {images}")
+    if taken := [name for name in takeaway.FILES if (folder / name).is_dir()]:
+        raise ValueError(f"out={str(out)!r}: must have room for a file {taken[0]}, not a folder")
+    return folder
 
 
 def fit(plan: Plan, out: str | Path | None = None, say: Callable[[str], None] = print) -> Fitted:
     """Chooses, finetunes and exports the best ticket of the zoo for a plan.
 
-    out: where card.json, classify.py, the chosen network.onnx.gz, and both its forms go (default:
-    fit/NAME beside the store). say: is told what each step costs before it begins.
+    out: where card.json, classify.py, the chosen network.onnx.gz, and both its forms go, in place
+    of those of an earlier fit (default: fit/NAME beside the store). say: is told what each step
+    costs before it begins.
 
-    Raises ValueError, before any training, for a budget that no ticket is within, and SweepFailed.
+    Raises ValueError as `destination` does, and for a budget that no ticket is within: before any
+    training, by estimates, or after it, by the files, where estimates leave it open. SweepFailed.
     """
     data, budget, wanted, tried = plan.data, plan.budget, list(plan.wanted), EFFORTS[plan.effort]
-    out = Path(out or store.root().parent / "fit" / plan.task)
+    out = store.root().parent / "fit" / plan.task if out is None else out
+    out = destination(out, plan.images)
     say(str(plan))
+    if (out / takeaway.FILES[-1]).exists():
+        say(f"{out}: its network will be replaced; another folder (out) keeps both")
     with cluster.connect(plan.workers) as client, TemporaryDirectory() as folder:
         if budget.given():
             say(f"costs: of {len(wanted)} tickets, in two forms; nothing is trained for them")
             wanted = _affordable(wanted, budget, data.n_classes, Path(folder) / "before", client)
-            say(f"costs: {len(wanted)} tickets are within the budget")
-        out.mkdir(parents=True, exist_ok=True)
+            say(f"costs: {len(wanted)} tickets are within the budget, as estimated")
         linear = _computed("linear evaluation", wanted, [], client, say)
         few = [
             replace(wanted[i], mode="finetune", epochs=tried.epochs, lr=RATE, recalibrate=False)
@@ -259,14 +281,16 @@ def _computed(
 def _affordable(
     wanted: list[Transfer], budget: Budget, n_classes: int, folder: Path, client: Any
 ) -> list[Transfer]:
-    """Those of which a form is within the budget, as untrained tickets. Raises ValueError that says
-    the smallest where none is."""
+    """Those of which a form is within the budget, by an estimate of untrained tickets; where none
+    is, those that may be. Raises ValueError that says the smallest where none may be."""
     import pandas as pd
 
     given = budget.given()
     rows = [row for spec in wanted for row in takeaway.estimates(spec, n_classes)]
     forms = pd.DataFrame(rows).assign(spec=np.repeat(range(len(wanted)), len(takeaway.FORMS)))
     room = {name: value / ROOM[name] for name, value in given.items()}
+    if "bytes" in given and not Budget(**room | {"latency": None}).met(forms).any():
+        room["bytes"] = given["bytes"] * HIGH
     able = forms[Budget(**room | {"latency": None}).met(forms)]
     if "latency" in given and len(able):
         # Zeros in place are multiplied like any number: the tickets of a network are equally fast.
@@ -288,7 +312,8 @@ def _refusal(budget: Budget, forms: pd.DataFrame, room: dict[str, float]) -> str
         parts.append(f"{name}={value:g}")
         if name in forms:  # only what meets the rest is timed
             least = forms.loc[forms[name].idxmin()]
-            cost = least[name] * room.get(name, 1)
+            cost = least[name] * (more := room.get(name, 1.0))
             text = f"{cost:.3f} ms" if name == "latency" else f"{math.ceil(cost):,}"
-            parts[-1] += f" (the least is {text}: {takeaway.said(least)})"
+            about = "estimated at " if more > 1 else ""
+            parts[-1] += f" (the least is {about}{text}: {takeaway.said(least)})"
     return f"{', '.join(parts)}: no ticket of the zoo is within the budget"

@@ -33,6 +33,8 @@ FIGURES = Path(__file__).parents[1] / "figures"
 GAP_IMAGES = 300
 """Images of each set that the study's domain gaps are of."""
 FORMS = ("fp32", "int8")
+FILES = ("network.onnx.gz", *(f"{form}.onnx" for form in FORMS), "classify.py", "card.json")
+"""What is taken away, in the order in which it is written."""
 _GRAPH, _CHANNEL = 7_000, {"fp32": 5, "int8": 14}
 """Bytes, through gzip, of a file beside its weights: of the graph, and of each output channel its
 bias and, in int8, its scale (measured)."""
@@ -44,7 +46,18 @@ here = pathlib.Path(__file__).parent
 card = json.loads((here / "card.json").read_text(encoding="utf-8"))
 run = onnxruntime.InferenceSession(gzip.decompress((here / card["network"]).read_bytes())).run
 for file in sys.argv[1:]:
-    image = ImageOps.exif_transpose(Image.open(file)).convert("RGBA")
+    image = Image.open(file)
+    raw, clear = image.format == "PNG" and image.tile[0][3], image.info.get("transparency")
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        pixels = np.asarray(image)  # of 16 bits the upper 8
+        image = Image.fromarray((pixels >> 8).astype(np.uint8))
+        image.putalpha(Image.fromarray(np.where(pixels == clear, 0, 255).astype(np.uint8)))
+    elif image.mode in ("I", "F") or (clear and raw == "RGB;16B"):
+        sys.exit(f"{file}: {image.mode} pixels of no known range, or 16 bits with a clear colour")
+    elif clear and raw in ("L;2", "L;4"):
+        image.info["transparency"] = clear * (85 if raw == "L;2" else 17)
+    image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     image = ImageOps.fit(image, [card["stored_size"]] * 2, 2).resize([card["size"]] * 2, 2)
     x = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255
@@ -136,7 +149,8 @@ def forms(wanted: Sequence[Transfer], folder: Path, client: Any) -> pd.DataFrame
 
 
 def _write(spec: Transfer, folder: str) -> None:
-    """A worker's job: the files of a network, and the costs that do not depend on the form."""
+    """A worker's job: the files of a network, and the costs that do not depend on the form, zeros
+    included."""
     torch.set_num_threads(1)
     size, data = spec.ticket.pretrain.size, transfer.images(spec)
     model = network(spec) if spec.mode == "finetune" else _untrained(spec, data.n_classes)
@@ -144,6 +158,8 @@ def _write(spec: Transfer, folder: str) -> None:
     for made in (file, deployment.calibrated(file, data.train, spec.seed).path):
         made.with_name(f"{made.name}.gz").write_bytes(packed(made.read_bytes()))
     held = sum(p.numel() for p in model.parameters())
+    for p in model.parameters():
+        p.data.fill_(1)  # zeros in place are multiplied like any number
     row = {"parameters": held, "multiply_adds": models.multiply_adds(model, size)}
     file.with_suffix(".json").write_text(json.dumps(row), encoding="utf-8")
 
@@ -180,14 +196,14 @@ def card(spec: Transfer, data: Any, options: pd.DataFrame, hits: np.ndarray) -> 
     low, high = stats.accuracy_interval(correct.mean(), len(correct))
     test = {"accuracy": float(correct.mean()), "low": low, "high": high, "n": len(correct)}
     return {
-        "network": "network.onnx.gz",
+        "network": FILES[0],
         "form": own.form,
         "classes": list(data.class_names),
         "input": INPUT,
         "size": spec.ticket.pretrain.size,
         "stored_size": data.native,
-        "preprocessing": "8 bits a channel, upright, transparency on white, the middle square "
-        "at stored_size px, scaled to size px, RGB in [0, 1], float32 [N, 3, H, W]",
+        "preprocessing": "8 bits a channel (of 16 the upper), upright, transparency on white, the "
+        "middle square at stored_size px, scaled to size px, RGB in [0, 1], float32 [N, 3, H, W]",
         "ticket": said(own),
         "rule": RULE,
         "test": test | {"interval": "95 % (Clopper and Pearson)"},

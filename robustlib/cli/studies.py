@@ -126,7 +126,7 @@ def fit(
     bytes: float | None = None,
     latency: float | None = None,
     effort: Literal["quick", "full"] = "quick",
-    out: Path | None = None,
+    out: str | None = None,
     n_train: Whole | None = None,
     workers: Whole | None = None,
 ) -> None:
@@ -141,15 +141,18 @@ def fit(
         latency: Milliseconds for one image at most, on one thread of this machine.
         effort: quick tries one natural and one robust network, on 1,000 images at most; full tries
             six, on all images, for longer.
-        out: Folder for the network, its card and classify.py (default: fit/NAME
-            beside the store).
-        n_train: Training images at most, instead of those of the effort.
+        out: Folder for the network, its card and classify.py, which replace those of an earlier
+            fit there (default: fit/NAME beside the store, whatever the budget).
+        n_train: Training images at most, instead of those of the effort, and a quarter as many
+            for validation.
         workers: Processes, one thread each (default: one a GPU, or else one a core).
     """
     from robustlib import fit as fits
     from robustlib.takeaway import told
 
     budget = fits.Budget(parameters, bytes, latency)
+    if out is not None:
+        fits.destination(out, what)
     with warnings_as_lines():
         planned = fits.plan(what, budget, effort, n_train, workers)
     found = fits.fit(planned, out)

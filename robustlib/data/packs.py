@@ -165,9 +165,12 @@ def validate(pack: Pack, path: Path) -> None:
         _check_split(path, split, pack)
         images = np.ascontiguousarray(pack.arrays[f"x_{split}"])
         hashes = [hashlib.blake2b(image, digest_size=16).digest() for image in images]
-        copies = sum(h in seen for h in hashes)
-        if copies > MAX_OVERLAP * len(hashes):
-            why = f"{copies} of {len(hashes)} images are copies of images of another split"
+        copies = [i for i, h in enumerate(hashes) if h in seen]
+        if len(copies) > MAX_OVERLAP * len(hashes):
+            why = f"{len(copies)} of {len(hashes)} images are copies of images of another split"
+            if not pack.masks:
+                of = np.unique(pack.arrays[f"y_{split}"][copies])[:5]
+                why += f" (in {', '.join(plain(names[k]) for k in of)})"
             raise _error(path, f"x_{split}", f"{why}; at most {MAX_OVERLAP:.0%} may be")
         seen.update(hashes)
 

@@ -38,11 +38,13 @@ def data_root(root: str | Path | None = None) -> Path:
 
 
 def home(path: str | Path) -> Path:
-    """The path with ~ as a home. ValueError if there is no such user."""
+    """The path with ~ as a home. ValueError if there is no such user, or it is no path."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
         raise ValueError(f"path={shown(str(path))}: ~ names a user who has no home") from None
+    except TypeError:
+        raise ValueError(f"path={shown(path)}: must be text or a path") from None
 
 
 def find(name: str, size: int, root: str | Path | None = None, masks: bool = False) -> Path | None:
@@ -112,9 +114,9 @@ def build_folder(
     classes = sorted({c for own in found.values() for c in own})
     for split, own in found.items():
         if missing := set(classes) - own.keys():
-            raise ValueError(f"{name}: {split} has no folder {', '.join(sorted(missing)[:5])}")
+            raise ValueError(f"{folder}: {split} has no folder {', '.join(sorted(missing)[:5])}")
     if lone := [c for c, files in found.get("all", {}).items() if len(files) < 2]:
-        raise ValueError(f"{name}: class {lone[0]!r} has 1 image; 2 are needed, 1 for test")
+        raise ValueError(f"{folder}: class {lone[0]!r} has 1 image; 2 are needed, 1 for test")
     splits = {}
     for split, own in found.items():
         files = [(file, k) for k, c in enumerate(classes) for file in own[c]]
@@ -127,7 +129,8 @@ def build_folder(
     if len({x.shape[3] for x, _ in splits.values()}) > 1:  # one split is grey throughout
         splits = {s: (np.broadcast_to(x, (*x.shape[:3], 3)), y) for s, (x, y) in splits.items()}
     pack = Pack.of(splits, classes, "folder")
-    packs.validate(pack, path)  # before the data root is made: a refusal leaves nothing there
+    # Before the data root is made: a refusal names the folder, and leaves nothing there.
+    packs.validate(pack, home(folder))
     ensure(path, lambda: packs.write(path, pack))
     return path
 

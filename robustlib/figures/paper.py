@@ -1,7 +1,6 @@
 """Every figure by its name: how it is drawn from its rows, what its caption says, and its files."""
 
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from robustlib.figures.properties import (
     table_rows,
 )
 from robustlib.figures.style import VENUES, style, venue
-from robustlib.files import sha256, whole
+from robustlib.files import sha256, whole, writable
 from robustlib.specs import Evaluation, Transfer, columns, one_of
 
 OVER_SEEDS = "Student's t, 95 %, over seeds"
@@ -191,12 +190,8 @@ def folder(name: str) -> Path | None:
     """
     if not name:
         return None
-    out = Path(name)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as e:
-        raise ValueError(f"figures={name!r}: must be a folder to write to, or empty: {e}") from None
+    out = writable("figures", name)
+    out.mkdir(parents=True, exist_ok=True)
     return out
 
 

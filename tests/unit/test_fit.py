@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from robustlib import export, figures, fit, specs, stages, stats, store, takeaway
+from robustlib import export, figures, fit, models, specs, stages, stats, store, takeaway
 from robustlib.cli import main
+from robustlib.costs import cost
 from robustlib.data import load
 from robustlib.fit import Budget
 from robustlib.specs import Evaluation, Ticket, Transfer
@@ -111,6 +112,7 @@ def test_a_budget_is_met_only_by_what_meets_all_of_it():
     for bad in (0, -1, math.nan, math.inf, "few", True):
         with pytest.raises(ValueError, match="latency="):
             Budget(latency=bad)
+    assert Budget(bytes="6").met(forms).tolist() == [True, False, True]
 
 
 def test_only_channel_tickets_have_fewer_parameters_and_zeros_compress(monkeypatch):
@@ -128,7 +130,10 @@ def test_only_channel_tickets_have_fewer_parameters_and_zeros_compress(monkeypat
 @pytest.mark.parametrize(
     ("budget", "says"),
     [
-        (["--bytes", "1000"], r"bytes=1000 \(the least is [\d,]+: \S+, channel, .*int8\)"),
+        (
+            ["--bytes", "1000"],
+            r"bytes=1000 \(the least is estimated at [\d,]+: \S+, channel, .*int8\)",
+        ),
         (["--parameters", "100"], r"parameters=100 \(the least is [\d,]+: \S+, channel"),
         (["--parameters", "1e9", "--bytes", "9"], r"parameters=1e\+09 .*bytes=9 \(the least"),
     ],
@@ -138,6 +143,28 @@ def test_a_budget_that_nothing_meets_is_refused_before_any_training(budget, says
     error = capsys.readouterr().err.splitlines()[-1]
     assert pd.Series([error]).str.contains(says).all() and "no ticket of the zoo" in error
     assert not (tmp_path / "store" / "transfer").exists() and not (tmp_path / "fit").exists()
+
+
+def test_what_may_be_within_the_budget_is_tried_where_nothing_is_for_sure(monkeypatch, tmp_path):
+    """An estimate is no fact: a file may be smaller than it, which is known once it is written."""
+    planned = fit.plan("digits", n_train=60)
+    sizes = {"natural-0": 100, "robust-0": 105}
+
+    def estimates(spec, n_classes):
+        row = takeaway._named(spec)
+        least = sizes[row["network"]] * (1 if spec.ticket.pattern == "channel" else 9)
+        return [row | {"form": form, "bytes": least} for form in ("fp32", "int8")]
+
+    monkeypatch.setattr(takeaway, "estimates", estimates)
+
+    def able(size):
+        own = fit._affordable(list(planned.wanted), Budget(bytes=size), 10, tmp_path, None)
+        return [planned.wanted.index(spec) for spec in own]
+
+    assert able(109) == [1, 3] and able(104) == [1]
+    assert able(102) == [1, 3] and able(95) == [1]
+    with pytest.raises(ValueError, match=r"bytes=92 \(the least is estimated at 103: natural-0"):
+        able(92)
 
 
 def test_zeros_in_place_are_timed_once_and_what_is_too_slow_is_left_out(monkeypatch, tmp_path):
@@ -174,7 +201,7 @@ def test_zeros_in_place_are_timed_once_and_what_is_too_slow_is_left_out(monkeypa
     assert able(latency=0.4, bytes=1_000_000) == [1, 5]
     assert len(timed) == 6
     with pytest.raises(
-        ValueError, match=r"latency=0.4 \(the least is 0.550 ms: \S+, channel.*int8"
+        ValueError, match=r"latency=0.4 \(the least is estimated at 0.550 ms: \S+, channel.*int8"
     ):
         able(latency=0.4, parameters=500_000)
 
@@ -188,11 +215,23 @@ def test_full_tries_each_network_of_the_zoo_on_all_images():
     assert {s.ticket.pretrain.checkpoint for s in full.wanted} == {
         f"zoo/{name}" for name in fit.checkpoints.zoo()
     }
-    whole = len(load("digits", 64).train)
     assert {s.n_train for s in quick.wanted} == {1000} and {s.n_train for s in full.wanted} == {
-        whole
+        None
     }
     assert "images: 1000 train, 144 val, 359 test; 4 tickets" in str(quick)
+
+
+def test_without_a_label_budget_the_own_validation_images_are_all_used(tmp_path):
+    """The cost of what is trained on all images is known too, of a folder that is new."""
+    for name in ("one", "two"):
+        for split, each in (("train", 8), ("val", 10), ("test", 5)):
+            photos(tmp_path / name / split, classes=2, each=each, side=40 + len(name + split))
+        planned = fit.plan(tmp_path / name)
+        assert [len(getattr(planned.data, s)) for s in ("train", "val", "test")] == [16, 20, 10]
+        assert all(cost(spec) > 16 * 1e6 for spec in planned.wanted)
+    assert fit.plan(tmp_path / "one", effort="full").data.val.y.numel() == 20
+    cut = fit.plan(tmp_path / "one", n_train=16)
+    assert len(cut.data.val) == 4 and {s.n_train for s in cut.wanted} == {16}
 
 
 # Bad folders
@@ -253,6 +292,45 @@ def test_bad_arguments_are_refused(arguments, says, capsys, tmp_path):
     error = capsys.readouterr().err
     assert says in error and error.startswith("robustlib: ") and error.count("\n") == 1
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("/sys", "must be a folder to write to"),
+        ("file", "must be a folder to write to"),
+        ("file/in it", "must be a folder to write to"),
+        ("nowhere", "must be a folder to write to"),  # a link
+        ("taken", "a file card.json"),
+        ("", "outside of the images"),
+        ("photos/network", "outside of the images"),
+        ("here/network", "outside of the images"),  # a link to the same
+    ],
+)
+def test_where_nothing_can_be_written_is_refused_before_anything_is_computed(
+    out, says, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos", classes=2, each=5)
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "here").symlink_to(tmp_path / "photos")
+    (tmp_path / "taken" / "card.json").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["fit", "photos", "--out", out]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"robustlib: out={out!r}: ") and says in error
+    assert error.count("\n") == 1 and sorted(tmp_path.rglob("*")) == before
+    planned, said = fit.plan("photos"), []
+    with pytest.raises(ValueError, match=f"out={out!r}.*{says}"):
+        fit.fit(planned, out, say=said.append)
+    assert not said and not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("what", [None, 5])
+def test_what_is_no_path_is_no_set(what):
+    with pytest.raises(ValueError, match=f"{what}: must be text or a path"):
+        fit.plan(what)
 
 
 def test_a_folder_is_a_pack_of_its_content(tmp_path):
@@ -409,6 +487,36 @@ def test_the_choice_is_drawn(fitted):
     assert sum(line.get_mfc() == "none" for line in drawn) == len(found.options) / 2
     pale = [line.get_alpha() < 1 for line in drawn]
     assert sorted(pale) == sorted((~found.options.met).tolist()) and any(pale)
+
+
+def test_the_card_counts_zeros_in_both_costs(fitted):
+    """Of a ticket with zeros in place both are those of the network without any."""
+    _, found, *_ = fitted
+    own = found.options[found.options.network == "natural-0"]
+    by = own[own.form == "int8"].set_index("pattern")
+    ticket = Ticket(fit.checkpoints.pretrain("zoo/natural-0"), sparsity=0.0)
+    dense = models.swap_head(stages.network(ticket), 3, seed=0)
+    assert by.parameters["unstructured"] == sum(p.numel() for p in dense.parameters())
+    own_zeros = 1e-5  # of the network without a ticket: one weight
+    assert by.multiply_adds["unstructured"] == pytest.approx(
+        models.multiply_adds(dense, 64), rel=own_zeros
+    )
+    assert by.multiply_adds["channel"] < by.multiply_adds["unstructured"]
+
+
+def test_a_fit_that_replaces_another_says_so_first(fitted, monkeypatch):
+    where, found, *_ = fitted
+    monkeypatch.setenv("ROBUSTLIB_STORE", str(where / "store"))
+    monkeypatch.setenv("ROBUSTLIB_DATA", str(where / "data"))
+    said: list[str] = []
+    planned = fit.plan(where / "photos", Budget(bytes=10), workers=1)
+    with pytest.raises(ValueError, match="bytes=10"):
+        fit.fit(planned, where / "out", say=said.append)
+    assert (
+        said[1] == f"{where / 'out'}: its network will be replaced; another folder (out) keeps both"
+    )
+    kept = json.loads((where / "out" / "card.json").read_text(encoding="utf-8"))
+    assert kept == json.loads(json.dumps(found.card))
 
 
 # What the study says

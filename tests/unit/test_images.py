@@ -1,20 +1,25 @@
 """Folders of images from outside: every layout opens them alike, and says what it does not read."""
 
+import gzip
 import io
+import json
 import os
+import runpy
 import struct
+import sys
 import unicodedata
 import warnings
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from robustlib import cli
-from robustlib.data import files, load, loading, packs
+from robustlib import cli, takeaway
+from robustlib.data import files, images, load, loading, packs
 from robustlib.data.sources import build_folder
 
 RNG = np.random.default_rng(0)
@@ -420,3 +425,34 @@ def test_a_file_whose_name_is_no_unicode_is_read(tmp_path: Path) -> None:
         pytest.skip("this file system takes Unicode names only")
     data = load("imagenet", size=SIDE, root=tmp_path)
     assert len(data.train) + len(data.val) == 6
+
+
+@pytest.mark.parametrize("case", [*CASES, *REFUSED])
+def test_the_script_of_a_network_reads_what_the_set_of_its_images_did(
+    tmp_path: Path, case: str, monkeypatch
+) -> None:
+    kind, data, *_ = (CASES | REFUSED)[case]
+    path = tmp_path / f"case.{kind}"
+    path.write_bytes(data)
+    card = {"network": "none.gz", "stored_size": SIDE, "size": SIDE, "input": "x", "classes": "a"}
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    (tmp_path / "none.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / "classify.py").write_text(takeaway.SCRIPT)
+    read: list[np.ndarray] = []
+
+    def run(_: None, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        read.append(inputs["x"])
+        return np.zeros((1, 1, 1))
+
+    session = SimpleNamespace(InferenceSession=lambda _: SimpleNamespace(run=run))
+    monkeypatch.setitem(sys.modules, "onnxruntime", session)
+    monkeypatch.setattr(sys, "argv", ["classify.py", str(path)])
+    try:
+        expected = np.asarray(images.read_image(path).convert("RGB"), np.float32)
+    except ValueError:
+        with pytest.raises((SystemExit, OSError, SyntaxError)):
+            runpy.run_path(str(tmp_path / "classify.py"))
+        assert not read
+    else:
+        runpy.run_path(str(tmp_path / "classify.py"))
+        assert np.array_equal(np.rint(read[0][0] * 255), expected.transpose(2, 0, 1))
