@@ -9,7 +9,7 @@ import pytest
 from helpers import _workers_import_tests  # noqa: F401 - a fixture
 
 from robustlib import batch as batches
-from robustlib import parameters
+from robustlib import parameters, sweeps
 from robustlib.batch import batch
 from robustlib.cli import main
 from robustlib.sweeps import SweepFailed
@@ -296,3 +296,22 @@ _ = sweep(wanted, 1)"""
     trained, swept = [next(iter(o.data.values())) for o in outputs]
     assert trained == ""
     assert re.fullmatch(r"sweep: 4/4 in \d\d:\d\d, failed 0, cached 0", swept)
+
+
+def test_a_study_goes_on_after_a_notebook_that_failed(tmp_path, monkeypatch, capsys):
+    books = tmp_path / "books"
+    books.mkdir()
+    body = "if {} in (1, 3):\n    raise KeyError('too much\\nto lose')"
+    for i in range(1, 5):
+        own = f"number: int = {i}  # which"
+        notebook(books / f"0{i}_own.ipynb", parameters=own, body=body.format("number"))
+    monkeypatch.setattr(batches, "NOTEBOOKS", books)
+    monkeypatch.setattr(sweeps, "sweep", lambda *_, **__: pd.DataFrame({"task": ["digits"]}))
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "--profile", "quick", "--out", "mine"]) == 1
+    told = capsys.readouterr().err
+    assert "robustlib: 2 notebooks failed; the others are in mine/notebooks:" in told
+    for stem in ("01_own", "03_own"):
+        assert f"{stem}: KeyError: 'too much" in told and f"(see mine/notebooks/{stem}.ipynb)" in told
+    assert "02_own: " not in told and "Traceback" not in told
+    assert {p.stem for p in (tmp_path / "mine/notebooks").iterdir()} == {p.stem for p in books.iterdir()}
