@@ -299,19 +299,18 @@ _ = sweep(wanted, 1)"""
 
 
 def test_a_study_goes_on_after_a_notebook_that_failed(tmp_path, monkeypatch, capsys):
-    books = tmp_path / "books"
-    books.mkdir()
-    body = "if {} in (1, 3):\n    raise KeyError('too much\\nto lose')"
-    for i in range(1, 5):
-        own = f"number: int = {i}  # which"
-        notebook(books / f"0{i}_own.ipynb", parameters=own, body=body.format("number"))
+    (books := tmp_path / "books").mkdir()
+    for i in (1, 2):
+        body = "assert number == 2, 'too much\\nto lose'"
+        notebook(books / f"0{i}_own.ipynb", parameters=f"number: int = {i}  # which", body=body)
     monkeypatch.setattr(batches, "NOTEBOOKS", books)
     monkeypatch.setattr(sweeps, "sweep", lambda *_, **__: pd.DataFrame({"task": ["digits"]}))
     monkeypatch.chdir(tmp_path)
     assert main(["study", "--profile", "quick", "--out", "mine"]) == 1
-    told = capsys.readouterr().err
-    assert "robustlib: 2 notebooks failed; the others are in mine/notebooks:" in told
-    for stem in ("01_own", "03_own"):
-        assert f"{stem}: KeyError: 'too much" in told and f"(see mine/notebooks/{stem}.ipynb)" in told
-    assert "02_own: " not in told and "Traceback" not in told
-    assert {p.stem for p in (tmp_path / "mine/notebooks").iterdir()} == {p.stem for p in books.iterdir()}
+    told = capsys.readouterr().err.partition("robustlib: ")[2]
+    assert told.splitlines() == [
+        "1 notebook failed; the others are in mine/notebooks:",
+        "01_own: AssertionError: too much",
+        "to lose (see mine/notebooks/01_own.ipynb)",
+    ]
+    assert len(list(tmp_path.glob("mine/notebooks/*.ipynb"))) == 2
