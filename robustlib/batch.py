@@ -59,10 +59,14 @@ def run_study(
         try:
             execute(notebook, out / "notebooks" / notebook.name, own)
         except RuntimeError as e:
-            failed.append(f"{notebook.stem}: {e}")
+            # What failed in a sweep has its traceback in the message; the notebook has it too.
+            told = [line for line in str(e).splitlines() if not line.startswith(" ")]
+            failed.append("\n".join([f"{notebook.stem}: {told[0]}", *told[1:]]))
     if failed:
         many = f"{len(failed)} notebook{'s' * (len(failed) > 1)} failed"
-        raise RuntimeError("\n".join([f"{many}; the others are in {out / 'notebooks'}:", *failed]))
+        raise RuntimeError(
+            "\n".join([f"{many}; executed ones, these too, are in {out / 'notebooks'}:", *failed])
+        )
     return frame
 
 

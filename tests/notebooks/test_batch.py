@@ -301,7 +301,7 @@ _ = sweep(wanted, 1)"""
 def test_a_study_goes_on_after_a_notebook_that_failed(tmp_path, monkeypatch, capsys):
     (books := tmp_path / "books").mkdir()
     for i in (1, 2):
-        body = "assert number == 2, 'too much\\nto lose'"
+        body = "assert number == 2, 'too much\\n  File a.py, line 1\\nto lose'"
         notebook(books / f"0{i}_own.ipynb", parameters=f"number: int = {i}  # which", body=body)
     monkeypatch.setattr(batches, "NOTEBOOKS", books)
     monkeypatch.setattr(sweeps, "sweep", lambda *_, **__: pd.DataFrame({"task": ["digits"]}))
@@ -309,7 +309,7 @@ def test_a_study_goes_on_after_a_notebook_that_failed(tmp_path, monkeypatch, cap
     assert main(["study", "--profile", "quick", "--out", "mine"]) == 1
     told = capsys.readouterr().err.partition("robustlib: ")[2]
     assert told.splitlines() == [
-        "1 notebook failed; the others are in mine/notebooks:",
+        "1 notebook failed; executed ones, these too, are in mine/notebooks:",
         "01_own: AssertionError: too much",
         "to lose (see mine/notebooks/01_own.ipynb)",
     ]
