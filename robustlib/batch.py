@@ -60,8 +60,8 @@ def run_study(
             execute(notebook, out / "notebooks" / notebook.name, own)
         except RuntimeError as e:
             # What failed in a sweep has its traceback in the message; the notebook has it too.
-            told = [line for line in str(e).splitlines() if not line.startswith(" ")]
-            failed.append("\n".join([f"{notebook.stem}: {told[0]}", *told[1:]]))
+            told = f"{notebook.stem}: {e}".splitlines()
+            failed.append("\n".join(line for line in told if not line.startswith(" ")))
     if failed:
         many = f"{len(failed)} notebook{'s' * (len(failed) > 1)} failed"
         raise RuntimeError(
