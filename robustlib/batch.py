@@ -35,7 +35,8 @@ def run_study(
     """Computes a study's grid, then runs every notebook on it; returns the transfers' rows.
 
     `workers`, `scheduler` and `retries` are those of `sweep`; the notebooks run here. Executed ones
-    go to out/notebooks, figures to out/figures, the rows to out/results.csv.
+    go to out/notebooks, figures to out/figures, the rows to out/results.csv. A notebook that fails
+    does not stop the others. Raises RuntimeError at the end, which says which and why.
     """
     study = profiles.profile(name)
     if ":" in study.name:
@@ -47,7 +48,7 @@ def run_study(
     frame.to_csv(out / "results.csv", index=False)
     given = {"profile": name, "figures": str((out / "figures").resolve()), "workers": workers or 0}
     given["seed"] = study.seeds[0]
-    here = ["", *profiles.ablations(name)]
+    here, failed = ["", *profiles.ablations(name)], []
     for notebook in (bar := progress.bar(sorted(NOTEBOOKS.glob("[0-9]*.ipynb")), unit="notebook")):
         bar.set_description(notebook.stem)
         if (needed := NEEDS.get(notebook.stem, "")) not in here:
@@ -55,7 +56,17 @@ def run_study(
             continue
         known = parameters.types(notebook)
         own = {k: v for k, v in given.items() if k in known}
-        execute(notebook, out / "notebooks" / notebook.name, own)
+        try:
+            execute(notebook, out / "notebooks" / notebook.name, own)
+        except RuntimeError as e:
+            # What failed in a sweep has its traceback in the message; the notebook has it too.
+            told = f"{notebook.stem}: {e}".splitlines()
+            failed.append("\n".join(line for line in told if not line.startswith(" ")))
+    if failed:
+        many = f"{len(failed)} notebook{'s' * (len(failed) > 1)} failed"
+        raise RuntimeError(
+            "\n".join([f"{many}; executed ones, these too, are in {out / 'notebooks'}:", *failed])
+        )
     return frame
 
 
@@ -122,7 +133,7 @@ def batch(
 
 def execute(notebook: Path | str, out: Path | str, given: Mapping[str, Any]) -> None:
     """Runs a notebook with papermill; the executed one goes to the file `out`, up to the cell that
-    failed where one does. Raises papermill.PapermillExecutionError then.
+    failed where one does. Raises RuntimeError then, which says why, and where that file is.
 
     Its kernel is reached by sockets in a folder of this user's alone: over TCP, Jupyter's default,
     others could read what is run. Its log is silent: told to end while it answers, it calls that an
@@ -137,7 +148,13 @@ def execute(notebook: Path | str, out: Path | str, given: Mapping[str, Any]) -> 
         ipc = {"transport": "ipc", "ip": str(Path(folder, "kernel"))}
         quiet = {"extra_arguments": ["--log-level=CRITICAL"]}
         config = Config(KernelManager=ipc, NotebookClient=quiet)
-        papermill.execute_notebook(notebook, out, given, progress_bar=False, config=config)
+        try:
+            papermill.execute_notebook(notebook, out, given, progress_bar=False, config=config)
+        except papermill.PapermillExecutionError as e:
+            # Its own kind does not survive the way between processes.
+            failure = RuntimeError(f"{e.ename}: {e.evalue} (see {out})")
+            failure.add_note(re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(e.traceback)))
+            raise failure from None
 
 
 def parse(texts: Sequence[str], several: bool = True) -> dict[str, list[str]]:
@@ -155,19 +172,11 @@ def parse(texts: Sequence[str], several: bool = True) -> dict[str, list[str]]:
 
 
 def _execute(notebook: str, given: dict[str, Any], folder: str) -> None:
-    import papermill
-
     done, running = Path(folder) / DONE, Path(folder) / UNFINISHED
     if done.exists():
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
-    try:
-        execute(notebook, running, given)
-    except papermill.PapermillExecutionError as e:
-        # Its own kind does not survive the way between processes.
-        failure = RuntimeError(f"{e.ename}: {e.evalue} (see {running})")
-        failure.add_note(re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(e.traceback)))
-        raise failure from None
+    execute(notebook, running, given)
     running.replace(done)
 
 

@@ -31,17 +31,19 @@ def profile(name: str | Profile) -> Profile:
     """A profile by name, or from a TOML file by its path; "cpu:patterns" is an ablation of it.
 
     Tables: about (text), seeds (list), [pretrain], and one for each way to pretrain [[objective]]
-    (fields of Pretrain), to draw [[ticket]] (or [ticket]), to transfer [[transfer]] and to measure
-    [[evaluation]] (see `evaluations`). A ticket's dataset "task" is that of the transfer, whose
-    n_train and seed it takes over; its mask_from holds the fields in which that network differs
-    from [pretrain]. [ablation.NAME] holds the tables that the study PROFILE:NAME replaces. Raises
-    ValueError that names the file, the key and what is allowed.
+    (fields of Pretrain), to draw [[ticket]] (or [ticket]) and to transfer [[transfer]]. A ticket's
+    dataset "task" is that of the transfer, whose n_train and seed it takes over; its mask_from
+    holds the fields in which that network differs from [pretrain]. [ablation.NAME] holds the tables
+    that the study PROFILE:NAME replaces; in [ablation.properties] alone, [[evaluation]] is what to
+    measure (see `evaluations`). Raises ValueError that names the file, the key and what is allowed.
     """
     if isinstance(name, Profile):
         return name
     path, raw, ablation = read(name)
     try:
         own = raw.pop(ABLATION, {})
+        if "evaluation" in raw or any("evaluation" in own[k] for k in {*own} - {"properties"}):
+            raise ValueError("evaluation: it must be in [[ablation.properties.evaluation]]")
         if ablation:
             raw |= own[one_of("ablation", ablation, sorted(own))]
         out = checked(f"{path.stem}:{ablation}" if ablation else path.stem, raw)
@@ -179,7 +181,7 @@ def grid(
 def evaluations(
     study: str | Profile, transfers: Sequence[Transfer] | None = None
 ) -> dict[str, list[Evaluation]]:
-    """What a profile's [[evaluation]] tables ask of transfers (None: of its grid's), by name.
+    """What a profile's tables [[evaluation]] ask of transfers (None: of its grid's), by name.
 
     A table holds fields of Evaluation. other = "dense" compares a ticket with the network that it
     was drawn from, finetuned alike, "natural" a robust ticket with the natural one of the seed. The
@@ -300,26 +302,43 @@ def _choose(name: str, value: Any, among: Sequence[Any], to: type) -> list[Any]:
     return chosen
 
 
-def plan(study: str | Profile) -> str:
-    """What a study would run, with counts, what is stored already, and an estimate of cost."""
+def _asked(name: str) -> tuple[list[Transfer], list[Spec]]:
+    """What a profile, or one ablation, has computed: its grid, and what is measured of it."""
+    transfers = grid(name)
+    measured: list[Spec] = [e for own in evaluations(name, transfers).values() for e in own]
+    if read(name)[2] == "gap":
+        of, tasks = family(name)[0], dict.fromkeys(t.task for t in transfers)
+        measured += [Evaluation(of, "domain_gap", against=t, limit=GAP_IMAGES) for t in tasks]
+    return transfers, measured
+
+
+def plan(name: str) -> str:
+    """What a study would run, its ablations too, or one of these (PROFILE:NAME), with counts, what
+    is stored already, and an estimate of cost."""
     from robustlib import store
     from robustlib.costs import absent, cost
 
-    study = profile(study)
-    transfers = grid(study)
-    everything = specs.closure(transfers)
+    study, names = profile(name), [] if read(name)[2] else ablations(name)
+    parts = {one: _asked(one) for one in (name, *(f"{name}:{own}" for own in names))}
+    transfers = [t for own, _ in parts.values() for t in own]
+    wanted = [*transfers, *(e for _, own in parts.values() for e in own)]
+    everything = specs.closure(wanted)
     lines = [f"study {study.name}: {study.about}", ""]
+    if names:
+        sizes = [f"{own} {len(parts[f'{name}:{own}'][0])}" for own in names]
+        lines += [f"transfers: grid {len(parts[name][0])}, {', '.join(sizes)}", ""]
     for kind, cls in specs.KINDS.items():
         own = [s for s in everything if isinstance(s, cls)]
         here = sum(store.has(s) for s in own)
         lines.append(f"{kind:9} {len(own):6} specs, {here} stored")
-    for name in ("objective", "eps", "sparsity", "task", "mode", "n_train", "seed"):
-        values = dict.fromkeys(specs.columns(t)[name] for t in transfers)
-        lines.append(f"  {name:10} {', '.join(map(str, values))}")
-    missing = store.lacking(transfers)
+    rows = [specs.columns(t) for t in dict.fromkeys(transfers)]
+    for column in ("objective", "eps", "sparsity", "task", "mode", "n_train", "seed"):
+        values = dict.fromkeys(row[column] for row in rows)
+        lines.append(f"  {column:10} {', '.join(map(str, values))}")
+    missing = store.lacking(wanted)
     lines += ["", *found] if (found := absent(missing)) else []
     total = sum(map(cost, missing))
     lines += ["", f"to compute: {total:.3g} multiply-adds; at speeds that are assumptions,"]
-    for name, speed in SPEEDS.items():
-        lines.append(f"  {name} at {speed:.0e} a second: {total / speed / 3600:.1f} hours")
+    for machine, speed in SPEEDS.items():
+        lines.append(f"  {machine} at {speed:.0e} a second: {total / speed / 3600:.1f} hours")
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """The `robustlib` command: its flags are the fields of the specs."""
 
+import os
 import sys
 
 import pydantic
@@ -25,10 +26,14 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"which command? {', '.join(n for n in app if n[0] != '-')}")
         call, bound, _ = app.parse_args(given, exit_on_error=False, print_error=False)
         call(*bound.args, **bound.kwargs)
+        print(end="", flush=True)  # while it is still here that what fails is told
     except CycloptsError as e:
         cause = e.__cause__  # what a spec refused, which pydantic has packed
         refused = cause.errors()[0]["ctx"] if isinstance(cause, pydantic.ValidationError) else {}
         return refuse(str(refused.get("error", e)))
+    except BrokenPipeError:  # who reads has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as a program that the signal ends
     except (ValueError, OSError) as e:
         return refuse(str(e))
     except RuntimeError as e:

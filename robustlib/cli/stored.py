@@ -1,5 +1,7 @@
 """Commands that show what there is: data sets, results and verdicts."""
 
+import math
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,6 +9,7 @@ from cyclopts import App, Parameter
 
 from robustlib.cli.app import Whole, app, arranged, check_csv, examples, show, warnings_as_lines
 from robustlib.specs import KINDS, one_of
+from robustlib.specs.checks import number
 
 data = App(name="data", help="List the datasets, or build one from a folder of images.")
 app.command(data)
@@ -64,7 +67,8 @@ def results(
 
     Args:
         kind: Which results.
-        where: COLUMN=VALUE,VALUE,...: only rows of these values; may be repeated.
+        where: COLUMN=VALUE,VALUE,...: only rows of these values, as printed or as 8/255; may be
+            repeated.
         sort: Columns to sort by, comma-separated; COLUMN:down is from the largest.
         columns: Columns to print, comma-separated, instead of those that tell rows apart.
         csv: Write the rows here, all columns, instead of printing.
@@ -80,7 +84,7 @@ def results(
     for name in (*wanted, *(name for name, *_ in by), *chosen):
         one_of("column", name, list(frame))
     for column, values in wanted.items():
-        frame = frame[frame[column].map(_text).isin(map(_text, values))]
+        frame = frame[[any(_is(v, text) for text in values) for v in frame[column]]]
     if by:
         up = [one_of("sort", way or "up", ("up", "down")) == "up" for _, _, way in by]
         frame = frame.sort_values([name for name, *_ in by], ascending=up, kind="stable")
@@ -95,14 +99,22 @@ def results(
         show(frame[chosen] if chosen and not csv else frame, csv, all_columns or bool(chosen))
 
 
-def _text(value: Any) -> str:
-    """A value as --where has it: 0.50 is 0.5, a missing one None."""
+def _is(value: Any, text: str) -> bool:
+    """Whether a value is what --where says: 0.50 is 0.5, 8/255 and 0.031373, as the table prints
+    it, are one, True is true, and a missing one None or NaN."""
     if value is None or value != value:
-        return "None"
+        return text in ("None", "NaN", "nan")
+    if str(value) == (text.capitalize() if isinstance(value, bool) else text):
+        return True
     try:
-        return f"{float(value):g}"
-    except (TypeError, ValueError):
-        return str(value)
+        if isinstance(value, float):
+            wanted = number(text, text, -math.inf, math.inf)
+            # pandas prints six decimals, of what is small in scientific notation.
+            printed = round(value, 6), float(f"{value:.6e}")
+            return wanted == value or (wanted != 0 and wanted in printed)
+        return isinstance(value, int) and Decimal(text) == value  # exactly, however long
+    except (ValueError, ArithmeticError):
+        return False
 
 
 @app.command(

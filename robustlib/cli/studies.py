@@ -30,7 +30,7 @@ def study(
     """Run a study: its grid of specs, then every notebook on the results.
 
     Args:
-        profile: quick, cpu, paper, or the path of a TOML file of yours.
+        profile: quick, cpu, cpu32, gpu, paper, or the path of a TOML file of yours.
         out: Folder for executed notebooks, figures and results (default: runs/PROFILE).
         dry_run: Print the grid with counts and an estimate of cost, and run nothing.
     """
@@ -62,7 +62,8 @@ def sweep(
     """Compute many specs, those that are not stored, here or on a cluster; print their rows.
 
     Args:
-        what: A profile (quick, cpu, paper, or your TOML file), or a JSON file: a list of specs,
+        what: A profile (quick, cpu, cpu32, gpu, paper, or your TOML file), or one ablation of it
+            (cpu:patterns), or a JSON file: a list of specs,
             [{"transfer": {"ticket": {...}, "task": "digits"}}, ...].
         csv: Write the rows here, all columns, instead of printing.
         dry_run: Print how many specs there are, how many are stored, and the script of a Slurm

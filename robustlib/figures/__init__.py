@@ -15,7 +15,7 @@ from robustlib.figures.ablations import (
     mask_rows,
 )
 from robustlib.figures.edge import channels, choice, edge, saved
-from robustlib.figures.names import called, label
+from robustlib.figures.names import NotDrawn, called, label
 from robustlib.figures.networks import (
     adversarial_examples,
     attacked,

@@ -14,6 +14,7 @@ from robustlib.specs import PATTERNS, SCHEMES, n_of_m
 
 _OBJECTIVES = ("pgd", "trades", "free", "smoothing")
 """From left to right."""
+_CONTROL = {"shuffle": ", shuffled", "reinit": ", fresh weights"}
 _OF_GAP = ["mode", "sparsity", "n_train"]
 """What all points of the gap's figure have in common."""
 
@@ -48,7 +49,7 @@ def by_mask(frame: pd.DataFrame) -> Figure:
     """
     names.alike(frame, "arch", "n_train", "sparsity", "scheme", "pattern")
     if (frame.control == "reinit").any():
-        raise ValueError("control='reinit': its weights are nobody's, draw it by `by_drawing`")
+        raise names.NotDrawn("control='reinit': its weights are nobody's, draw it by `by_drawing`")
     rows = names.with_way(names.labelled(frame), ["mode", "recalibrate"])
     rows["mask"] = [mask_label(row) for row in rows.to_dict("records")]
     names.distinct(rows, "task", "way", "label", "mask")
@@ -120,8 +121,8 @@ def drawing(row: Mapping[str, Any]) -> str:
     name = "A-" * (row["ticket_objective"] == "pgd") + name
     if row["scheme"] == "imp" or (row["scheme"] == "lmp" and not downstream):
         name += " downstream" if downstream else " upstream"
-    control = {"shuffle": ", shuffled", "reinit": ", fresh weights"}.get(row["control"], "")
-    return name + control + f", {row['pattern']}" * (row["pattern"] != "unstructured")
+    name += _CONTROL.get(row["control"], "")
+    return name + f", {row['pattern']}" * (row["pattern"] != "unstructured")
 
 
 def _placed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -215,4 +216,4 @@ def mask_label(row: Mapping[str, Any]) -> str:
     row: anything with the columns of a ticket.
     """
     named = {name: row[f"mask_{name}"] for name in stats.PRETRAINING}
-    return names.label(named) + ", shuffled" * (row["control"] == "shuffle")
+    return names.label(named) + _CONTROL.get(row["control"], "")

@@ -130,12 +130,16 @@ def titles(rows: pd.DataFrame) -> dict[str, str]:
     }
 
 
+class NotDrawn(ValueError):
+    """A figure has no place for what its rows hold; others of the study may have."""
+
+
 def alike(frame: pd.DataFrame, *names: str) -> None:
     """Refuses rows that differ in what a figure has no place for: it would average over it."""
     for column in names:
         if frame[column].nunique(dropna=False) > 1:
             values = ", ".join(map(str, frame[column].unique()))
-            raise ValueError(f"{column}: the rows have {values}; this figure draws one at a time")
+            raise NotDrawn(f"{column}: the rows have {values}; this figure draws one at a time")
 
 
 def distinct(rows: pd.DataFrame, *place: str) -> None:
@@ -148,4 +152,4 @@ def distinct(rows: pd.DataFrame, *place: str) -> None:
         names = [c for c in columns(Transfer()) if c in same and same[c].nunique(False) > 1]
         where = ", ".join(f"{c}={same[c].iloc[0]}" for c in cells)
         values = "; ".join(f"{c} {', '.join(map(str, same[c].unique()))}" for c in names)
-        raise ValueError(f"{len(same)} rows at {where}, of {values or 'one spec'}: must be one")
+        raise NotDrawn(f"{len(same)} rows at {where}, of {values or 'one spec'}: must be one")

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from robustlib import __version__, claims, profiles, stats, store
 from robustlib.figures import ablations, networks, results, table, tickets
 from robustlib.figures.edge import channels, edge
-from robustlib.figures.names import called, in_words, labelled, ordered
+from robustlib.figures.names import NotDrawn, called, in_words, labelled, ordered
 from robustlib.figures.properties import (
     certified,
     corruptions,
@@ -170,10 +170,15 @@ def write(
     def written() -> Iterator[tuple[str, Figure | None, str]]:
         for name in names or FIGURES:
             entry, file = FIGURES[name], rows / f"{name}.csv"
-            frame = stored(name, profile) if profile else read(file) if file.is_file() else None
-            if not entry.needs and frame is not None:
+            try:
+                frame = stored(name, profile) if profile else read(file) if file.is_file() else None
+                drawable = frame is not None and not entry.needs
                 with venue(where):
-                    figure = entry.draw(frame) if entry.draw else None
+                    figure = entry.draw(frame) if entry.draw and drawable else None
+            except NotDrawn as e:
+                yield name, None, f"{name}: {e}"
+                continue
+            if frame is not None and not entry.needs:
                 save(figure, out, name, frame, None if profile else file)
                 yield name, figure, caption(name, frame)
             elif names:
@@ -202,10 +207,13 @@ def section(
     out: Path | None,
 ) -> Figure | str:
     """A notebook's section on one of several frames: drawn and saved under its name; a word on it
-    where the frame is not there."""
+    where the frame is not there, or the figure has no place for what is in it."""
     if name not in frames:
         return f"{name}: not in the profile, or not chosen"
-    figure = draw(frames[name])
+    try:
+        figure = draw(frames[name])
+    except NotDrawn as e:
+        return f"{name}: {e}"
     save(figure, out, name, frames[name])
     return figure
 

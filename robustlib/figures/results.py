@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from robustlib import stats
 from robustlib.figures import grid
-from robustlib.figures.names import labelled, native, ordered, radius, titles, with_way
+from robustlib.figures.names import NotDrawn, labelled, native, ordered, radius, titles, with_way
 from robustlib.figures.style import column_width, looks, page_width, paler, style
 from robustlib.metrics.domain_gap import rank_correlation
 from robustlib.specs import Transfer, columns
@@ -114,9 +114,9 @@ def detail(frame: pd.DataFrame, value: str = "accuracy") -> Figure:
     rows = rows[rows.groupby(["task", "way", "sparsity"]).x.transform("nunique") > 1]
     rows = rows.sort_values(ways, kind="stable")
     if rows.empty:
-        raise ValueError("detail: no task has rows of several; this figure draws against it")
+        raise NotDrawn("detail: no task has rows of several; this figure draws against it")
     if len(networks := ordered(rows)) != 2:
-        raise ValueError(f"rows of {'; '.join(networks)}: must be natural and one robust")
+        raise NotDrawn(f"rows of {'; '.join(networks)}: must be natural and one robust")
     shades, sparsities = {}, sorted(rows.sparsity.unique())
     for i, s in enumerate(sparsities, 1):
         for name, look in looks(networks).items():

@@ -266,6 +266,26 @@ def test_a_section_is_drawn_and_saved_or_says_why_not(tmp_path):
     assert "schemes: not in the profile" in word
 
 
+def test_a_section_says_what_its_figure_has_no_place_for_and_other_faults_fail(tmp_path):
+    two = [lambda p, s=s: Ticket(p, sparsity=s) for s in (0.5, 0.9)]
+    fresh = [lambda p, c=c: Ticket(p, sparsity=0.9, control=c) for c in ("none", "reinit")]
+    modes = pd.concat(rows(PATTERNS, mode=mode) for mode in ("finetune", "linear"))
+    frames = {"pretraining": rows(two), "masks": rows(fresh), "schemes": modes}
+    for name, says in [
+        ("pretraining", "sparsity: the rows have 0.5, 0.9"),
+        ("masks", "control='reinit'"),
+        ("schemes", "mode: the rows have finetune, linear"),
+    ]:
+        said = figures.section(frames, name, figures.FIGURES[name].draw, tmp_path)
+        assert said.startswith(f"{name}: {says}")
+        frames[name].to_csv(tmp_path / f"{name}.csv", index=False)
+    # Nor do they keep the command from the others.
+    told = {name: said for name, _, said in figures.write([], None, tmp_path)}
+    assert set(told) == set(frames) and "control='reinit'" in told["masks"]
+    with pytest.raises(ValueError, match="natural"):
+        figures.section({"schemes": rows(two)[1::2]}, "schemes", figures.by_drawing, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("draw", "frame"),
     [

@@ -9,7 +9,7 @@ import pytest
 from helpers import _workers_import_tests  # noqa: F401 - a fixture
 
 from robustlib import batch as batches
-from robustlib import parameters
+from robustlib import parameters, sweeps
 from robustlib.batch import batch
 from robustlib.cli import main
 from robustlib.sweeps import SweepFailed
@@ -296,3 +296,21 @@ _ = sweep(wanted, 1)"""
     trained, swept = [next(iter(o.data.values())) for o in outputs]
     assert trained == ""
     assert re.fullmatch(r"sweep: 4/4 in \d\d:\d\d, failed 0, cached 0", swept)
+
+
+def test_a_study_goes_on_after_a_notebook_that_failed(tmp_path, monkeypatch, capsys):
+    (books := tmp_path / "books").mkdir()
+    for i in (1, 2):
+        body = "assert number == 2, 'too much\\n  File a.py, line 1\\nto lose'"
+        notebook(books / f"0{i}_own.ipynb", parameters=f"number: int = {i}  # which", body=body)
+    monkeypatch.setattr(batches, "NOTEBOOKS", books)
+    monkeypatch.setattr(sweeps, "sweep", lambda *_, **__: pd.DataFrame({"task": ["digits"]}))
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "--profile", "quick", "--out", "mine"]) == 1
+    told = capsys.readouterr().err.partition("robustlib: ")[2]
+    assert told.splitlines() == [
+        "1 notebook failed; executed ones, these too, are in mine/notebooks:",
+        "01_own: AssertionError: too much",
+        "to lose (see mine/notebooks/01_own.ipynb)",
+    ]
+    assert len(list(tmp_path.glob("mine/notebooks/*.ipynb"))) == 2

@@ -312,3 +312,57 @@ def test_tables_of_masks_say_of_which_seed_and_network(tmp_path):
     assert set(rows.objective) == {"natural"} and set(rows.source) == {"tinyimagenet150"}
     rows = pandas.read_csv(tmp_path / "masks_by_scheme.csv")
     assert set(rows.task) == {"digits"} and set(rows.n_train) == {200}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "drawn"),
+    [
+        ("epochs = 6\nlr = 0.1\nbatch_size = 32", 'mode = "linear"', set()),
+        ('"channel"', '"row"', {"edge"}),
+        ('"channel", "2:4"]\nsparsity = 0.5', '"channel"]\nsparsity = 0.0', {"edge"}),
+        ("", "", {"edge", "channels"}),
+    ],
+    ids=["linear", "no channel", "sparsity 0", "quick"],
+)
+def test_deployment_says_what_the_profile_has_no_tickets_for(tmp_path, old, new, drawn):
+    """Cells on what they would be given: only finetuned tickets have a cost here, and only channel
+    tickets above sparsity 0 become smaller networks."""
+    name, saved = "07_edge_deployment", set()
+
+    def measure(wanted, rounds):
+        assert wanted and {s.mode for s in wanted} == {"finetune"}
+        return pandas.DataFrame([specs.columns(s) for s in wanted])
+
+    def steps(wanted, rounds):
+        assert {(s.ticket.pattern, s.ticket.sparsity > 0) for s in wanted} == {("channel", True)}
+
+    def sweep(wanted):
+        return pandas.DataFrame([specs.columns(s) | {"accuracy": 0, "n": 1} for s in wanted])
+
+    file = tmp_path / "mine.toml"
+    text = (PROFILES / "quick.toml").read_text("utf-8")
+    head, table, rest = text.partition("[ablation.patterns]")
+    own, end, rest = rest.partition("[ablation.schemes]")
+    assert old in own
+    file.write_text(head + table + own.replace(old, new) + end + rest, "utf-8")
+    scope = checks(NOTEBOOKS / f"{name}.ipynb", profile=str(file)) | {"sweep": sweep}
+    scope["deployment"] = SimpleNamespace(
+        dense=scope["deployment"].dense,
+        measure=measure,
+        training_steps=steps,
+        channels=lambda timed, steps: timed,
+        int8=lambda frame: frame[["task"]],
+    )
+    scope["draw"] = SimpleNamespace(
+        edge=lambda frame: "drawn",
+        channels=lambda frame: "drawn",
+        saved=str,
+        save=lambda figure, out, name, frame: saved.add(name),
+    )
+    for cell in ("sweep", "costs", "channels", "int8"):
+        later(name, cell, scope)
+        if cell in ("costs", "channels"):
+            what = {"costs": "edge"}.get(cell, cell)
+            assert (scope["figure"] == "drawn") == (what in drawn)
+            assert scope["figure"] == "drawn" or scope["figure"].startswith(f"{what}: no ")
+    assert saved == drawn

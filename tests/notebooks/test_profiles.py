@@ -1,5 +1,7 @@
 """Profiles become grids of specs; a bad one is refused before anything runs."""
 
+import itertools
+
 import pandas as pd
 import pytest
 from helpers import rows
@@ -196,11 +198,42 @@ def test_checkpoint_profiles_repeat_the_transfer_not_the_network():
     assert names <= set(checkpoints.NAMES)
 
 
+@pytest.mark.parametrize("table", ["evaluation", "ablation.patterns.evaluation"])
+@pytest.mark.parametrize("ablation", ["", ":properties", ":patterns"])
+def test_what_nothing_would_measure_is_refused(tmp_path, table, ablation):
+    path = tmp_path / "mine.toml"
+    own = "[[ablation.{}.ticket]]\nsparsity = 0.5\n"
+    text = GOOD + own.format("properties") + own.format("patterns")
+    path.write_text(text + f'[[{table}]]\nsuite = "calibration"\n')
+    with pytest.raises(ValueError, match=r"\[\[ablation.properties.evaluation\]\]") as refused:
+        profiles.profile(f"{path}{ablation}")
+    assert len(str(refused.value)) < 100 + len(str(path))
+    path.write_text(text + '[[ablation.properties.evaluation]]\nsuite = "calibration"\n')
+    assert len(profiles.evaluations(f"{path}:properties")["calibration"]) == 30
+    assert profiles.evaluations(f"{path}{ablation.replace('properties', 'patterns')}") == {}
+
+
 def test_plan_counts_what_is_missing(good):
     text = profiles.plan(good)
     assert "pretrain       6 specs, 0 stored" in text
     assert "transfer      60 specs, 0 stored" in text
     assert "multiply-adds" in text
+
+
+def test_plan_counts_all_that_the_study_computes():
+    """The grid, those of the ablations, what is measured of one, and the gap of another; of an
+    ablation by its name what is its own."""
+    own = [profiles.grid(f"quick:{name}") for name in profiles.ablations("quick")]
+    asked = [e for group in profiles.evaluations("quick:properties").values() for e in group]
+    first = profiles.family("quick:gap")[0]
+    asked += [e for e in profiles.gaps("quick") if e.of == first]
+    whole = specs.closure([*profiles.grid("quick"), *itertools.chain(*own), *asked])
+    text = profiles.plan("quick")
+    for kind, cls in specs.KINDS.items():
+        assert f"{kind:9} {sum(isinstance(s, cls) for s in whole):6} specs" in text
+    assert len(asked) == 58 and "transfers: grid 54, detail 12," in text
+    alone = profiles.plan("quick:patterns")
+    assert "transfer      12 specs" in alone and "evaluation      0 specs" in alone
 
 
 def test_table_agrees_with_the_rows():

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from helpers import transfer_rows
 
@@ -174,6 +175,47 @@ def test_results_are_filtered_and_sorted(stored, capsys):
     assert "no transfer with task=svhn is stored" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("where", "seeds"),
+    [
+        ("eps=8/255", "0"),
+        ("eps=0.031373", "0"),
+        ("eps=0.03137254901960784", "0"),
+        ("eps=0.50", "1"),
+        ("eps=1e-8", "2"),
+        ("eps=1.234568e-08", "3"),
+        ("eps=0.03,0.5000001,1e-08", "2"),
+        ("recalibrate=True", "02"),
+        ("recalibrate=false", "13"),
+        ("n_train=None", "3"),
+        ("n_train=1000.0,NaN", "03"),
+        ("bytes=12345678901234567", "0"),
+        ("bytes=12345678", "2"),
+        ("torch_version=2.1", "1"),
+        ("eps=many", ""),
+        ("eps=0", ""),
+        ("eps=1/0", ""),
+        ("bytes=8/2", ""),
+        ("torch_version=2.100", ""),
+    ],
+)
+def test_a_value_is_found_as_it_is_written_printed_or_stored(where, seeds, monkeypatch, capsys):
+    frame = pd.DataFrame(
+        {
+            "seed": range(4),
+            "eps": [8 / 255, 0.5, 1e-8, 1.23456789e-8],
+            "recalibrate": [True, False, True, False],
+            "n_train": [1000, 50, 200, None],
+            "bytes": [12345678901234567, 12345678901234568, 12345678, 12345679],
+            "torch_version": ["2.10", "2.1", "2.11", "2"],
+        }
+    )
+    monkeypatch.setattr(store, "frame", lambda kind: frame)
+    assert main(["results", "--where", where, "--columns", "seed"]) == 0
+    out = capsys.readouterr().out
+    assert "".join(out.split()[1:]) == seeds if seeds else f"with {where} is stored" in out
+
+
 def test_results_are_as_narrow_as_the_terminal_unless_all_are_wanted(stored, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     assert main(["results"]) == 0
@@ -206,6 +248,22 @@ def test_a_message_is_one_line_but_in_a_terminal(capsys, monkeypatch):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) > 3 and max(map(len, lines)) <= 60
     assert " ".join(" ".join(lines).split()) == once
+
+
+def test_who_reads_no_further_ends_it_in_silence():
+    code = "import sys; from robustlib.cli import main; sys.exit(main())"
+    argv = [sys.executable, "-c", code, "data", "list"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 141
+
+
+@pytest.mark.parametrize("name", ["study", "sweep"])
+def test_the_help_names_every_profile(name, capsys):
+    assert main([name, "--help"]) == 0
+    words = re.findall(r"[\w.]+", capsys.readouterr().out)
+    assert set(profiles.profiles()) <= set(words)
 
 
 def test_where_there_are_no_rows_there_is_nothing_to_draw(tmp_path, capsys):
