@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from robustlib.cli.app import Whole, app, arranged, check_csv, examples, show, warnings_as_lines
-from robustlib.specs import KINDS, one_of
-from robustlib.specs.checks import number
+from robustlib.specs import KINDS, number, one_of
 
 data = App(name="data", help="List the datasets, or build one from a folder of images.")
 app.command(data)
